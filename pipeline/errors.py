@@ -1,0 +1,33 @@
+"""The errors a person can act on.
+
+Every error that reaches the command line says what is wrong, where, and how to fix it, in one
+sentence.  Each child also inherits the builtin that a library caller would expect.
+"""
+
+from __future__ import annotations
+
+
+class SmearflowError(Exception):
+    """Base of all errors that smearflow raises on purpose."""
+
+
+class BadInput(SmearflowError, ValueError):
+    """What a person handed in cannot be used; the command line prints it and exits with 2."""
+
+
+class UnreadableImage(BadInput, OSError):
+    """An image file is missing, truncated, or not an image of a supported kind."""
+
+
+class UnknownName(BadInput, KeyError):
+    """A name is not registered; the message lists the names that are."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        super().__init__(f"{kind} '{name}' is not known; known are: {', '.join(sorted(known)) or 'none'}.")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class BadModelPackage(SmearflowError, OSError):
+    """A model package is incomplete, altered, or does not fit the code that would load it."""

@@ -1,0 +1,164 @@
+"""The typed values that pass between stages.
+
+Everything persisted or sent to a worker is one of these frozen specs; arrays travel through files
+and the store, never inside a spec.  Boxes are (x0, y0, x1, y1) with x to the right and y down, in
+pixels of the named image; slide positions are micrometres.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Modality = Literal["brightfield", "dic"]
+Stain = Literal["MGG", "Perls", "unstained"]
+Specimen = Literal["blood", "bone_marrow"]
+CaseMode = Literal["brightfield", "dic", "paired", "mgg_perls"]
+Box = tuple[float, float, float, float]
+Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+class Spec(BaseModel):
+    """A frozen, strictly keyed value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Problem(Spec):
+    """Something of the input that could not be used, and what a person can do about it."""
+
+    code: str  # e.g. MISSING_FILE, UNREADABLE, DUPLICATE_FIELD, NO_PARTNER, GREY_BRIGHTFIELD
+    message: str
+    slide: str | None = None
+    field: str | None = None
+    file: str | None = None
+    fatal_for_field: bool = True
+
+
+class SlideRegion(Spec):
+    """Where in a whole-slide file a field lies: level-0 pixels, and its size there."""
+
+    x_px: int
+    y_px: int
+    width_px: int
+    height_px: int
+
+
+class FieldImage(Spec):
+    """One image of one field of view, of one modality, ready to be read."""
+
+    slide: str
+    field: str
+    modality: Modality
+    stain: Stain
+    file: str  # relative to the case folder
+    pixel_size_um: float
+    pixel_size_source: Literal["manifest", "file", "command line"]
+    width_px: int
+    height_px: int
+    bits: int
+    channels: int
+    sha256: str
+    x_um: float | None = None  # stage position of the upper left pixel's corner
+    y_um: float | None = None
+    region: SlideRegion | None = None  # set where the field is cut from a whole-slide file
+
+
+class Case(Spec):
+    """A validated case: what there is to count, and what had to be left out."""
+
+    case_id: str
+    specimen: Specimen | None
+    collected: str | None
+    mode: CaseMode
+    images: tuple[FieldImage, ...]
+    problems: tuple[Problem, ...] = ()
+    n_fields_declared: int
+
+    def image(self, slide: str, field: str, modality: Modality, stain: Stain | None = None) -> FieldImage | None:
+        """The image of a field in a modality (and stain), or None where the case has none."""
+        for im in self.images:
+            if (im.slide, im.field, im.modality) == (slide, field, modality) and stain in (None, im.stain):
+                return im
+        return None
+
+
+class Registration(Spec):
+    """How a DIC field lies on its brightfield partner; `failed` never carries a matrix.
+
+    `matrix` takes a brightfield pixel (x, y) to its DIC pixel.  `residual_px` is the median length
+    of the local shifts left over on held-out tiles, in brightfield pixels; `residual_p95_px` their
+    95th percentile.  `p_false_accept` is the chance that a mismatched pair scores as high.
+    """
+
+    status: Literal["ok", "failed"]
+    reason: str = ""
+    matrix: Matrix | None = None
+    ecc: float | None = None
+    residual_px: float | None = None
+    residual_p95_px: float | None = None
+    residual_um: float | None = None
+    residual_p95_um: float | None = None
+    shear_angle_deg: float | None = None
+    p_false_accept: float | None = None
+    forward_backward_px: float | None = None
+    seconds: float = 0.0
+
+
+class FocusQuality(Spec):
+    """Acquisition quality of one image (CLINICAL.md, acquisition quality)."""
+
+    variance: float  # of grey levels in [0, 1]
+    normalised_variance: float
+    laplacian_variance: float
+    illumination_ratio: float  # darkest corner / centre background
+    saturation_pct: float  # share of pixels at the upper end of the range, 0-100
+
+
+class Detections(Spec):
+    """Leukocytes of one image: boxes in pixels of that image, scores in [0, 1]."""
+
+    slide: str
+    field: str
+    modality: Modality
+    stain: Stain
+    detector: str
+    boxes: tuple[Box, ...]
+    scores: tuple[float, ...]
+
+
+class Cell(Spec):
+    """One cell of the case, once, however many fields show it.
+
+    `bbox_px` is in pixels of the image of (`slide`, `field`, `modality`), the one it is seen best in;
+    `dic_bbox_px` its box in the DIC partner where a registration gave one.
+    """
+
+    cell_id: str  # <slide>/<field>/<number>, stable under re-running
+    slide: str
+    field: str
+    modality: Modality
+    stain: Stain
+    bbox_px: Box
+    score: float
+    x_um: float | None  # centre, slide micrometres; None where no stage position is known
+    y_um: float | None
+    at_border: bool
+    n_fields_seen: int = 1
+    dic_bbox_px: Box | None = None
+
+
+class CellClass(Spec):
+    """What a classifier says of one cell."""
+
+    cell_id: str
+    label: str  # canonical class of CLINICAL.md, or a parent
+    probabilities: dict[str, float]
+    confidence: float
+    ood: float  # in [0, 1]: share of validation cells that look more familiar than this one
+    virtual: bool = False  # read from a virtually stained image
+    stain_confidence: float | None = None
+    rs_type: Literal["0", "1", "2", "3", "indeterminate"] | None = None
+    area_um2: float | None = None
+    nc_ratio: float | None = None

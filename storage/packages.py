@@ -1,0 +1,161 @@
+"""A model is a package: a folder with `card.json` and one weight file, safetensors or ONNX.
+
+Loading is strict: the weight file's sha256 must be the card's, state dicts must match key for key,
+and nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import BadModelPackage
+
+WEIGHT_FILES = {"safetensors": "model.safetensors", "onnx": "model.onnx"}
+
+
+class Normalisation(BaseModel):
+    """What is done to a pixel in [0, 1] before the network sees it: (x - mean) / std per channel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+
+class ModelCard(BaseModel):
+    """What anyone who uses the weights has to know; every field is printed in reports."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    name: str
+    version: str
+    task: Literal["detector", "segmenter", "stainer", "classifier", "sideroblast-reader"]
+    architecture: str  # key in the registry
+    weights: Literal["safetensors", "onnx"]
+    sha256: str
+    licence: str
+    intended_use: str
+    modalities: tuple[str, ...]  # what it reads: brightfield, dic
+    stains: tuple[str, ...]  # MGG, Perls, unstained
+    specimens: tuple[str, ...] = ("blood",)
+    pixel_size_um: float | None  # of the network's input; None where the scale is free
+    input_px: tuple[int, int] | None = None  # (height, width) where it is fixed
+    channels: int = 3
+    classes: tuple[str, ...] = ()
+    normalisation: Normalisation = Normalisation()
+    training_data: tuple[str, ...]  # name, licence and size of each source
+    training: dict[str, Any] = Field(default_factory=dict)  # seed, epochs, augmentation, split
+    metrics: dict[str, Any]  # per source and class, with intervals, and what they were measured on
+    limits: tuple[str, ...]  # known failures and what it was never tried on
+    parameters: dict[str, Any] = Field(default_factory=dict)  # what the builder needs (widths, anchors…)
+
+
+@dataclass(frozen=True)
+class ModelPackage:
+    """A folder with a card and weights."""
+
+    folder: Path
+    card: ModelCard
+
+    @property
+    def name(self) -> str:
+        return self.card.name
+
+    @property
+    def weights_path(self) -> Path:
+        return self.folder / WEIGHT_FILES[self.card.weights]
+
+    def verify(self) -> None:
+        """Raise BadModelPackage unless the weight file is the one that the card names."""
+        if not self.weights_path.is_file():
+            raise BadModelPackage(f"{self.weights_path} is missing; reinstall smearflow or restore the file.")
+        found = sha256_of(self.weights_path)
+        if found != self.card.sha256:
+            raise BadModelPackage(
+                f"{self.weights_path} is not the file its card names (sha256 {found[:12]}…, card "
+                f"{self.card.sha256[:12]}…); restore the weights or retrain the package."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The safetensors weights as torch tensors, on the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(str(self.weights_path), device="cpu")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_package(folder: Path) -> ModelPackage:
+    """Read a package's card; the weights are not opened yet."""
+    path = folder / "card.json"
+    try:
+        card = ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise BadModelPackage(f"{folder} holds no card.json; it is not a model package.") from None
+    except (ValueError, ValidationError) as error:
+        raise BadModelPackage(f"{path} is not a valid model card: {error}") from error
+    return ModelPackage(folder, card)
+
+
+def write_package(folder: Path, card: Mapping[str, Any], weights: Path | Mapping[str, Any]) -> ModelPackage:
+    """Write a package: `weights` is an ONNX file to copy or a state dict to save as safetensors.
+
+    The card's sha256 is computed here.  The folder is complete or absent: it is written beside its
+    place and moved there.
+    """
+    import shutil
+    import tempfile
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        draft = Path(temporary) / folder.name
+        draft.mkdir()
+        target = draft / WEIGHT_FILES[card["weights"]]
+        if isinstance(weights, Path):
+            shutil.copyfile(weights, target)
+        else:
+            from safetensors.torch import save_file
+
+            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(target))
+        full = ModelCard.model_validate({**card, "sha256": sha256_of(target)})
+        (draft / "card.json").write_text(full.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(draft, folder)
+    return ModelPackage(folder, full)
+
+
+def package_roots() -> list[Path]:
+    """Where packages are looked for: SMEARFLOW_WEIGHTS (a path list), then the shipped `weights`."""
+    extra = [Path(p) for p in os.environ.get("SMEARFLOW_WEIGHTS", "").split(os.pathsep) if p]
+    return [*extra, Path(__file__).resolve().parent.parent / "weights"]
+
+
+def list_packages() -> list[ModelPackage]:
+    """Every package that can be found; the first of a name wins."""
+    found: dict[str, ModelPackage] = {}
+    for root in package_roots():
+        if root.is_dir():
+            for folder in sorted(p for p in root.iterdir() if (p / "card.json").is_file()):
+                package = read_package(folder)
+                found.setdefault(package.name, package)
+    return list(found.values())
+
+
+def find_package(name: str) -> ModelPackage | None:
+    """The package of a name, or of a folder's path; None where there is none."""
+    if (Path(name) / "card.json").is_file():
+        return read_package(Path(name))
+    return next((p for p in list_packages() if p.name == name), None)
