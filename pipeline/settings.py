@@ -1,0 +1,141 @@
+"""The one settings model.
+
+Every stage takes its own section; unknown keys are refused; the fingerprint of a stage covers the
+section that it takes, so that changing one figure recomputes only what depends on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import BadInput
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IntakeSettings(Section):
+    """Which inputs are taken, and how a whole slide becomes fields."""
+
+    field_width_px: int = Field(2064, gt=0)
+    field_height_px: int = Field(1544, gt=0)
+    slide_pixel_size_um: float = Field(0.25, gt=0)  # fields are cut from whole slides at this size
+    max_slide_fields: int = Field(60, gt=0)
+    min_tissue_fraction: float = Field(0.05, ge=0, le=1)
+    max_image_pixels: int = Field(400_000_000, gt=0)  # larger field images are refused, not opened
+
+
+class RegistrationSettings(Section):
+    """DIC to brightfield alignment."""
+
+    max_shift_px: float = Field(300.0, gt=0)
+    max_rotation_deg: float = Field(3.5, gt=0)
+    max_scale_change: float = Field(0.015, gt=0)
+    max_p_false_accept: float = Field(1e-3, gt=0, lt=1)
+    max_residual_px: float = Field(3.0, gt=0)
+
+
+class DetectionSettings(Section):
+    """Finding leukocytes."""
+
+    brightfield_detector: str = "leukocyte-brightfield"
+    dic_detector: str = "leukocyte-dic"
+    threshold: float = Field(0.4, ge=0, le=1)  # a box below it is no cell of the case
+    same_cell_iou: float = Field(0.3, gt=0, lt=1)  # overlap from which two boxes are one cell
+    border_policy: Literal["keep", "drop"] = "keep"  # a cell cut by the edge of the imaged area
+
+
+class PatchSettings(Section):
+    """Patches around each cell."""
+
+    sizes_px: tuple[int, ...] = (256, 360)
+    pixel_size_um: float = Field(0.1, gt=0)
+    chunk: int = Field(16, gt=0)
+    shard: int = Field(128, gt=0)
+    border_fill: Literal["reflect", "background"] = "reflect"  # what stands beyond the field's edge
+
+
+class StainingSettings(Section):
+    """Virtual staining of DIC patches."""
+
+    dic_stainer: str = "dic-to-mgg"
+    target: str | None = None
+    size_px: int = 256
+    min_confidence: float | None = None  # None: the threshold that the model's card states
+
+
+class ClassificationSettings(Section):
+    """Naming cells."""
+
+    classifier: str = "leukocyte-classes"
+    segmenter: str = "nucleus-cytoplasm"
+    patch_px: int = 256
+    batch: int = Field(16, gt=0)
+    min_confidence: float | None = None  # None: the calibrated figure of the model's card
+
+
+class CountingSettings(Section):
+    """Denominators, intervals and the rules of the flags (CLINICAL.md)."""
+
+    blood_target: int = Field(200, gt=0)
+    marrow_target: int = Field(500, gt=0)
+    interval: Literal["clopper-pearson", "wilson"] = "clopper-pearson"
+    level: float = Field(0.95, gt=0.5, lt=1)
+    bootstrap_draws: int = Field(2000, ge=0)
+    bootstrap_seed: int = 20261121
+    rs_limits_pct: tuple[float, ...] = (5.0, 15.0)
+    blast_limits_marrow_pct: tuple[float, ...] = (5.0, 10.0, 20.0)
+    blast_limits_blood_pct: tuple[float, ...] = (2.0, 5.0, 20.0)
+    monocytes_in_myeloid: bool = True
+
+
+class ReportSettings(Section):
+    """The report page."""
+
+    gallery_cells_per_class: int = Field(60, gt=0)
+    thumbnail_px: int = Field(72, gt=0)
+    max_bytes: int = 5_000_000
+
+
+class Settings(Section):
+    """Everything that can be set, by stage."""
+
+    intake: IntakeSettings = IntakeSettings()
+    registration: RegistrationSettings = RegistrationSettings()
+    detection: DetectionSettings = DetectionSettings()
+    patches: PatchSettings = PatchSettings()
+    staining: StainingSettings = StainingSettings()
+    classification: ClassificationSettings = ClassificationSettings()
+    counting: CountingSettings = CountingSettings()
+    report: ReportSettings = ReportSettings()
+
+
+def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Settings from a YAML file and overrides (`{"detection": {"threshold": 0.5}}`).
+
+    Raises BadInput naming the file and the key that is wrong.
+    """
+    import yaml
+
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadInput(f"{path}: the settings file cannot be read ({error}); fix it or leave it out.") from error
+        if not isinstance(data, dict):
+            raise BadInput(f"{path}: a settings file holds sections such as 'detection:'; see docs/settings.md.")
+    for section, values in (overrides or {}).items():
+        data[section] = {**(data.get(section) or {}), **values}
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        raise BadInput(
+            f"{path or 'settings'}: '{where}': {first['msg']}; docs/settings.md lists every key."
+        ) from error
