@@ -1,0 +1,81 @@
+"""The command line.  Subcommands are imported when called, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+# name: (module, one line for --help); kept as text so that no subcommand is imported to list them.
+COMMANDS = {
+    "demo": ("demo", "Simulate two cases, run them, and show the way to their reports."),
+    "run": ("run", "Process one case folder into a report."),
+    "nightly": ("nightly", "Process every case of an inbox."),
+    "report": ("report", "Write a case's report again from what is stored."),
+    "simulate": ("simulate", "Write a synthetic case folder with exact truth."),
+    "align": ("align", "Align a DIC image to its brightfield partner."),
+    "detect": ("detect", "Find leukocytes in images."),
+    "segment": ("segment", "Label red cells, cytoplasm and nuclei in images."),
+    "classify": ("classify", "Name the cell in each image."),
+    "stain": ("stain", "Stain images virtually."),
+    "train": ("train", "Train a detector, segmenter, stainer or classifier."),
+    "evaluate": ("evaluate", "Measure a detector, segmenter, stainer or classifier."),
+    "models": ("models", "List the models that can be named, with their cards."),
+    "doctor": ("doctor", "Say what is wrong with this installation."),
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands live in `flows.commands.<module>` and load when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"flows.commands.{COMMANDS[cmd_name][0]}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"smearflow {version('smearflow')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def group() -> None:
+    """Digitized blood and marrow smears in, a haematologist's report out.
+
+    For Research Use Only. Not for use in diagnostic procedures.
+    """
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Entry point: bad input is one sentence on stderr and exit status 2."""
+    from pipeline.errors import BadModelPackage, SmearflowError
+
+    try:
+        return group.main(args=argv, prog_name="smearflow", standalone_mode=True)
+    except BadModelPackage as error:
+        click.echo(f"smearflow: {error}", err=True)
+        sys.exit(2)
+    except SmearflowError as error:
+        click.echo(f"smearflow: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

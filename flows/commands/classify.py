@@ -1,0 +1,49 @@
+"""`smearflow classify IMAGE…`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.console import as_rgb, config_option, each_image, finish, json_option, output, read_rgb_or_grey
+
+
+@click.command(name="classify")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--pixel-size", type=click.FloatRange(min=0, min_open=True), default=None,
+              help="Micrometres a pixel [from the file, else the scale is taken from the image].")
+@click.option("--model", default=None, help="Classifier [the settings' choice].")
+@config_option
+@json_option
+def command(
+    images: tuple[str, ...], pixel_size: float | None, model: str | None, config: Path | None, as_json: bool
+) -> None:
+    """Name the cell in the middle of each image."""
+    from pipeline.classification import classify_patches
+    from pipeline.settings import load_settings
+    from storage.images import image_info
+    from storage.registry import load
+
+    settings = load_settings(config).classification
+    classifier = load("classifier", model or settings.classifier)
+
+    def one(path: Path) -> dict[str, Any]:
+        image = as_rgb(read_rgb_or_grey(path))
+        size = pixel_size or image_info(path).pixel_size_um
+        found = classify_patches(image[None], size, classifier, settings)[0]
+        return {
+            "file": str(path), "class": found.label,
+            "probabilities": {k: round(float(v), 6) for k, v in found.probabilities.items()},
+            "ood": round(float(found.ood), 6),
+        }
+
+    with output(as_json) as show:
+        results, refused = each_image(images, "classify", one)
+        text = "\n".join(
+            f"{r['file']}: {r['class']} (p {max(r['probabilities'].values()):.2f}"
+            f"{', unlike the training cells' if r['ood'] > 0.99 else ''})" for r in results
+        )
+        show(results, text)
+    finish(refused)

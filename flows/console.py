@@ -1,0 +1,140 @@
+"""What every subcommand shares: JSON on a clean stdout, progress on stderr, input paths, settings."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import BadInput
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), default=None, help="YAML settings file; see docs/settings.md."
+)
+
+
+def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options of every command that fills a store."""
+    for option in (
+        click.option("--store", required=True, help="Folder or fsspec URL (s3://…) that takes the results."),
+        click.option("--scheduler", default=None, help="Address of a running Dask scheduler, tcp://host:port."),
+        click.option("--workers", type=click.IntRange(1), default=None, help="Local worker processes [cores]."),
+        config_option,
+        json_option,
+    ):
+        command = option(command)
+    return command
+
+
+@contextlib.contextmanager
+def reserved_stdout() -> Iterator[Callable[[Any], None]]:
+    """Send everything that anybody prints to stderr; only the yielded function reaches stdout.
+
+    The redirection is on the file descriptor, so that native libraries and child processes obey too.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    document: list[str] = []
+    try:
+        yield lambda value: document.append(json.dumps(value, indent=1, allow_nan=False))
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        if document:
+            print(document[-1], flush=True)
+
+
+@contextlib.contextmanager
+def output(as_json: bool) -> Iterator[Callable[[Any, str], None]]:
+    """Yield `show(value, text)`: prints the value as JSON or the text, as the person asked."""
+    if as_json:
+        with reserved_stdout() as write:
+            yield lambda value, _text: write(value)
+    else:
+        yield lambda _value, text: click.echo(text)
+
+
+def progress(iterable: Any, *, total: int | None = None, what: str = "") -> Any:
+    """A progress bar on stderr; silent where stderr is no terminal and the work is short."""
+    from tqdm import tqdm
+
+    return tqdm(iterable, total=total, desc=what, file=sys.stderr, leave=False, mininterval=0.5, disable=None)
+
+
+def existing(path: str | Path, kind: str = "file") -> Path:
+    """The path, or BadInput naming it where it is not there or of the other kind."""
+    found = Path(path)
+    if not found.exists():
+        raise BadInput(f"{path}: there is no such {kind}; check the path.")
+    if (kind == "file") != found.is_file():
+        raise BadInput(f"{path}: a {kind} is needed here.")
+    return found
+
+
+def read_rgb_or_grey(path: Path) -> Any:
+    """Read an image file as (H, W) or (H, W, 3) uint8."""
+    from storage.images import read_image, to_uint8
+
+    return to_uint8(read_image(path))
+
+
+def as_rgb(image: Any) -> Any:
+    """(H, W, 3) view of a grey or colour image."""
+    import numpy as np
+
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+
+
+def output_folder(out: str | Path) -> Path:
+    """Make the output folder, or say why it cannot be made."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out}: the output folder cannot be made ({error.strerror}); choose another.") from error
+    return folder
+
+
+def unique_output(folder: Path, source: Path, suffix: str, taken: set[Path]) -> Path:
+    """`<folder>/<stem><suffix>`, numbered where two inputs share a name, so that none overwrites another."""
+    candidate = folder / f"{source.stem}{suffix}"
+    number = 2
+    while candidate in taken:
+        candidate = folder / f"{source.stem}-{number}{suffix}"
+        number += 1
+    taken.add(candidate)
+    return candidate
+
+
+def each_image(images: tuple[str, ...], what: str, one: Callable[[Path], dict[str, Any]]) -> tuple[list[Any], list[str]]:
+    """Apply `one` to every image; a bad image costs only itself.
+
+    Returns the results and one sentence per image that could not be used.
+    """
+    from pipeline.errors import SmearflowError
+
+    results: list[Any] = []
+    refused: list[str] = []
+    for name in progress(images, what=what):
+        try:
+            results.append(one(existing(name)))
+        except SmearflowError as error:
+            refused.append(str(error))
+    return results, refused
+
+
+def finish(refused: list[str]) -> None:
+    """Print the sentences on stderr and exit with 2 if any input was refused."""
+    for sentence in refused:
+        click.echo(f"smearflow: {sentence}", err=True)
+    if refused:
+        sys.exit(2)
