@@ -24,6 +24,11 @@ class UnknownName(BadInput, KeyError):
 
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
         super().__init__(f"{kind} '{name}' is not known; known are: {', '.join(sorted(known)) or 'none'}.")
+        self._named = (kind, name, known)
+
+    def __reduce__(self) -> tuple[type[UnknownName], tuple[str, str, list[str]]]:
+        # An error crosses process borders; the default would rebuild it from its message alone.
+        return (UnknownName, self._named)
 
     def __str__(self) -> str:
         return str(self.args[0])

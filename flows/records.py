@@ -1,0 +1,198 @@
+"""Resume by fingerprint: what was computed is kept with the fingerprint of what it was computed from.
+
+Every item of a stage (a field, a write unit, the whole case) has one record beside the store,
+`<case>/work/<stage>/<key>.json`.  A record with the same fingerprint is taken as it is; anything
+else is computed again.  Bad input is a result too, and is kept; a crash is not, so that the next run
+tries again.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flows.cluster import Workers
+from pipeline.errors import BadInput, SmearflowError
+from pipeline.settings import Settings
+from storage.fingerprint import fingerprint
+from storage.ledger import Ledger
+from storage.store import Store
+
+log = logging.getLogger("smearflow")
+
+
+class WorkNeeded(SmearflowError):
+    """Raised where something would have to be computed and only a look was asked for."""
+
+
+class StageFailed(SmearflowError):
+    """A stage of a case could not be finished; the message carries the first original error."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of work of a stage, for a worker."""
+
+    key: str
+    fingerprint: str
+    function: Callable[..., dict[str, Any]]
+    args: tuple[Any, ...]
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item: its output, or the error that was kept."""
+
+    output: dict[str, Any] | None
+    error: str | None = None
+    error_type: str | None = None
+    bad_input: bool = False
+
+
+@dataclass
+class CaseRun:
+    """Everything a stage needs to run for one case."""
+
+    case_dir: Path
+    case_id: str
+    store: Store
+    settings: Settings
+    workers: Workers
+    ledger: Ledger
+    pixel_size_um: float | None = None
+    allow_work: bool = True
+    computed: dict[str, int] = field(default_factory=dict)
+    reused: dict[str, int] = field(default_factory=dict)
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    def record_key(self, stage: str, key: str) -> str:
+        return f"{self.case_id}/work/{stage}/{key}.json"
+
+    def picture_key(self, stage: str, key: str) -> str:
+        return f"{self.case_id}/work/{stage}/{key}.jpg"
+
+    def kept(self, stage: str, key: str, expected: str) -> Outcome | None:
+        """The outcome kept under this fingerprint, or None.
+
+        A torn or altered record counts as absent: it is only ever a copy of work that can be redone.
+        """
+        name = self.record_key(stage, key)
+        if not self.store.exists(name):
+            return None
+        try:
+            record = self.store.read_json(name)
+            if record["fingerprint"] != expected:
+                return None
+            error = record.get("error")
+            if error is not None:
+                return Outcome(None, error["message"], error["type"], True)
+            output = record["output"]
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s: the record %s is damaged; it is computed again", self.case_id, name)
+            return None
+        if output.get("picture") and not self.store.exists(output["picture"]):
+            return None
+        return Outcome(output)
+
+    def keep(self, stage: str, key: str, expected: str, outcome: Outcome) -> None:
+        record: dict[str, Any] = {"fingerprint": expected}
+        if outcome.error is None:
+            record["output"] = outcome.output
+        else:
+            record["error"] = {"type": outcome.error_type, "message": outcome.error}
+        self.store.write_json(self.record_key(stage, key), record)
+
+    def _count(self, stage: str, *, computed: bool) -> None:
+        counter = self.computed if computed else self.reused
+        counter[stage] = counter.get(stage, 0) + 1
+
+    def run_items(self, stage: str, items: list[Item], *, intact: Callable[[str], bool] | None = None) -> dict[str, Outcome]:
+        """The outcome of every item, computed on the workers where it is not kept.
+
+        `intact(key)` may reject a kept record whose files (shards) are not there any more.
+        """
+        started = time.perf_counter()
+        outcomes: dict[str, Outcome] = {}
+        todo: list[Item] = []
+        for item in items:
+            kept = self.kept(stage, item.key, item.fingerprint)
+            if kept is not None and kept.error is None and intact is not None and not intact(item.key):
+                kept = None
+            if kept is None:
+                todo.append(item)
+            else:
+                outcomes[item.key] = kept
+                self._count(stage, computed=False)
+        if todo and not self.allow_work:
+            raise WorkNeeded(f"{self.case_id}: {stage} has {len(todo)} items to compute")
+        by_key = {item.key: item for item in todo}
+        for item in todo:
+            self.ledger.start(stage, item.key, item.fingerprint)
+        for key, output, error in self._dispatch(stage, todo):
+            item = by_key[key]
+            self._count(stage, computed=True)
+            if error is None:
+                outcome = Outcome(output)
+                self.keep(stage, key, item.fingerprint, outcome)
+                self.ledger.done(stage, key)
+            else:
+                bad_input = isinstance(error, BadInput)
+                outcome = Outcome(None, str(error), type(error).__name__, bad_input)
+                if bad_input:
+                    self.keep(stage, key, item.fingerprint, outcome)
+                    self.ledger.quarantine(stage, key, error)
+                else:
+                    self.ledger.fail(stage, key, error)
+                log.warning("%s: %s of %s failed: %s: %s", self.case_id, stage, key, type(error).__name__, error)
+            outcomes[key] = outcome
+        if todo:
+            self.ledger.save()
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
+        return {item.key: outcomes[item.key] for item in items}
+
+    def _dispatch(
+        self, stage: str, todo: list[Item]
+    ) -> Iterator[tuple[str, dict[str, Any] | None, BaseException | None]]:
+        from flows.console import progress
+
+        if not todo:
+            return
+        calls = {item.key: item.args for item in todo}
+        results = self.workers.map(todo[0].function, calls, gpu=todo[0].gpu)
+        yield from progress(results, total=len(todo), what=f"{self.case_id} {stage}")
+
+    def run_here(self, stage: str, expected: str, compute: Callable[[], dict[str, Any]],
+                 *, intact: Callable[[], bool] | None = None) -> dict[str, Any]:
+        """One result for the whole case, computed in this process where it is not kept."""
+        started = time.perf_counter()
+        kept = self.kept(stage, "case", expected)
+        if kept is not None and kept.output is not None and (intact is None or intact()):
+            self._count(stage, computed=False)
+            return kept.output
+        if not self.allow_work:
+            raise WorkNeeded(f"{self.case_id}: {stage} has to be computed")
+        self.ledger.start(stage, "case", expected)
+        try:
+            output = compute()
+        except Exception as error:
+            self.ledger.fail(stage, "case", error)
+            self.ledger.save()
+            raise
+        self.keep(stage, "case", expected, Outcome(output))
+        self.ledger.done(stage, "case")
+        self.ledger.save()
+        self._count(stage, computed=True)
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
+        return output
+
+
+def safe_key(*names: str) -> str:
+    """A file name for an item: readable, safe on any store, and different for different names."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", "__".join(names))[:60].strip(".") or "item"
+    return f"{readable}-{fingerprint(list(names))[:8]}"

@@ -1,0 +1,198 @@
+"""What a worker does: one field, or one write unit, from paths and indices to files and small results.
+
+Every function here takes plain values and specs, reads its pixels itself, and returns a
+JSON-able dict; models are built once per worker process by the registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.settings import Settings
+from pipeline.types import Cell, FieldImage, Registration
+
+OVERVIEW_WIDTH_PX = 900  # reduced field pictures of the report
+LOW_SCORE = 0.05  # detections kept in the store, so that another threshold needs no new detection
+
+
+def _limit_threads() -> None:
+    """One thread a worker: the processes already fill the cores, and sums stay reproducible."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    import sys
+
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _read(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray:
+    from pipeline.intake import read_field
+    from storage.images import to_uint8
+
+    return to_uint8(read_field(Path(case_dir), image, settings.intake), modality=image.modality)
+
+
+def _put_jpeg(store_url: str, key: str, rgb: np.ndarray) -> None:
+    from pipeline.report_images import encode_jpeg
+    from storage.store import Store
+
+    Store(store_url).write_bytes(key, encode_jpeg(rgb, quality=82))
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+
+
+def _reduced(image: np.ndarray, width_px: int) -> np.ndarray:
+    import cv2
+
+    scale = min(1.0, width_px / image.shape[1])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return cv2.resize(_rgb(image), size, interpolation=cv2.INTER_AREA)
+
+
+def align_field(
+    case_dir: str, store_url: str, picture_key: str, dic: FieldImage, brightfield: FieldImage, settings: Settings
+) -> dict[str, Any]:
+    """Register a DIC field to its brightfield partner; keep a picture where the result is in doubt."""
+    from pipeline.registration import quality_picture, register
+    from storage.images import to_uint8
+
+    _limit_threads()
+    from pipeline.intake import read_field
+
+    moving = read_field(Path(case_dir), dic, settings.intake)
+    fixed = read_field(Path(case_dir), brightfield, settings.intake)
+    expected = None
+    if None not in (dic.x_um, dic.y_um, brightfield.x_um, brightfield.y_um):
+        assert dic.x_um is not None and dic.y_um is not None
+        assert brightfield.x_um is not None and brightfield.y_um is not None
+        expected = (
+            (brightfield.x_um - dic.x_um) / dic.pixel_size_um, (brightfield.y_um - dic.y_um) / dic.pixel_size_um
+        )
+    found = register(
+        moving, fixed, settings.registration, pixel_size_um=brightfield.pixel_size_um,
+        dic_pixel_size_um=dic.pixel_size_um, expected_shift_px=expected,
+    )
+    doubtful = found.status == "failed" or (found.residual_p95_um or 0.0) > 1.0 or (found.residual_um or 0.0) > 0.5
+    if doubtful:
+        picture = quality_picture(to_uint8(moving, modality="dic"), to_uint8(fixed, modality="brightfield"), found)
+        _put_jpeg(store_url, picture_key, _reduced(picture, OVERVIEW_WIDTH_PX))
+    return {
+        # The time is kept out: a result must not differ between two runs of the same inputs.
+        "registration": found.model_copy(update={"seconds": 0.0}).model_dump(mode="json"),
+        "picture": picture_key if doubtful else None,
+    }
+
+
+def find_cells(
+    case_dir: str, store_url: str, picture_key: str, image: FieldImage, detector: str | None, settings: Settings
+) -> dict[str, Any]:
+    """Detect the leukocytes of one image and measure its acquisition quality.
+
+    Without a detector (the DIC partner of a brightfield field) only the quality is measured.
+    """
+    from pipeline.quality import focus_quality
+    from storage.registry import load
+
+    _limit_threads()
+    pixels = _read(case_dir, image, settings)
+    quality = focus_quality(pixels, image.modality)
+    boxes: list[list[float]] = []
+    scores: list[float] = []
+    if detector is not None:
+        found, score = load("detector", detector).detect(pixels, image.pixel_size_um)
+        keep = score >= LOW_SCORE
+        boxes = [[round(float(v), 2) for v in box] for box in found[keep]]
+        scores = [round(float(s), 4) for s in score[keep]]
+        _put_jpeg(store_url, picture_key, _reduced(pixels, OVERVIEW_WIDTH_PX))
+    return {
+        "detections": {
+            "slide": image.slide, "field": image.field, "modality": image.modality, "stain": image.stain,
+            "detector": detector or "", "boxes": boxes, "scores": scores,
+        },
+        "quality": quality.model_dump(mode="json"),
+        "picture": picture_key if detector is not None else None,
+    }
+
+
+def patch_modalities(cells: Iterable[Cell]) -> list[str]:
+    """The patch arrays that a case needs."""
+    cells = list(cells)
+    found = {c.modality for c in cells}
+    if any(c.dic_bbox_px is not None for c in cells):
+        found.add("dic")
+    return sorted(found)
+
+
+def _centre(box: tuple[float, float, float, float]) -> tuple[float, float]:
+    return ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+
+
+def box_in(cell: Cell, modality: str) -> tuple[float, float, float, float] | None:
+    """The cell's box in an image of a modality, or None where it is not known there."""
+    if cell.modality == modality:
+        return cell.bbox_px
+    return cell.dic_bbox_px if modality == "dic" else None
+
+
+def _rows_of(cells: list[Cell], modality: str) -> dict[tuple[str, str, str], list[int]]:
+    """Indices of the cells that have a box in a modality, by the field that shows them."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for index, cell in enumerate(cells):
+        if box_in(cell, modality) is not None:
+            stain = cell.stain if cell.modality == modality else "unstained"
+            rows.setdefault((cell.slide, cell.field, stain), []).append(index)
+    return rows
+
+
+def cut_unit(
+    case_dir: str, store_url: str, case_id: str, unit_index: int, first_row: int, n_cells: int, mark: str,
+    cells: list[Cell], images: list[FieldImage], settings: Settings,
+) -> dict[str, Any]:
+    """Cut the patches of one write unit (whole shards) from their fields, every size and modality.
+
+    `cells` are those of the unit alone, `first_row` the row of the first in the case's arrays.
+    """
+    from pipeline.patches import crop_patches
+    from storage.case_store import CaseStore
+    from storage.store import Store
+
+    _limit_threads()
+    store = CaseStore(Store(store_url), case_id)
+    by_field = {(i.slide, i.field, i.modality, i.stain): i for i in images}
+    written = 0
+    for modality in ("brightfield", "dic"):
+        rows = _rows_of(cells, modality)
+        if not rows:
+            continue
+        channels = 3 if modality == "brightfield" else 1
+        blocks = {
+            size: np.zeros((len(cells), size, size, channels), np.uint8) for size in settings.patches.sizes_px
+        }
+        for (slide, field, stain), indices in sorted(rows.items()):
+            image = by_field[(slide, field, modality, stain)]
+            pixels = _read(case_dir, image, settings)
+            pixels = _rgb(pixels) if channels == 3 else _grey(pixels)
+            centres = [_centre(box) for box in (box_in(cells[i], modality) for i in indices) if box is not None]
+            for size, block in blocks.items():
+                cut = crop_patches(
+                    pixels, centres, size_px=size, pixel_size_um=image.pixel_size_um,
+                    target_pixel_size_um=settings.patches.pixel_size_um, fill=settings.patches.border_fill,
+                )
+                block[indices] = cut.reshape(len(indices), size, size, channels)
+        for size, block in blocks.items():
+            store.write_unit(f"patches/{size}/{modality}", unit_index, first_row, block, n_cells, mark,
+                             settings.patches)
+            written += len(cells)
+    return {"patches": written}
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """(H, W, 1); a DIC image stored as RGB carries the same value three times."""
+    return image[..., None] if image.ndim == 2 else image[..., 1:2]
