@@ -1,0 +1,399 @@
+"""The per-case result, `result.json`: a published, versioned schema.
+
+`docs/result.schema.json` is made from these models (JSON Schema 2020-12).  Percentages are in 0-100.
+Every key is always present; what is not known is null.  Orders are fixed and floats are rounded
+where they are made, so two runs over the same input write the same bytes but for `created`.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import BadInput
+from pipeline.types import CaseMode, Specimen, Stain
+
+SCHEMA_VERSION = "1.0"
+SCHEMA_ID = "urn:smearflow:result:1.0"
+USE_LABEL = "For Research Use Only. Not for use in diagnostic procedures."
+
+Status = Literal["preliminary", "final", "amended", "corrected", "cancelled"]
+Severity = Literal["info", "review", "block"]
+Evidence = Literal["perls", "virtual_perls"]
+Pct = float  # 0-100
+
+
+class Part(BaseModel):
+    """A frozen part of the result; unknown keys are refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        serialize_by_alias=True,
+        allow_inf_nan=False,
+        json_schema_serialization_defaults_required=True,
+    )
+
+
+class CaseInfo(Part):
+    pseudo_id: str
+    specimen: Specimen | None = Field(description="null: not stated; counted by the rules of blood")
+    collected: str | None = None
+    mode: CaseMode
+    n_fields_declared: int
+    n_fields_used: int
+
+
+class SlideQc(Part):
+    focus_z: float | None = Field(
+        None, description="lowest robust z-score of a field's focus among fields of its own kind"
+    )
+    illumination_ratio: float | None = Field(None, description="lowest corner / centre background of a field")
+    saturation_pct: Pct | None = Field(None, description="highest share of saturated pixels of a field")
+    registration_p95_um: float | None = Field(
+        None, description="highest 95th percentile of a field's residual shifts"
+    )
+
+
+class SlideInfo(Part):
+    """One slide in one modality and stain; an image that was computed has its own entry."""
+
+    slide_id: str
+    stain: Stain
+    modality: Literal["brightfield", "DIC"]
+    virtual: bool
+    source_stain: Stain | None = None
+    scanner: str | None = None
+    objective: str | None = None
+    pixel_size_um: float | None
+    sha256: str = Field(description="of the sorted sha256 of its files, one a line")
+    n_fields: int
+    n_fields_used: int
+    qc: SlideQc
+
+
+class InputFile(Part):
+    slide_id: str
+    field: str
+    modality: Literal["brightfield", "DIC"]
+    stain: Stain
+    file: str
+    sha256: str
+    width_px: int
+    height_px: int
+    bits: int
+    pixel_size_um: float
+    pixel_size_source: str
+
+
+class CardSummary(Part):
+    """What a reader of the result has to know of a model."""
+
+    task: str
+    architecture: str
+    licence: str
+    intended_use: str
+    modalities: tuple[str, ...]
+    stains: tuple[str, ...]
+    specimens: tuple[str, ...]
+    pixel_size_um: float | None
+    classes: tuple[str, ...]
+    training_data: tuple[str, ...]
+    limits: tuple[str, ...]
+
+
+class ModelInfo(Part):
+    name: str
+    version: str
+    sha256: str | None = Field(description="of the weights; null for a method without weights")
+    card: CardSummary | None
+
+
+class Software(Part):
+    name: str
+    version: str
+    commit: str | None
+    config_sha256: str
+    models: tuple[ModelInfo, ...]
+
+
+class Method(Part):
+    target_count: int
+    denominator: str
+    excluded: tuple[str, ...]
+    me_convention: str
+    interval: str
+    level: float
+    rounding: str
+    taxonomy_version: str
+
+
+class Row(Part):
+    """One class of the differential; the rows exclude each other and add to the denominator."""
+
+    class_: str = Field(alias="class")
+    display: str
+    parent: str | None
+    n_ai: int
+    n_reviewed: int | None = None
+    pct: Pct | None = Field(description="of the denominator; null where nothing was counted")
+    ci_low: Pct
+    ci_high: Pct
+    boot_low: Pct | None = None
+    boot_high: Pct | None = None
+    mean_confidence: float | None
+    loinc: str | None = None
+    loinc_verified: bool = False
+
+
+class Excluded(Part):
+    class_: str = Field(alias="class")
+    display: str
+    n: int
+
+
+class Differential(Part):
+    n_detected: int = Field(description="n_denominator + n_excluded")
+    n_denominator: int
+    n_excluded: int = Field(description="cells out of the denominator, unidentified ones included")
+    n_unidentified: int
+    pct_blocked: bool = Field(description="true: too few cells, the percentages must not be reported")
+    rows: tuple[Row, ...]
+    groups: tuple[Row, ...] = Field(description="parents with all that lies below them; not to be added")
+    excluded: tuple[Excluded, ...]
+
+
+class Per100Wbc(Part):
+    """Per 100 white cells of the denominator; null: the classifier does not know the class."""
+
+    nrbc: float | None
+    smudge: float | None
+    artefact: float | None
+    n_wbc: int
+    n_nrbc: int
+    n_smudge: int
+    n_artefact: int
+    nrbc_ci_low: float | None
+    nrbc_ci_high: float | None
+    smudge_ci_low: float | None
+    smudge_ci_high: float | None
+    smudge_loinc: str | None
+
+
+class MeRatio(Part):
+    myeloid: int
+    erythroid: int
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    loinc: str | None
+    loinc_verified: bool
+
+
+class LimitStanding(Part):
+    """Where the interval stands to a limit, and how many more cells would settle it."""
+
+    limit: Pct
+    standing: Literal["below", "spans", "at_or_over", "unknown"]
+    more_cells: int | None = Field(description="at the same proportion; null: counting cannot settle it")
+
+
+class Sideroblasts(Part):
+    """Erythroblasts by iron (IWGM-MDS 2008): RS % = type 3 / types 0 to 3; indeterminate apart."""
+
+    evidence: Evidence
+    n_erythroblasts: int = Field(description="assessed: types 0 to 3")
+    type0: int
+    type1: int
+    type2: int
+    type3: int
+    indeterminate: int
+    rs_pct: Pct | None
+    ci_low: Pct
+    ci_high: Pct
+    limits: tuple[float, ...]
+    standings: tuple[LimitStanding, ...]
+    code: str = Field(description="local code; no LOINC code for ring sideroblasts is known")
+
+
+class ClassP(Part):
+    class_: str = Field(alias="class")
+    p: float
+
+
+class GalleryCell(Part):
+    cell_id: str
+    slide_id: str
+    field: str
+    bbox_px: tuple[float, float, float, float]
+    top3: tuple[ClassP, ...]
+    confidence: float
+    virtual: bool
+    ood: float
+    is_ood: bool
+    stain_confidence: float | None = None
+    rs_type: str | None = None
+    label_reviewed: str | None = None
+
+
+class Gallery(Part):
+    class_: str = Field(alias="class")
+    display: str
+    n_total: int
+    cells: tuple[GalleryCell, ...] = Field(description="least sure first")
+
+
+class Flag(Part):
+    code: str
+    severity: Severity
+    message: str
+    value: float | str | None
+    rule: str
+
+
+class Review(Part):
+    reviewer: str | None = None
+    reviewed_at: datetime | None = None
+    pct_reviewed: Pct = 0.0
+    n_reclassified: int = 0
+    comment: str = ""
+
+
+class AuditEntry(Part):
+    ts: datetime
+    actor: str
+    action: str
+    target: str
+    old: str | None
+    new: str | None
+    reason: str
+
+
+class FieldFocus(Part):
+    modality: Literal["brightfield", "DIC"]
+    stain: Stain
+    variance: float
+    normalised_variance: float
+    laplacian_variance: float
+    focus_z: float | None
+    illumination_ratio: float
+    saturation_pct: Pct
+
+
+class FieldRegistration(Part):
+    status: Literal["ok", "failed"]
+    reason: str
+    doubtful: bool
+    ecc: float | None
+    residual_px: float | None
+    residual_um: float | None
+    residual_p95_um: float | None
+    p_false_accept: float | None
+    matrix: tuple[tuple[float, float, float], tuple[float, float, float]] | None
+
+
+class FieldReport(Part):
+    slide_id: str
+    field: str
+    status: Literal["used", "rejected"]
+    reason: str
+    n_cells: int
+    n_denominator: int
+    focus: tuple[FieldFocus, ...]
+    registration: FieldRegistration | None
+
+
+class ProblemReport(Part):
+    code: str
+    message: str
+    slide_id: str | None
+    field: str | None
+    file: str | None
+    fatal_for_field: bool
+
+
+class NotAssessed(Part):
+    """What this case could not show, and why."""
+
+    code: str
+    what: str
+    why: str
+
+
+class Result(Part):
+    schema_version: Literal["1.0"] = "1.0"
+    report_uuid: str
+    created: datetime
+    status: Status
+    use_label: Literal["For Research Use Only. Not for use in diagnostic procedures."] = (
+        "For Research Use Only. Not for use in diagnostic procedures."
+    )
+    case: CaseInfo
+    slides: tuple[SlideInfo, ...]
+    inputs: tuple[InputFile, ...]
+    software: Software
+    method: Method
+    differential: Differential
+    per_100_wbc: Per100Wbc | None
+    me_ratio: MeRatio | None
+    sideroblasts: Sideroblasts | None
+    galleries: tuple[Gallery, ...]
+    flags: tuple[Flag, ...]
+    not_assessed: tuple[NotAssessed, ...]
+    problems: tuple[ProblemReport, ...]
+    fields: tuple[FieldReport, ...]
+    review: Review
+    audit: tuple[AuditEntry, ...] = ()
+
+    def to_json(self) -> str:
+        """The document as it is written to `result.json`."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """The published schema of `result.json`, JSON Schema 2020-12."""
+    schema = Result.model_json_schema(mode="serialization", by_alias=True)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_ID,
+        **schema,
+        "title": "smearflow per-case result",
+    }
+
+
+def schema_text() -> str:
+    """The text of `docs/result.schema.json`."""
+    return json.dumps(json_schema(), indent=1, sort_keys=True) + "\n"
+
+
+@cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(json_schema())
+
+
+def validate_document(document: Any, name: str = "result.json") -> None:
+    """Raise BadInput, naming the place, unless a parsed document follows the published schema."""
+    error = next(iter(sorted(_validator().iter_errors(document), key=lambda e: list(map(str, e.path)))), None)
+    if error is not None:
+        where = "/".join(str(p) for p in error.path) or "the document"
+        raise BadInput(
+            f"{name}: {where}: {error.message[:300]}; it does not follow schema {SCHEMA_VERSION}, "
+            "make it again with `smearflow run`."
+        )
+
+
+def read_result(text: str | bytes, name: str = "result.json") -> Result:
+    """A result from its JSON text; raises BadInput where it is no valid result."""
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"{name} is not JSON ({error}); make it again with `smearflow run`.") from error
+    validate_document(document, name)
+    return Result.model_validate(document)
