@@ -23,7 +23,11 @@ def gpu_count() -> int:
         return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
     from pathlib import Path
 
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").is_dir() else 0
+    return (
+        len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        if Path("/proc/driver/nvidia/gpus").is_dir()
+        else 0
+    )
 
 
 class Workers:
@@ -56,12 +60,14 @@ class Workers:
 
         # One process a worker: image libraries and ONNX Runtime hold the GIL or keep thread pools, and a
         # killed process costs one item.  One thread each, since the processes already fill the cores.
-        dask.config.set({
-            "distributed.worker.daemon": True,
-            "distributed.scheduler.allowed-failures": 3,
-            "distributed.comm.timeouts.connect": "20s",
-            "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
-        })
+        dask.config.set(
+            {
+                "distributed.worker.daemon": True,
+                "distributed.scheduler.allowed-failures": 3,
+                "distributed.comm.timeouts.connect": "20s",
+                "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
+            }
+        )
         for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
             logging.getLogger(name).setLevel(logging.WARNING)
         if self.scheduler is not None:
@@ -76,8 +82,12 @@ class Workers:
         gpus = gpu_count()
         workers = self.n_workers or (gpus if gpus else os.cpu_count() or 1)
         self._cluster = LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None,
-            resources={"GPU": 1} if gpus else None, silence_logs=logging.WARNING,
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            resources={"GPU": 1} if gpus else None,
+            silence_logs=logging.WARNING,
             env={"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "MKL_NUM_THREADS": "1"},
         )
         self._client = Client(self._cluster, set_as_default=False)

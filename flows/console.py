@@ -14,9 +14,14 @@ import click
 
 from pipeline.errors import BadInput
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else."
+)
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path), default=None, help="YAML settings file; see docs/settings.md."
+    "--config",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="YAML settings file; see docs/settings.md.",
 )
 
 
@@ -24,8 +29,12 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that fills a store."""
     for option in (
         click.option("--store", required=True, help="Folder or fsspec URL (s3://…) that takes the results."),
-        click.option("--scheduler", default=None, help="Address of a running Dask scheduler, tcp://host:port."),
-        click.option("--workers", type=click.IntRange(1), default=None, help="Local worker processes [cores]."),
+        click.option(
+            "--scheduler", default=None, help="Address of a running Dask scheduler, tcp://host:port."
+        ),
+        click.option(
+            "--workers", type=click.IntRange(1), default=None, help="Local worker processes [cores]."
+        ),
         config_option,
         json_option,
     ):
@@ -100,7 +109,9 @@ def output_folder(out: str | Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"{out}: the output folder cannot be made ({error.strerror}); choose another.") from error
+        raise BadInput(
+            f"{out}: the output folder cannot be made ({error.strerror}); choose another."
+        ) from error
     return folder
 
 
@@ -115,7 +126,9 @@ def unique_output(folder: Path, source: Path, suffix: str, taken: set[Path]) -> 
     return candidate
 
 
-def each_image(images: tuple[str, ...], what: str, one: Callable[[Path], dict[str, Any]]) -> tuple[list[Any], list[str]]:
+def each_image(
+    images: tuple[str, ...], what: str, one: Callable[[Path], dict[str, Any]]
+) -> tuple[list[Any], list[str]]:
     """Apply `one` to every image; a bad image costs only itself.
 
     Returns the results and one sentence per image that could not be used.

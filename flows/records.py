@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.cluster import Workers
-from pipeline.errors import BadInput, SmearflowError
-from pipeline.settings import Settings
 from storage.fingerprint import fingerprint
 from storage.ledger import Ledger
 from storage.store import Store
+
+from flows.cluster import Workers
+from pipeline.errors import BadInput, SmearflowError
+from pipeline.settings import Settings
 
 log = logging.getLogger("smearflow")
 
@@ -112,7 +113,9 @@ class CaseRun:
         counter = self.computed if computed else self.reused
         counter[stage] = counter.get(stage, 0) + 1
 
-    def run_items(self, stage: str, items: list[Item], *, intact: Callable[[str], bool] | None = None) -> dict[str, Outcome]:
+    def run_items(
+        self, stage: str, items: list[Item], *, intact: Callable[[str], bool] | None = None
+    ) -> dict[str, Outcome]:
         """The outcome of every item, computed on the workers where it is not kept.
 
         `intact(key)` may reject a kept record whose files (shards) are not there any more.
@@ -149,7 +152,9 @@ class CaseRun:
                     self.ledger.quarantine(stage, key, error)
                 else:
                     self.ledger.fail(stage, key, error)
-                log.warning("%s: %s of %s failed: %s: %s", self.case_id, stage, key, type(error).__name__, error)
+                log.warning(
+                    "%s: %s of %s failed: %s: %s", self.case_id, stage, key, type(error).__name__, error
+                )
             outcomes[key] = outcome
         if todo:
             self.ledger.save()
@@ -167,8 +172,14 @@ class CaseRun:
         results = self.workers.map(todo[0].function, calls, gpu=todo[0].gpu)
         yield from progress(results, total=len(todo), what=f"{self.case_id} {stage}")
 
-    def run_here(self, stage: str, expected: str, compute: Callable[[], dict[str, Any]],
-                 *, intact: Callable[[], bool] | None = None) -> dict[str, Any]:
+    def run_here(
+        self,
+        stage: str,
+        expected: str,
+        compute: Callable[[], dict[str, Any]],
+        *,
+        intact: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
         """One result for the whole case, computed in this process where it is not kept."""
         started = time.perf_counter()
         kept = self.kept(stage, "case", expected)

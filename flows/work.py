@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.settings import Settings
-from pipeline.types import Cell, FieldImage, Registration
+from pipeline.types import Cell, FieldImage
 
 OVERVIEW_WIDTH_PX = 900  # reduced field pictures of the report
 LOW_SCORE = 0.05  # detections kept in the store, so that another threshold needs no new detection
@@ -57,11 +57,17 @@ def _reduced(image: np.ndarray, width_px: int) -> np.ndarray:
 
 
 def align_field(
-    case_dir: str, store_url: str, picture_key: str, dic: FieldImage, brightfield: FieldImage, settings: Settings
+    case_dir: str,
+    store_url: str,
+    picture_key: str,
+    dic: FieldImage,
+    brightfield: FieldImage,
+    settings: Settings,
 ) -> dict[str, Any]:
     """Register a DIC field to its brightfield partner; keep a picture where the result is in doubt."""
-    from pipeline.registration import quality_picture, register
     from storage.images import to_uint8
+
+    from pipeline.registration import quality_picture, register
 
     _limit_threads()
     from pipeline.intake import read_field
@@ -73,15 +79,24 @@ def align_field(
         assert dic.x_um is not None and dic.y_um is not None
         assert brightfield.x_um is not None and brightfield.y_um is not None
         expected = (
-            (brightfield.x_um - dic.x_um) / dic.pixel_size_um, (brightfield.y_um - dic.y_um) / dic.pixel_size_um
+            (brightfield.x_um - dic.x_um) / dic.pixel_size_um,
+            (brightfield.y_um - dic.y_um) / dic.pixel_size_um,
         )
     found = register(
-        moving, fixed, settings.registration, pixel_size_um=brightfield.pixel_size_um,
-        dic_pixel_size_um=dic.pixel_size_um, expected_shift_px=expected,
+        moving,
+        fixed,
+        settings.registration,
+        pixel_size_um=brightfield.pixel_size_um,
+        dic_pixel_size_um=dic.pixel_size_um,
+        expected_shift_px=expected,
     )
-    doubtful = found.status == "failed" or (found.residual_p95_um or 0.0) > 1.0 or (found.residual_um or 0.0) > 0.5
+    doubtful = (
+        found.status == "failed" or (found.residual_p95_um or 0.0) > 1.0 or (found.residual_um or 0.0) > 0.5
+    )
     if doubtful:
-        picture = quality_picture(to_uint8(moving, modality="dic"), to_uint8(fixed, modality="brightfield"), found)
+        picture = quality_picture(
+            to_uint8(moving, modality="dic"), to_uint8(fixed, modality="brightfield"), found
+        )
         _put_jpeg(store_url, picture_key, _reduced(picture, OVERVIEW_WIDTH_PX))
     return {
         # The time is kept out: a result must not differ between two runs of the same inputs.
@@ -91,13 +106,19 @@ def align_field(
 
 
 def find_cells(
-    case_dir: str, store_url: str, picture_key: str, image: FieldImage, detector: str | None, settings: Settings
+    case_dir: str,
+    store_url: str,
+    picture_key: str,
+    image: FieldImage,
+    detector: str | None,
+    settings: Settings,
 ) -> dict[str, Any]:
     """Detect the leukocytes of one image and measure its acquisition quality.
 
     Without a detector (the DIC partner of a brightfield field) only the quality is measured.
     """
     from pipeline.quality import focus_quality
+
     from storage.registry import load
 
     _limit_threads()
@@ -113,8 +134,13 @@ def find_cells(
         _put_jpeg(store_url, picture_key, _reduced(pixels, OVERVIEW_WIDTH_PX))
     return {
         "detections": {
-            "slide": image.slide, "field": image.field, "modality": image.modality, "stain": image.stain,
-            "detector": detector or "", "boxes": boxes, "scores": scores,
+            "slide": image.slide,
+            "field": image.field,
+            "modality": image.modality,
+            "stain": image.stain,
+            "detector": detector or "",
+            "boxes": boxes,
+            "scores": scores,
         },
         "quality": quality.model_dump(mode="json"),
         "picture": picture_key if detector is not None else None,
@@ -152,8 +178,16 @@ def _rows_of(cells: list[Cell], modality: str) -> dict[tuple[str, str, str], lis
 
 
 def cut_unit(
-    case_dir: str, store_url: str, case_id: str, unit_index: int, first_row: int, n_cells: int, mark: str,
-    cells: list[Cell], images: list[FieldImage], settings: Settings,
+    case_dir: str,
+    store_url: str,
+    case_id: str,
+    unit_index: int,
+    first_row: int,
+    n_cells: int,
+    mark: str,
+    cells: list[Cell],
+    images: list[FieldImage],
+    settings: Settings,
 ) -> dict[str, Any]:
     """Cut the patches of one write unit (whole shards) from their fields, every size and modality.
 
@@ -179,16 +213,23 @@ def cut_unit(
             image = by_field[(slide, field, modality, stain)]
             pixels = _read(case_dir, image, settings)
             pixels = _rgb(pixels) if channels == 3 else _grey(pixels)
-            centres = [_centre(box) for box in (box_in(cells[i], modality) for i in indices) if box is not None]
+            centres = [
+                _centre(box) for box in (box_in(cells[i], modality) for i in indices) if box is not None
+            ]
             for size, block in blocks.items():
                 cut = crop_patches(
-                    pixels, centres, size_px=size, pixel_size_um=image.pixel_size_um,
-                    target_pixel_size_um=settings.patches.pixel_size_um, fill=settings.patches.border_fill,
+                    pixels,
+                    centres,
+                    size_px=size,
+                    pixel_size_um=image.pixel_size_um,
+                    target_pixel_size_um=settings.patches.pixel_size_um,
+                    fill=settings.patches.border_fill,
                 )
                 block[indices] = cut.reshape(len(indices), size, size, channels)
         for size, block in blocks.items():
-            store.write_unit(f"patches/{size}/{modality}", unit_index, first_row, block, n_cells, mark,
-                             settings.patches)
+            store.write_unit(
+                f"patches/{size}/{modality}", unit_index, first_row, block, n_cells, mark, settings.patches
+            )
             written += len(cells)
     return {"patches": written}
 
@@ -196,3 +237,107 @@ def cut_unit(
 def _grey(image: np.ndarray) -> np.ndarray:
     """(H, W, 1); a DIC image stored as RGB carries the same value three times."""
     return image[..., None] if image.ndim == 2 else image[..., 1:2]
+
+
+def stain_unit(
+    store_url: str,
+    case_id: str,
+    unit_index: int,
+    first_row: int,
+    n_cells: int,
+    mark: str,
+    wanted: list[bool],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Stain the DIC patches of one write unit virtually; rows not wanted stay empty."""
+    from pipeline.staining import stain_patches
+    from storage.case_store import CaseStore
+    from storage.store import Store
+
+    from storage.registry import load
+
+    _limit_threads()
+    size, model = settings.staining.size_px, settings.staining.dic_stainer
+    store = CaseStore(Store(store_url), case_id)
+    dic = store.read_rows(f"patches/{size}/dic", first_row, first_row + len(wanted))
+    rows = np.flatnonzero(wanted)
+    stained = stain_patches(dic[rows], load("stainer", model), settings.staining)
+    image = np.zeros((len(wanted), size, size, 3), np.uint8)
+    uncertainty = np.zeros((len(wanted), size, size, 1), np.uint8)
+    image[rows] = stained.image
+    # Kept as 8 bit: a picture of where to doubt, 255 = 1.0 of the model's own scale and beyond.
+    uncertainty[rows, ..., 0] = np.clip(np.rint(stained.uncertainty * 255.0), 0, 255).astype(np.uint8)
+    store.write_unit(f"virtual/{model}/image", unit_index, first_row, image, n_cells, mark, settings.patches)
+    store.write_unit(
+        f"virtual/{model}/uncertainty", unit_index, first_row, uncertainty, n_cells, mark, settings.patches
+    )
+    confidence: list[float | None] = [None] * len(wanted)
+    for row, value in zip(rows, stained.confidence, strict=True):
+        confidence[row] = round(float(value), 6)
+    return {"confidence": confidence}
+
+
+def patches_to_read(store: Any, cells: list[Cell], first_row: int, settings: Settings) -> np.ndarray:
+    """(N, S, S, 3) uint8: the real stain of each cell where there is one, else its virtual image."""
+    size = settings.classification.patch_px
+    last = first_row + len(cells)
+    stained = np.array([c.modality == "brightfield" for c in cells])
+    out = np.zeros((len(cells), size, size, 3), np.uint8)
+    if stained.any():
+        out[stained] = store.read_rows(f"patches/{size}/brightfield", first_row, last)[stained]
+    if not stained.all():
+        name = f"virtual/{settings.staining.dic_stainer}/image"
+        out[~stained] = store.read_rows(name, first_row, last)[~stained]
+    return out
+
+
+def classify_unit(
+    store_url: str, case_id: str, first_row: int, cells: list[Cell], settings: Settings
+) -> dict[str, Any]:
+    """Name, measure and, on Perls, read the sideroblast type of the cells of one unit."""
+    from pipeline.classification import classify_patches
+    from pipeline.segmentation import measure_cells
+    from pipeline.sideroblasts import read_sideroblasts
+    from storage.case_store import CaseStore
+    from storage.store import Store
+
+    from storage.registry import load
+
+    _limit_threads()
+    patches = patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
+    size_um = settings.patches.pixel_size_um
+    perls = [i for i, c in enumerate(cells) if c.stain == "Perls"]
+    named = [i for i, c in enumerate(cells) if c.stain != "Perls"]
+    documents: list[dict[str, Any]] = [{} for _ in cells]
+    if named:
+        classifier = load("classifier", settings.classification.classifier)
+        segmenter = load("segmenter", settings.classification.segmenter)
+        found = classify_patches(patches[named], size_um, classifier, settings.classification)
+        measures = measure_cells(segmenter.segment(patches[named], size_um), patches[named], size_um)
+        for i, result, measure in zip(named, found, measures, strict=True):
+            documents[i] = {
+                "label": result.label,
+                "probabilities": {k: round(float(v), 6) for k, v in result.probabilities.items()},
+                "confidence": round(float(result.confidence), 6),
+                "ood": round(float(result.ood), 6),
+                "virtual": cells[i].modality == "dic",
+                "area_um2": _rounded(measure.area_um2),
+                "nc_ratio": _rounded(measure.nc_ratio),
+            }
+    if perls:
+        # On Perls the question is the iron of an erythroblast, not the class: the finder looks for
+        # erythroblasts only, and the reader says "indeterminate" where it finds none.
+        readings = read_sideroblasts(patches[perls], size_um, load("sideroblast-reader", "rule"))
+        for i, reading in zip(perls, readings, strict=True):
+            documents[i] = {
+                "label": "erythroblast",
+                "probabilities": {"erythroblast": 1.0},
+                "confidence": cells[i].score,
+                "ood": 0.0,
+                "rs_type": reading.type,
+            }
+    return {"classes": [{"cell_id": c.cell_id, **d} for c, d in zip(cells, documents, strict=True)]}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(float(value), 4)

@@ -12,8 +12,12 @@ from flows.console import as_rgb, config_option, each_image, finish, json_option
 
 @click.command(name="classify")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--pixel-size", type=click.FloatRange(min=0, min_open=True), default=None,
-              help="Micrometres a pixel [from the file, else the scale is taken from the image].")
+@click.option(
+    "--pixel-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Micrometres a pixel [from the file, else the scale is taken from the image].",
+)
 @click.option("--model", default=None, help="Classifier [the settings' choice].")
 @config_option
 @json_option
@@ -22,8 +26,9 @@ def command(
 ) -> None:
     """Name the cell in the middle of each image."""
     from pipeline.classification import classify_patches
-    from pipeline.settings import load_settings
     from storage.images import image_info
+
+    from pipeline.settings import load_settings
     from storage.registry import load
 
     settings = load_settings(config).classification
@@ -34,7 +39,8 @@ def command(
         size = pixel_size or image_info(path).pixel_size_um
         found = classify_patches(image[None], size, classifier, settings)[0]
         return {
-            "file": str(path), "class": found.label,
+            "file": str(path),
+            "class": found.label,
             "probabilities": {k: round(float(v), 6) for k, v in found.probabilities.items()},
             "ood": round(float(found.ood), 6),
         }
@@ -43,7 +49,8 @@ def command(
         results, refused = each_image(images, "classify", one)
         text = "\n".join(
             f"{r['file']}: {r['class']} (p {max(r['probabilities'].values()):.2f}"
-            f"{', unlike the training cells' if r['ood'] > 0.99 else ''})" for r in results
+            f"{', unlike the training cells' if r['ood'] > 0.99 else ''})"
+            for r in results
         )
         show(results, text)
     finish(refused)

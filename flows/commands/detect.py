@@ -12,21 +12,37 @@ from flows.console import config_option, each_image, finish, json_option, output
 
 @click.command(name="detect")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--modality", type=click.Choice(["brightfield", "dic"]), default=None, help="[read from the image]")
-@click.option("--pixel-size", type=click.FloatRange(min=0, min_open=True), default=None,
-              help="Micrometres a pixel [from the file, else inferred from the red cells, and said].")
-@click.option("--model", default=None, help="Detector [the settings' choice for the modality]; see `smearflow models`.")
-@click.option("--threshold", type=click.FloatRange(0, 1), default=None, help="Leave out boxes below this score.")
+@click.option(
+    "--modality", type=click.Choice(["brightfield", "dic"]), default=None, help="[read from the image]"
+)
+@click.option(
+    "--pixel-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Micrometres a pixel [from the file, else inferred from the red cells, and said].",
+)
+@click.option(
+    "--model", default=None, help="Detector [the settings' choice for the modality]; see `smearflow models`."
+)
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), default=None, help="Leave out boxes below this score."
+)
 @config_option
 @json_option
 def command(
-    images: tuple[str, ...], modality: str | None, pixel_size: float | None, model: str | None,
-    threshold: float | None, config: Path | None, as_json: bool,
+    images: tuple[str, ...],
+    modality: str | None,
+    pixel_size: float | None,
+    model: str | None,
+    threshold: float | None,
+    config: Path | None,
+    as_json: bool,
 ) -> None:
     """Find leukocytes in images; boxes in pixels of the file."""
     from detectors.scale import guess_modality, infer_pixel_size_um
-    from pipeline.settings import load_settings
     from storage.images import image_info
+
+    from pipeline.settings import load_settings
     from storage.registry import load
 
     settings = load_settings(config).detection
@@ -45,7 +61,9 @@ def command(
         boxes, scores = load("detector", name).detect(image, size)
         keep = scores >= (threshold or 0.0)
         return {
-            "file": str(path), "modality": kind, "pixel_size_um": round(float(size), 5),
+            "file": str(path),
+            "modality": kind,
+            "pixel_size_um": round(float(size), 5),
             "pixel_size_source": source,
             "boxes": [[round(float(v), 2) for v in box] for box in boxes[keep]],
             "scores": [round(float(s), 5) for s in scores[keep]],
@@ -56,7 +74,8 @@ def command(
         cut = threshold if threshold is not None else settings.threshold
         text = "\n".join(
             f"{r['file']}: {sum(s >= cut for s in r['scores'])} leukocytes ({r['modality']}, "
-            f"{r['pixel_size_um']:.3f} µm/px, {r['pixel_size_source']})" for r in results
+            f"{r['pixel_size_um']:.3f} µm/px, {r['pixel_size_source']})"
+            for r in results
         )
         show(results, text)
     finish(refused)

@@ -16,8 +16,19 @@ from flows.console import json_option, output
 Finding = tuple[str, str]  # level (ok, warning, error), sentence
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "onnxruntime", "opencv-python", "openslide-python", "zarr", "dask",
-    "distributed", "prefect", "fastapi", "ultralytics", "scikit-image",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnxruntime",
+    "opencv-python",
+    "openslide-python",
+    "zarr",
+    "dask",
+    "distributed",
+    "prefect",
+    "fastapi",
+    "ultralytics",
+    "scikit-image",
 )
 
 
@@ -47,10 +58,18 @@ def check_packages() -> list[Finding]:
             continue
         wanted = locked.get(name)
         if wanted and wanted != found:
-            findings.append(("warning", f"{name} {found} is installed, {wanted} is locked; run 'make setup'."))
+            findings.append(
+                ("warning", f"{name} {found} is installed, {wanted} is locked; run 'make setup'.")
+            )
     if not findings:
-        findings.append(("ok", f"{len(PACKAGES)} libraries, at the locked versions" if locked else
-                         f"{len(PACKAGES)} libraries (no lock file beside this installation to compare with)"))
+        findings.append(
+            (
+                "ok",
+                f"{len(PACKAGES)} libraries, at the locked versions"
+                if locked
+                else f"{len(PACKAGES)} libraries (no lock file beside this installation to compare with)",
+            )
+        )
     return findings
 
 
@@ -86,8 +105,10 @@ def check_weights() -> list[Finding]:
             findings.append(("error", str(error)))
     settings = Settings()
     for task, name in (
-        ("detector", settings.detection.brightfield_detector), ("detector", settings.detection.dic_detector),
-        ("stainer", settings.staining.dic_stainer), ("classifier", settings.classification.classifier),
+        ("detector", settings.detection.brightfield_detector),
+        ("detector", settings.detection.dic_detector),
+        ("stainer", settings.staining.dic_stainer),
+        ("classifier", settings.classification.classifier),
         ("segmenter", settings.classification.segmenter),
     ):
         try:
@@ -118,19 +139,31 @@ def check_server() -> list[Finding]:
         with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=5) as answer:
             answer.read()
     except (urllib.error.URLError, OSError, ValueError) as error:
-        return [("error", f"PREFECT_API_URL={url} does not answer ({error}); start 'prefect server start' or unset it.")]
+        return [
+            (
+                "error",
+                f"PREFECT_API_URL={url} does not answer ({error}); start 'prefect server start' or unset it.",
+            )
+        ]
     return [("ok", f"Prefect server at {url}")]
 
 
 def check_disk() -> list[Finding]:
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     level = "warning" if free_gb < 5 else "ok"
-    return [(level, f"{free_gb:.0f} GB free on this disk" + ("; a night may need more." if free_gb < 5 else ""))]
+    return [
+        (level, f"{free_gb:.0f} GB free on this disk" + ("; a night may need more." if free_gb < 5 else ""))
+    ]
 
 
 CHECKS: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
-    ("python", check_python), ("versions", check_packages), ("imports", check_imports), ("weights", check_weights),
-    ("gpu", check_gpu), ("server", check_server), ("disk", check_disk),
+    ("python", check_python),
+    ("versions", check_packages),
+    ("imports", check_imports),
+    ("weights", check_weights),
+    ("gpu", check_gpu),
+    ("server", check_server),
+    ("disk", check_disk),
 )
 
 
@@ -141,7 +174,8 @@ def command(as_json: bool) -> None:
     with output(as_json) as show:
         rows = [
             {"check": name, "level": level, "message": message}
-            for name, check in CHECKS for level, message in check()
+            for name, check in CHECKS
+            for level, message in check()
         ]
         bad = [r for r in rows if r["level"] == "error"]
         lines = [f"{r['level']:<8} {r['check']:<9} {r['message']}" for r in rows]

@@ -26,13 +26,33 @@ def command(name: str | None, as_json: bool) -> None:
             show(package.card.model_dump(mode="json"), package.card.model_dump_json(indent=1))
             return
         rows: list[dict[str, Any]] = [
-            {"task": p.card.task, "name": p.name, "version": p.card.version, "architecture": p.card.architecture,
-             "licence": p.card.licence, "summary": p.card.intended_use} for p in list_packages()
+            {
+                "task": p.card.task,
+                "name": p.name,
+                "version": p.card.version,
+                "architecture": p.card.architecture,
+                "licence": p.card.licence,
+                "summary": p.card.intended_use,
+            }
+            for p in list_packages()
         ]
         rows += [
-            {"task": e.task, "name": e.architecture, "version": None, "architecture": e.architecture,
-             "licence": e.licence, "summary": e.summary} for e in entries() if not e.needs_package
+            {
+                "task": e.task,
+                "name": e.architecture,
+                "version": None,
+                "architecture": e.architecture,
+                "licence": e.licence,
+                "summary": e.summary,
+            }
+            for e in entries()
+            if not e.needs_package
         ]
         rows.sort(key=lambda r: (r["task"], r["name"]))
-        show(rows, "\n".join(f"{r['task']:<19} {r['name']:<24} {r['version'] or 'no weights':<11} {r['summary']}"
-                             for r in rows))
+        show(
+            rows,
+            "\n".join(
+                f"{r['task']:<19} {r['name']:<24} {r['version'] or 'no weights':<11} {r['summary']}"
+                for r in rows
+            ),
+        )

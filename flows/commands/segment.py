@@ -8,27 +8,44 @@ from typing import Any
 import click
 
 from flows.console import (
-    as_rgb, config_option, each_image, finish, json_option, output, output_folder, read_rgb_or_grey, unique_output,
+    as_rgb,
+    config_option,
+    each_image,
+    finish,
+    json_option,
+    output,
+    output_folder,
+    read_rgb_or_grey,
+    unique_output,
 )
 
 
 @click.command(name="segment")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, help="Folder for the label images.")
-@click.option("--pixel-size", type=click.FloatRange(min=0, min_open=True), default=None,
-              help="Micrometres a pixel [from the file, else the scale is taken from the image].")
+@click.option(
+    "--pixel-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Micrometres a pixel [from the file, else the scale is taken from the image].",
+)
 @click.option("--model", default=None, help="Segmenter [the settings' choice].")
 @config_option
 @json_option
 def command(
-    images: tuple[str, ...], out: str, pixel_size: float | None, model: str | None, config: Path | None, as_json: bool
+    images: tuple[str, ...],
+    out: str,
+    pixel_size: float | None,
+    model: str | None,
+    config: Path | None,
+    as_json: bool,
 ) -> None:
     """Label images: 0 background, 1 red cell, 2 cytoplasm, 3 nucleus, one PNG an image."""
     import cv2
+    from storage.images import image_info
 
     from detectors import segment_image
     from pipeline.settings import load_settings
-    from storage.images import image_info
     from storage.registry import load
 
     segmenter = load("segmenter", model or load_settings(config).classification.segmenter)

@@ -8,7 +8,14 @@ from typing import Any
 import click
 
 from flows.console import (
-    config_option, each_image, finish, json_option, output, output_folder, read_rgb_or_grey, unique_output,
+    config_option,
+    each_image,
+    finish,
+    json_option,
+    output,
+    output_folder,
+    read_rgb_or_grey,
+    unique_output,
 )
 
 
@@ -20,7 +27,12 @@ from flows.console import (
 @config_option
 @json_option
 def command(
-    images: tuple[str, ...], out: str, model: str | None, target: str | None, config: Path | None, as_json: bool
+    images: tuple[str, ...],
+    out: str,
+    model: str | None,
+    target: str | None,
+    config: Path | None,
+    as_json: bool,
 ) -> None:
     """Stain images virtually; writes a PNG an image with its confidence."""
     import cv2
@@ -35,13 +47,22 @@ def command(
     taken: set[Path] = set()
 
     def one(path: Path) -> dict[str, Any]:
-        image, confidence, uncertainty, _map = stain_image(stainer, read_rgb_or_grey(path), target or settings.target)
+        image, confidence, uncertainty, _map = stain_image(
+            stainer, read_rgb_or_grey(path), target or settings.target
+        )
         written = unique_output(folder, path, "_virtual.png", taken)
         cv2.imwrite(str(written), image[..., ::-1])
-        return {"file": str(path), "output": str(written), "confidence": round(float(confidence), 6),
-                "uncertainty": round(float(uncertainty), 6)}
+        return {
+            "file": str(path),
+            "output": str(written),
+            "confidence": round(float(confidence), 6),
+            "uncertainty": round(float(uncertainty), 6),
+        }
 
     with output(as_json) as show:
         results, refused = each_image(images, "stain", one)
-        show(results, "\n".join(f"{r['file']} -> {r['output']} (confidence {r['confidence']:.2f})" for r in results))
+        show(
+            results,
+            "\n".join(f"{r['file']} -> {r['output']} (confidence {r['confidence']:.2f})" for r in results),
+        )
     finish(refused)

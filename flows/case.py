@@ -1,0 +1,96 @@
+"""One case: one Prefect flow, one task per stage, one Dask cluster."""
+
+from __future__ import annotations
+
+import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is imported)
+
+# isort: split
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from flows.cluster import Workers
+from flows.execute import CaseOutcome, execute, summary
+from flows.runs import open_run
+
+log = logging.getLogger("smearflow.case")
+
+
+def as_task(name: str, function: Any) -> Any:
+    """A Prefect task of a stage.
+
+    The arguments are bound before Prefect sees the call: it would walk through every cell of the case
+    to look for futures, and hash them for a cache that is not used.
+    """
+
+    def call(*args: Any) -> Any:
+        return task(partial(function, *args), name=name, persist_result=False, cache_policy=NO_CACHE)()
+
+    return call
+
+
+@contextmanager
+def workers_for(workers: Workers | None, scheduler: str | None, n_workers: int | None) -> Iterator[Workers]:
+    """The night's workers where there are any, else workers of this run alone."""
+    if workers is not None:
+        yield workers
+    else:
+        with Workers(scheduler, n_workers) as own:
+            yield own
+
+
+def process_case(
+    case_dir: Path,
+    store: str,
+    settings: dict[str, Any] | None,
+    workers: Workers,
+    pixel_size_um: float | None = None,
+) -> CaseOutcome:
+    """Run a case inside a flow: stages as tasks, the report as an artifact."""
+    run = open_run(case_dir, store, settings, workers, pixel_size_um)
+    try:
+        outcome = execute(run, as_task)
+    except BaseException as error:
+        run.ledger.end_run(computed=run.computed, reused=run.reused, error=error)
+        raise
+    run.ledger.end_run(computed=run.computed, reused=run.reused)
+    _publish(outcome)
+    return outcome
+
+
+def _publish(outcome: CaseOutcome) -> None:
+    from pipeline.report_text import render_text
+
+    from pipeline.result import Result
+
+    if not flow_run.id:
+        return
+    slug = "".join(c if c.isalnum() else "-" for c in outcome.case_id.lower()).strip("-") or "case"
+    create_link_artifact(
+        link=outcome.report_url, link_text=f"Report of {outcome.case_id}", key=f"report-{slug}"
+    )
+    text = render_text(Result.model_validate(outcome.result))
+    create_markdown_artifact(markdown=f"```\n{text}\n```", key=f"summary-{slug}")
+
+
+@flow(name="case", persist_result=False, validate_parameters=True)
+def case(
+    case_dir: str,
+    store: str,
+    settings: dict[str, Any] | None = None,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    pixel_size_um: float | None = None,
+) -> dict[str, Any]:
+    """Process one case folder into `<store>/<case>/`; returns where the results are."""
+    with workers_for(None, scheduler, workers) as pool:
+        outcome = process_case(Path(case_dir), store, settings, pool, pixel_size_um)
+    return summary(outcome)

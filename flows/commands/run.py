@@ -1,0 +1,62 @@
+"""`smearflow run CASE_DIR --store URL`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.console import output, store_options
+
+
+def settings_values(config: Path | None) -> dict[str, Any]:
+    """The settings of a file as plain values, for a flow parameter; checked here, before anything starts."""
+    from pipeline.settings import load_settings
+
+    return load_settings(config).model_dump(mode="json", exclude_defaults=True)
+
+
+@click.command(name="run")
+@click.argument("case_dir", type=click.Path(path_type=Path))
+@click.option(
+    "--pixel-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Micrometres a pixel, where neither manifest nor file says.",
+)
+@store_options
+def command(
+    case_dir: Path,
+    pixel_size: float | None,
+    store: str,
+    scheduler: str | None,
+    workers: int | None,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Process one case folder into a report.
+
+    What was computed before from the same inputs, settings and models is not computed again.
+    """
+    values = settings_values(config)
+    with output(as_json) as show:
+        from flows.local import run_case
+
+        outcome = run_case(
+            case_dir, store, values, scheduler=scheduler, workers=workers, pixel_size_um=pixel_size
+        )
+        show(outcome.result, describe(outcome))
+
+
+def describe(outcome: Any) -> str:
+    """The result for a terminal, and where the report is."""
+    from pipeline.report_text import render_text
+
+    from pipeline.result import Result
+
+    computed, reused = sum(outcome.computed.values()), sum(outcome.reused.values())
+    work = (
+        f"computed {computed}, reused {reused}" if computed else f"nothing computed, {reused} results reused"
+    )
+    return f"{render_text(Result.model_validate(outcome.result))}\n\n{work}\nreport: {outcome.report_url}"

@@ -1,0 +1,88 @@
+"""A case from its folder to its report, free of any server: what the flows run and the command line asks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows import reporting, stages
+from flows.cluster import Workers
+from flows.records import CaseRun, WorkNeeded
+from flows.runs import open_run
+
+
+@dataclass(frozen=True)
+class CaseOutcome:
+    """Where a case's results are, and what was done for them."""
+
+    case_id: str
+    result: dict[str, Any]
+    report_url: str
+    result_url: str
+    n_quarantined: int
+    computed: dict[str, int]
+    reused: dict[str, int]
+    stage_seconds: dict[str, float]
+
+
+def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOutcome:
+    """Every stage of a case in order; `wrap(name, function)` may make a Prefect task of each."""
+    case = wrap("intake", stages.intake)(run)
+    registrations, doubtful = wrap("registration", stages.registration)(run, case)
+    detections, quality, overviews, problems = wrap("detection", stages.detection)(run, case)
+    found = wrap("cells", stages.cells)(run, case, detections, registrations)
+    patches_mark = wrap("patches", stages.patches)(run, case, found)
+    staining_mark, confidence = wrap("staining", stages.staining)(run, found, patches_mark)
+    classes = wrap("classification", stages.classification)(
+        run, found, patches_mark, staining_mark, confidence
+    )
+    findings = reporting.Findings(
+        case=case.model_copy(update={"problems": (*case.problems, *problems)}),
+        cells=found,
+        classes=classes,
+        registrations=registrations,
+        registration_pictures=doubtful,
+        quality=quality,
+        overviews=overviews,
+    )
+    result = wrap("report", reporting.report)(run, findings)
+    return CaseOutcome(
+        case_id=run.case_id,
+        result=result,
+        report_url=run.store.url_of(f"{run.case_id}/report.html"),
+        result_url=run.store.url_of(f"{run.case_id}/result.json"),
+        n_quarantined=len(findings.case.problems),
+        computed=dict(run.computed),
+        reused=dict(run.reused),
+        stage_seconds=dict(run.stage_seconds),
+    )
+
+
+def up_to_date(
+    case_dir: Path, store: str, settings: dict[str, Any] | None = None, pixel_size_um: float | None = None
+) -> CaseOutcome | None:
+    """The kept outcome where nothing has to be computed, else None; needs no server and no cluster."""
+    with Workers() as workers:
+        run = open_run(case_dir, store, settings, workers, pixel_size_um, allow_work=False)
+        try:
+            outcome = execute(run)
+        except WorkNeeded:
+            return None
+        run.ledger.end_run(computed=run.computed, reused=run.reused)
+        return outcome
+
+
+def summary(outcome: CaseOutcome) -> dict[str, Any]:
+    """A small, JSON-able account of a processed case."""
+    return {
+        "case": outcome.case_id,
+        "status": "done",
+        "report": outcome.report_url,
+        "result": outcome.result_url,
+        "quarantined": outcome.n_quarantined,
+        "computed": sum(outcome.computed.values()),
+        "reused": sum(outcome.reused.values()),
+        "flags": [f["code"] for f in outcome.result.get("flags", [])],
+        "seconds": {k: round(v, 2) for k, v in outcome.stage_seconds.items()},
+    }

@@ -1,0 +1,41 @@
+"""Running a case from the command line: in this process, under Prefect's own temporary server."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+
+def run_case(
+    case_dir: Path,
+    store: str,
+    settings: dict[str, Any],
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    pixel_size_um: float | None = None,
+) -> Any:
+    """Process a case and return its CaseOutcome.
+
+    Bad input is found before any server starts, and a case of which everything is kept needs none.
+    """
+    from flows.execute import up_to_date
+
+    done = up_to_date(case_dir, store, settings, pixel_size_um)
+    if done is not None:
+        return done
+    from prefect import flow
+
+    from flows.case import process_case, workers_for
+
+    # An error is told once, in one sentence, by the command line; Prefect would print its traceback before.
+    for name in ("prefect.flow_runs", "prefect.task_runs", "prefect"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    @flow(name="case", flow_run_name=f"case {case_dir.name}", persist_result=False)
+    def ad_hoc() -> Any:
+        with workers_for(None, scheduler, workers) as pool:
+            return process_case(case_dir, store, settings, pool, pixel_size_um)
+
+    return ad_hoc()

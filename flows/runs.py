@@ -1,0 +1,65 @@
+"""Opening a case's run: paths, store, settings and ledger from what a person or a schedule passes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from flows.cluster import Workers
+from flows.records import CaseRun
+from pipeline.errors import BadInput
+from pipeline.settings import Settings, load_settings
+
+
+def settings_of(values: dict[str, Any] | None) -> Settings:
+    """The settings that a flow parameter carries, or the defaults."""
+    return load_settings(None, values or {})
+
+
+def open_run(
+    case_dir: Path,
+    store: str,
+    settings: dict[str, Any] | None,
+    workers: Workers,
+    pixel_size_um: float | None = None,
+    *,
+    allow_work: bool = True,
+    case_id: str | None = None,
+) -> CaseRun:
+    """A run of one case; the case's id is its folder's name."""
+    from pipeline.intake import check_case_id
+    from storage.ledger import Ledger
+    from storage.store import Store
+
+    if case_id is None:
+        folder = case_dir.resolve()
+        if not folder.exists():
+            raise BadInput(f"{case_dir}: there is no such case folder; check the path.")
+        if not folder.is_dir():
+            raise BadInput(f"{case_dir}: a case is a folder with a manifest.csv; this is a file.")
+        case_id, case_dir = check_case_id(folder.name), folder
+    opened = Store(store)
+    return CaseRun(
+        case_dir=case_dir,
+        case_id=case_id,
+        store=opened,
+        settings=settings_of(settings),
+        workers=workers,
+        ledger=Ledger(opened, case_id),
+        pixel_size_um=pixel_size_um,
+        allow_work=allow_work,
+    )
+
+
+def database_url(store_url: str) -> str:
+    """The results database: SMEARFLOW_DATABASE, else `results.db` beside the cases of a local store."""
+    configured = os.environ.get("SMEARFLOW_DATABASE")
+    if configured:
+        return configured
+    if "://" in store_url and not store_url.startswith("file://"):
+        raise BadInput(
+            f"{store_url}: a remote store cannot hold an SQLite database; set SMEARFLOW_DATABASE to a PostgreSQL URL."
+        )
+    path = Path(store_url.removeprefix("file://")).resolve() / "results.db"
+    return f"sqlite:///{path}"

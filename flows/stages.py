@@ -1,0 +1,383 @@
+"""The stages of one case, in order: each takes typed values, runs what is not kept, returns typed values.
+
+These are plain functions; `flows.case` wraps each in one Prefect task.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage.fingerprint import fingerprint
+
+from flows import work
+from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
+from pipeline.types import (
+    Case,
+    Cell,
+    CellClass,
+    Detections,
+    FieldImage,
+    FocusQuality,
+    Problem,
+    Registration,
+)
+
+# Raised by one where a stage's code changes what it computes from the same inputs.
+VERSIONS = {
+    "intake": 1,
+    "registration": 1,
+    "detection": 1,
+    "cells": 1,
+    "patches": 1,
+    "staining": 1,
+    "classification": 1,
+    "sideroblasts": 1,
+    "report": 1,
+}
+
+FieldKey = tuple[str, str]
+ImageKey = tuple[str, str, str, str]  # slide, field, modality, stain
+
+PERLS_DETECTOR = "perls-classical"
+
+
+def model_sha(task: Any, name: str) -> str:
+    """What identifies a model in a fingerprint: its weights' hash and card, or its weight-free name."""
+    from storage.registry import Entry, describe
+
+    found = describe(task, name)
+    return f"weight-free:{name}" if isinstance(found, Entry) else fingerprint(found.card)
+
+
+def image_key(image: FieldImage) -> ImageKey:
+    return (image.slide, image.field, image.modality, image.stain)
+
+
+def intake(run: CaseRun) -> Case:
+    """Read and validate the case folder; every image is hashed and decoded once."""
+    from pipeline.intake import assemble_case, declare
+
+    declared = declare(run.case_dir, run.settings.intake, pixel_size_um=run.pixel_size_um)
+    items = [
+        Item(
+            key=safe_key(*source.names),
+            function=work.inspect,
+            args=(str(run.case_dir), source, run.settings),
+            fingerprint=fingerprint(
+                "intake", VERSIONS["intake"], source.hash_file(run.case_dir), source, run.settings.intake
+            ),
+        )
+        for source in declared.sources
+    ]
+    outcomes = run.run_items("intake", items)
+    _raise_crashes(run, "intake", outcomes)
+    case = assemble_case(declared, [o.output for o in outcomes.values() if o.output is not None])
+    for problem in case.problems:
+        run.ledger.note_problem(problem)
+    return case
+
+
+def _raise_crashes(run: CaseRun, stage: str, outcomes: dict[str, Outcome]) -> None:
+    """A stage whose every item crashed has failed; a single crash costs one item and is in the ledger."""
+    crashed = [(key, o) for key, o in outcomes.items() if o.error is not None and not o.bad_input]
+    if crashed and len(crashed) == len(outcomes):
+        key, first = crashed[0]
+        raise StageFailed(
+            f"{run.case_id}: {stage} failed for all {len(crashed)} items; the first, {key}: "
+            f"{first.error_type}: {first.error}"
+        )
+
+
+def _lost(stage: str, image: FieldImage, outcome: Outcome) -> Problem:
+    return Problem(
+        code=f"{stage.upper()}_ERROR",
+        slide=image.slide,
+        field=image.field,
+        file=image.file,
+        message=f"{stage} of {image.file} failed ({outcome.error_type}: {outcome.error}); the field is left out.",
+    )
+
+
+def registration(run: CaseRun, case: Case) -> tuple[dict[FieldKey, Registration], dict[FieldKey, str]]:
+    """DIC to brightfield, for every field that has both; and the pictures of doubtful ones."""
+    items: list[Item] = []
+    keys: dict[str, FieldKey] = {}
+    for dic in case.images:
+        if dic.modality != "dic":
+            continue
+        partner = case.image(dic.slide, dic.field, "brightfield", "MGG")
+        if partner is None:
+            continue
+        key = safe_key(dic.slide, dic.field)
+        keys[key] = (dic.slide, dic.field)
+        items.append(
+            Item(
+                key=key,
+                function=work.align_field,
+                args=(
+                    str(run.case_dir),
+                    run.store.url,
+                    run.picture_key("registration", key),
+                    dic,
+                    partner,
+                    run.settings,
+                ),
+                fingerprint=fingerprint(
+                    "registration", VERSIONS["registration"], dic, partner, run.settings.registration
+                ),
+            )
+        )
+    outcomes = run.run_items("registration", items)
+    found: dict[FieldKey, Registration] = {}
+    pictures: dict[FieldKey, str] = {}
+    for key, outcome in outcomes.items():
+        if outcome.output is None:
+            found[keys[key]] = Registration(status="failed", reason=f"{outcome.error_type}: {outcome.error}")
+            continue
+        found[keys[key]] = Registration.model_validate(outcome.output["registration"])
+        if outcome.output["picture"]:
+            pictures[keys[key]] = outcome.output["picture"]
+    return found, pictures
+
+
+def detector_of(run: CaseRun, case: Case, image: FieldImage) -> str | None:
+    """Which detector reads an image; None where its brightfield partner is read instead."""
+    settings = run.settings.detection
+    if image.stain == "Perls":
+        return PERLS_DETECTOR
+    if image.modality == "brightfield":
+        return settings.brightfield_detector
+    if case.image(image.slide, image.field, "brightfield", "MGG") is not None:
+        return None
+    return settings.dic_detector
+
+
+def detection(
+    run: CaseRun, case: Case
+) -> tuple[list[Detections], dict[ImageKey, FocusQuality], dict[ImageKey, str], list[Problem]]:
+    """Leukocytes and acquisition quality of every image."""
+    items: list[Item] = []
+    keys: dict[str, FieldImage] = {}
+    shas: dict[str | None, str] = {None: ""}
+    for image in case.images:
+        name = detector_of(run, case, image)
+        if name not in shas:
+            shas[name] = model_sha("detector", str(name))
+        key = safe_key(*image_key(image))
+        keys[key] = image
+        items.append(
+            Item(
+                key=key,
+                function=work.find_cells,
+                args=(
+                    str(run.case_dir),
+                    run.store.url,
+                    run.picture_key("detection", key),
+                    image,
+                    name,
+                    run.settings,
+                ),
+                # The threshold is applied to the kept boxes later, so it is no part of what was computed.
+                fingerprint=fingerprint("detection", VERSIONS["detection"], image, name, shas[name]),
+            )
+        )
+    outcomes = run.run_items("detection", items)
+    _raise_crashes(run, "detection", outcomes)
+    detections: list[Detections] = []
+    quality: dict[ImageKey, FocusQuality] = {}
+    pictures: dict[ImageKey, str] = {}
+    problems: list[Problem] = []
+    for key, outcome in outcomes.items():
+        image = keys[key]
+        if outcome.output is None:
+            problems.append(_lost("detection", image, outcome))
+            continue
+        detections.append(Detections.model_validate(outcome.output["detections"]))
+        quality[image_key(image)] = FocusQuality.model_validate(outcome.output["quality"])
+        if outcome.output["picture"]:
+            pictures[image_key(image)] = outcome.output["picture"]
+    return [d for d in detections if d.detector], quality, pictures, problems
+
+
+def cells(
+    run: CaseRun, case: Case, detections: list[Detections], registrations: dict[FieldKey, Registration]
+) -> tuple[Cell, ...]:
+    """The cells of the case, each once, in slide micrometres where positions are known."""
+    from pipeline.cells import merge_cells
+
+    mark = fingerprint(
+        "cells", VERSIONS["cells"], case, detections, sorted(registrations.items()), run.settings.detection
+    )
+
+    def compute() -> dict[str, Any]:
+        merged = merge_cells(case.images, detections, registrations, run.settings.detection)
+        return {"cells": [c.model_dump(mode="json") for c in merged]}
+
+    return tuple(Cell.model_validate(c) for c in run.run_here("cells", mark, compute)["cells"])
+
+
+def _units(run: CaseRun, n_cells: int) -> list[tuple[int, int, int]]:
+    """(index, first row, end row) of each write unit; a unit owns whole shards."""
+    shard = run.settings.patches.shard
+    return [(i, start, min(start + shard, n_cells)) for i, start in enumerate(range(0, n_cells, shard))]
+
+
+def unit_key(index: int) -> str:
+    return f"unit-{index:05d}"
+
+
+def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
+    """Patches of every cell, size and modality; returns the fingerprint of what the store now holds."""
+    from storage.case_store import CaseStore
+
+    mark = fingerprint("patches", VERSIONS["patches"], found, case.images, run.settings.patches)
+    if not found:
+        return mark
+    store = CaseStore(run.store, run.case_id)
+    modalities = work.patch_modalities(found)
+    names = [f"patches/{size}/{m}" for size in run.settings.patches.sizes_px for m in modalities]
+    if run.allow_work:
+        for size in run.settings.patches.sizes_px:
+            for m in modalities:
+                store.ensure_array(
+                    f"patches/{size}/{m}",
+                    (len(found), size, size, 3 if m == "brightfield" else 1),
+                    run.settings.patches,
+                    mark,
+                    [c.cell_id for c in found],
+                )
+    items = []
+    for index, start, end in _units(run, len(found)):
+        some = list(found[start:end])
+        fields = {(c.slide, c.field) for c in some}
+        items.append(
+            Item(
+                key=unit_key(index),
+                function=work.cut_unit,
+                args=(
+                    str(run.case_dir),
+                    run.store.url,
+                    run.case_id,
+                    index,
+                    start,
+                    len(found),
+                    mark,
+                    some,
+                    [i for i in case.images if (i.slide, i.field) in fields],
+                    run.settings,
+                ),
+                fingerprint=fingerprint(mark, index),
+            )
+        )
+    outcomes = run.run_items(
+        "patches",
+        items,
+        intact=lambda key: all(store.unit_is_intact(n, int(key.split("-")[1]), mark) for n in names),
+    )
+    _need_all(run, "patches", outcomes)
+    return mark
+
+
+def _need_all(run: CaseRun, stage: str, outcomes: dict[str, Outcome]) -> None:
+    for key, outcome in outcomes.items():
+        if outcome.error is not None:
+            raise StageFailed(
+                f"{run.case_id}: {stage} of {key} failed: {outcome.error_type}: {outcome.error}"
+            )
+
+
+def virtual_rows(found: tuple[Cell, ...]) -> list[bool]:
+    """Which cells have no stained image of their own and are read from a virtual one."""
+    return [c.modality == "dic" for c in found]
+
+
+def staining(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> tuple[str, dict[str, float]]:
+    """Virtual MGG of the cells that were never stained: the store's mark, and each cell's confidence."""
+    from storage.case_store import CaseStore
+
+    settings = run.settings.staining
+    if not any(virtual_rows(found)):
+        return "", {}
+    mark = fingerprint(
+        "staining", VERSIONS["staining"], patches_mark, settings, model_sha("stainer", settings.dic_stainer)
+    )
+    store = CaseStore(run.store, run.case_id)
+    size = settings.size_px
+    names = {f"virtual/{settings.dic_stainer}/image": 3, f"virtual/{settings.dic_stainer}/uncertainty": 1}
+    if run.allow_work:
+        for name, channels in names.items():
+            store.ensure_array(
+                name,
+                (len(found), size, size, channels),
+                run.settings.patches,
+                mark,
+                [c.cell_id for c in found],
+            )
+    items = [
+        Item(
+            key=unit_key(index),
+            function=work.stain_unit,
+            gpu=True,
+            args=(
+                run.store.url,
+                run.case_id,
+                index,
+                start,
+                len(found),
+                mark,
+                [c.modality == "dic" for c in found[start:end]],
+                run.settings,
+            ),
+            fingerprint=fingerprint(mark, index),
+        )
+        for index, start, end in _units(run, len(found))
+        if any(virtual_rows(found[start:end]))
+    ]
+    outcomes = run.run_items(
+        "staining",
+        items,
+        intact=lambda key: all(store.unit_is_intact(n, int(key.split("-")[1]), mark) for n in names),
+    )
+    _need_all(run, "staining", outcomes)
+    confidence: dict[str, float] = {}
+    for index, start, end in _units(run, len(found)):
+        output = outcomes[unit_key(index)].output if unit_key(index) in outcomes else None
+        for cell, value in zip(found[start:end], (output or {}).get("confidence", []), strict=False):
+            if value is not None:
+                confidence[cell.cell_id] = value
+    return mark, confidence
+
+
+def classification(
+    run: CaseRun, found: tuple[Cell, ...], patches_mark: str, staining_mark: str, confidence: dict[str, float]
+) -> tuple[CellClass, ...]:
+    """Class, confidence, novelty and measures of every cell."""
+    settings = run.settings.classification
+    if not found:
+        return ()
+    mark = fingerprint(
+        "classification",
+        VERSIONS["classification"],
+        patches_mark,
+        staining_mark,
+        settings,
+        model_sha("classifier", settings.classifier),
+        model_sha("segmenter", settings.segmenter),
+    )
+    items = [
+        Item(
+            key=unit_key(index),
+            function=work.classify_unit,
+            gpu=True,
+            args=(run.store.url, run.case_id, start, list(found[start:end]), run.settings),
+            fingerprint=fingerprint(mark, index),
+        )
+        for index, start, end in _units(run, len(found))
+    ]
+    outcomes = run.run_items("classification", items)
+    _need_all(run, "classification", outcomes)
+    classes = [CellClass.model_validate(c) for o in outcomes.values() for c in (o.output or {})["classes"]]
+    return tuple(
+        c.model_copy(update={"stain_confidence": confidence[c.cell_id]}) if c.cell_id in confidence else c
+        for c in classes
+    )
