@@ -39,3 +39,20 @@ def run_case(
             return process_case(case_dir, store, settings, pool, pixel_size_um)
 
     return ad_hoc()
+
+
+def run_night(
+    inbox: Path,
+    store: str,
+    settings: dict[str, Any],
+    *,
+    scheduler: str | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Process an inbox and return the night's summary."""
+    from flows.nightly import cases_of, nightly
+
+    cases_of(inbox)  # a wrong path is told before any server starts
+    state = nightly(str(inbox), store, settings, scheduler, workers, return_state=True)
+    night: dict[str, Any] = state.result()
+    return night

@@ -1,44 +1,18 @@
-"""The report of a case again, from what is stored: no pixel of the case folder is read."""
+"""The flow that writes a case's report again."""
 
 from __future__ import annotations
 
 import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is imported)
 
 # isort: split
-from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from flows.cluster import Workers
-from flows.runs import open_run
-from pipeline.errors import BadInput
-
-
-def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Count again with these settings and write result.json, report.html and the table anew."""
-    from pipeline.intake import check_case_id
-
-    from flows import reporting
-
-    with Workers() as workers:
-        run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
-        findings = reporting.kept_findings(run)
-        if findings is None:
-            raise BadInput(
-                f"{case_id}: the store {store} holds no finished run of this case; process it first."
-            )
-        result = reporting.write_report(run, findings)
-        run.ledger.end_run(computed={"report": 1}, reused={})
-    return {
-        "case": case_id,
-        "report": run.store.url_of(f"{case_id}/report.html"),
-        "result": run.store.url_of(f"{case_id}/result.json"),
-        "status": result["status"],
-    }
+from flows.rebuild import rebuild
 
 
 @flow(name="report", persist_result=False)
 def report(case_id: str, store: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Write a case's report again."""
+    """Write a case's report again, counting by these settings."""
     return rebuild(case_id, store, settings)

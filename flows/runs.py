@@ -59,7 +59,12 @@ def database_url(store_url: str) -> str:
         return configured
     if "://" in store_url and not store_url.startswith("file://"):
         raise BadInput(
-            f"{store_url}: a remote store cannot hold an SQLite database; set SMEARFLOW_DATABASE to a PostgreSQL URL."
+            f"{store_url}: a remote store cannot hold an SQLite database; set SMEARFLOW_DATABASE to a "
+            "PostgreSQL URL."
         )
-    path = Path(store_url.removeprefix("file://")).resolve() / "results.db"
-    return f"sqlite:///{path}"
+    return f"sqlite:///{local_path(store_url) / 'results.db'}"
+
+
+def local_path(store_url: str) -> Path:
+    """The folder of a local store."""
+    return Path(store_url.removeprefix("file://")).resolve()

@@ -1,0 +1,35 @@
+"""`smearflow nightly INBOX --store URL`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from flows.commands.run import settings_values
+from flows.console import output, store_options
+
+
+@click.command(name="nightly")
+@click.argument("inbox", type=click.Path(path_type=Path))
+@store_options
+def command(
+    inbox: Path, store: str, scheduler: str | None, workers: int | None, config: Path | None, as_json: bool
+) -> None:
+    """Process every case folder of an inbox; a case that fails is named and stops nothing.
+
+    Exit status 0 if every case was processed, 3 if some were not.
+    """
+    values = settings_values(config)
+    with output(as_json) as show:
+        from flows.local import run_night
+
+        night = run_night(inbox, store, values, scheduler=scheduler, workers=workers)
+        lines = [
+            f"{c['case']:<24} {c['status']:<7} {c.get('error') or c.get('report', '')}"
+            for c in night["cases"]
+        ]
+        show(night, "\n".join([*lines, night["message"]]))
+    if any(c["status"] == "failed" for c in night["cases"]):
+        sys.exit(3)
