@@ -75,5 +75,6 @@ def nightly(
             ],
             description="The night's cases, their reports, and why a case has none.",
         )
-    message = f"{len(rows) - len(failed)} of {len(rows)} cases processed, {len(failed)} cases and {lost} fields quarantined"
+    done = len(rows) - len(failed)
+    message = f"{done} of {len(rows)} cases processed, {len(failed)} cases and {lost} fields quarantined"
     return Completed(message=message, data={"message": message, "cases": rows})

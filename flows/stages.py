@@ -94,7 +94,7 @@ def _lost(stage: str, image: FieldImage, outcome: Outcome) -> Problem:
         slide=image.slide,
         field=image.field,
         file=image.file,
-        message=f"{stage} of {image.file} failed ({outcome.error_type}: {outcome.error}); the field is left out.",
+        message=f"{stage} of {image.file} failed ({outcome.error_type}: {outcome.error}); it is left out.",
     )
 
 

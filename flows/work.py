@@ -56,6 +56,16 @@ def _reduced(image: np.ndarray, width_px: int) -> np.ndarray:
     return cv2.resize(_rgb(image), size, interpolation=cv2.INTER_AREA)
 
 
+def _expected_shift_px(dic: FieldImage, brightfield: FieldImage) -> tuple[float, float] | None:
+    """Where the stage says that the brightfield origin lies in the DIC image, if it says so for both."""
+    if dic.x_um is None or dic.y_um is None or brightfield.x_um is None or brightfield.y_um is None:
+        return None
+    return (
+        (brightfield.x_um - dic.x_um) / dic.pixel_size_um,
+        (brightfield.y_um - dic.y_um) / dic.pixel_size_um,
+    )
+
+
 def align_field(
     case_dir: str,
     store_url: str,
@@ -74,14 +84,7 @@ def align_field(
 
     moving = read_field(Path(case_dir), dic, settings.intake)
     fixed = read_field(Path(case_dir), brightfield, settings.intake)
-    expected = None
-    if None not in (dic.x_um, dic.y_um, brightfield.x_um, brightfield.y_um):
-        assert dic.x_um is not None and dic.y_um is not None
-        assert brightfield.x_um is not None and brightfield.y_um is not None
-        expected = (
-            (brightfield.x_um - dic.x_um) / dic.pixel_size_um,
-            (brightfield.y_um - dic.y_um) / dic.pixel_size_um,
-        )
+    expected = _expected_shift_px(dic, brightfield)
     found = register(
         moving,
         fixed,
