@@ -56,12 +56,13 @@ def process_case(
 ) -> CaseOutcome:
     """Run a case inside a flow: stages as tasks, the report as an artifact."""
     run = open_run(case_dir, store, settings, workers, pixel_size_um)
-    try:
-        outcome = execute(run, as_task)
-    except BaseException as error:
-        run.ledger.end_run(computed=run.computed, reused=run.reused, error=error)
-        raise
-    run.ledger.end_run(computed=run.computed, reused=run.reused)
+    with run.store.writing(run.case_id):
+        try:
+            outcome = execute(run, as_task)
+        except BaseException as error:
+            run.ledger.end_run(computed=run.computed, reused=run.reused, error=error)
+            raise
+        run.ledger.end_run(computed=run.computed, reused=run.reused)
     _publish(outcome)
     return outcome
 

@@ -1,0 +1,106 @@
+"""The command line's promises that need no model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import COMMANDS, group
+
+HEAVY = ("numpy", "cv2", "torch", "prefect", "dask", "pandas", "pydantic", "skimage", "onnxruntime")
+
+
+def test_help_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, flows.cli\n"
+        "try: flows.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip().endswith("LOADED []")
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_explains_itself(name: str) -> None:
+    result = CliRunner().invoke(group, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+
+
+def smearflow(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *args], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_missing_image_is_one_sentence_and_exit_status_2(tmp_path: Path) -> None:
+    done = smearflow("align", str(tmp_path / "no.tif"), str(tmp_path / "no2.tif"), "--json")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "no.tif" in done.stderr
+
+
+def test_a_missing_case_folder_is_one_sentence_and_exit_status_2(tmp_path: Path) -> None:
+    done = smearflow("run", str(tmp_path / "nowhere"), "--store", str(tmp_path / "store"), "--json")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_settings_key_is_refused_by_name(tmp_path: Path) -> None:
+    config = tmp_path / "settings.yaml"
+    config.write_text("detection:\n  treshold: 0.5\n")
+    done = smearflow("run", str(tmp_path), "--store", str(tmp_path / "s"), "--config", str(config))
+    assert done.returncode == 2
+    assert "treshold" in done.stderr
+
+
+def test_models_prints_one_json_document_and_nothing_else() -> None:
+    done = smearflow("models", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {r["task"] for r in rows} >= {"detector", "segmenter", "stainer", "classifier"}
+
+
+def test_an_unknown_model_is_refused_with_the_names_that_exist() -> None:
+    done = smearflow("models", "no-such-model")
+    assert done.returncode == 2
+    assert "leukocyte-brightfield" in done.stderr
+
+
+def test_doctor_finds_nothing_wrong_in_a_sound_installation() -> None:
+    done = smearflow("doctor", "--json")
+    found = json.loads(done.stdout)
+    assert found["ok"], [f for f in found["findings"] if f["level"] == "error"]
+    assert {f["check"] for f in found["findings"]} == {
+        "python",
+        "versions",
+        "imports",
+        "weights",
+        "gpu",
+        "server",
+        "disk",
+    }
+
+
+def test_doctor_names_a_weight_file_that_was_altered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    from flows.commands.doctor import check_weights
+    from storage.packages import list_packages
+
+    package = list_packages()[0]
+    shutil.copytree(package.folder, tmp_path / package.folder.name)
+    weights = tmp_path / package.folder.name / package.weights_path.name
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0\0")
+    monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
+    findings = check_weights()
+    assert any(level == "error" and str(weights) in text for level, text in findings)

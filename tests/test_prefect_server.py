@@ -1,0 +1,153 @@
+"""The deployments, on a real Prefect server with a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PREFECT = str(Path(sys.executable).parent / "prefect")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A server and a worker of a process pool, in a Prefect home of their own."""
+    home = tmp_path_factory.mktemp("prefect")
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "SMEARFLOW_STORE": str(home / "store"),
+        "SMEARFLOW_INBOX": str(home / "inbox"),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    log = (home / "log.txt").open("w")
+    running = [
+        subprocess.Popen(
+            [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=home,
+        )
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{environment['PREFECT_API_URL']}/health", timeout=2).read()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, (home / "log.txt").read_text()[-2000:]
+                time.sleep(0.5)
+        running.append(
+            subprocess.Popen(
+                [PREFECT, "worker", "start", "--pool", "smearflow", "--type", "process"],
+                env=environment,
+                stdout=log,
+                stderr=log,
+                cwd=home,
+            )
+        )
+        yield environment
+    finally:
+        for process in reversed(running):
+            process.terminate()
+        for process in running:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        log.close()
+
+
+def prefect(environment: dict[str, str], *args: str) -> str:
+    done = subprocess.run(
+        [PREFECT, "--no-prompt", *args],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.server
+def test_a_deployed_case_flow_processes_a_new_case_and_links_its_report(
+    server: dict[str, str], tmp_path: Path
+) -> None:
+    from phantoms.cases import simulate_case
+
+    case = simulate_case(
+        tmp_path / "NEW-1",
+        case_id="NEW-1",
+        seed=2,
+        n_fields=1,
+        width_px=512,
+        height_px=400,
+        n_leukocytes_per_field=4,
+    )
+    deadline = time.monotonic() + 60
+    while "smearflow" not in prefect(server, "work-pool", "ls"):  # the worker makes the pool
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    prefect(server, "deploy", "--all")
+    prefect(server, "deployment", "run", "case/case", "--param", f"case_dir={case}", "--watch")
+    store = Path(server["SMEARFLOW_STORE"])
+    result = json.loads((store / "NEW-1" / "result.json").read_text())
+    assert result["differential"]["n_detected"] > 0
+    request = urllib.request.Request(
+        f"{server['PREFECT_API_URL']}/artifacts/filter",
+        data=b"{}",
+        headers={"content-type": "application/json"},
+    )
+    artifacts = json.loads(urllib.request.urlopen(request, timeout=10).read())
+    assert any(a["key"] == "report-new-1" and "report.html" in a["data"] for a in artifacts)
+
+
+@pytest.mark.server
+def test_a_night_goes_on_past_a_case_that_fails(server: dict[str, str], tmp_path: Path) -> None:
+    from phantoms.cases import simulate_case
+
+    inbox = Path(server["SMEARFLOW_INBOX"])
+    simulate_case(
+        inbox / "N-2",
+        case_id="N-2",
+        seed=4,
+        n_fields=1,
+        width_px=512,
+        height_px=400,
+        modalities=("brightfield",),
+        n_leukocytes_per_field=4,
+    )
+    (inbox / "N-1").mkdir()
+    (inbox / "N-1" / "manifest.csv").write_text("nonsense\n1\n")
+    output = prefect(server, "deployment", "run", "nightly/nightly", "--watch")
+    assert "1 cases and" in output or "Completed" in output
+    store = Path(server["SMEARFLOW_STORE"])
+    assert (store / "N-2" / "result.json").is_file()
+    assert not (store / "N-1" / "result.json").exists()
+    shutil.rmtree(inbox)
