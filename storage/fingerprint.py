@@ -1,0 +1,59 @@
+"""The fingerprint of what a result was computed from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON knows it, with what JSON would blur kept apart.
+
+    Models carry their class name, so that two specs of equal fields differ; floats and integers of
+    one value are alike (a manifest's 1 and 1.0 are one pixel size).
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, BaseModel):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        return {"__model__": type(value).__name__, **{k: _plain(v) for k, v in fields.items()}}
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return {"__float__": repr(value)}
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    if isinstance(value, bytes):
+        return {"__bytes__": hashlib.sha256(value).hexdigest()}
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        if all(isinstance(k, str) for k in value):
+            return {k: _plain(v) for k, v in value.items()}
+        pairs = [[_plain(k), _plain(v)] for k, v in value.items()]
+        return {"__pairs__": sorted(pairs, key=lambda p: json.dumps(p[0], sort_keys=True))}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return {"__set__": sorted((_plain(v) for v in value), key=lambda v: json.dumps(v, sort_keys=True))}
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        return _plain(value.item())  # a NumPy scalar
+    raise TypeError(
+        f"a {type(value).__name__} has no stable fingerprint; pass a spec, its hash or its numbers"
+    )
+
+
+def fingerprint(*parts: Any) -> str:
+    """sha256 (hex) of the canonical JSON of specs, settings, hashes, numbers and containers of them.
+
+    The same in every process and on every machine; raises TypeError for anything without a stable
+    form (arrays, functions, objects), rather than hash an address.
+    """
+    text = json.dumps([_plain(p) for p in parts], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,0 +1,167 @@
+"""Field images: what a file holds without decoding it, its pixels, and their 8-bit view.
+
+Kinds are told by content, never by the name of the file.  Everything that cannot be read ends as
+UnreadableImage with the file, the problem and the fix in one sentence, before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+
+from pipeline.errors import UnreadableImage
+from storage import images_png_jpeg, images_tiff
+from storage.images_info import MAX_PIXELS, ImageInfo, damaged, refuse
+
+__all__ = ["MAX_PIXELS", "ImageInfo", "decode_image", "image_info", "is_grey", "read_image", "to_uint8"]
+
+MAX_FILE_BYTES = 4 << 30
+Kind = Literal["tiff", "png", "jpeg"]
+
+# Little- and big-endian, classic and BigTIFF.
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _kind(path: Path, head: bytes) -> Kind:
+    if head[:4] in _TIFF_MAGIC:
+        return "tiff"
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png"
+    if head[:3] == b"\xff\xd8\xff":
+        return "jpeg"
+    if not head:
+        raise refuse(path, "is empty", "copy it again from the microscope")
+    if not head.strip(b"\0"):
+        raise refuse(path, "holds only zeros", "copy it again from the microscope")
+    raise refuse(path, "is not a TIFF, OME-TIFF, PNG or JPEG image", "export it as one of these")
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        if not path.is_file():  # a pipe or device would block for ever
+            raise refuse(path, "does not exist or is not a file", "check its name in the manifest")
+        return path.open("rb")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnreadableImage):
+            raise
+        raise refuse(path, f"cannot be opened ({error})", "check its name and who may read it") from error
+
+
+def image_info(path: Path | str) -> ImageInfo:
+    """Width, height, channels, bits and pixel size of an image file; no pixel is decoded.
+
+    Raises UnreadableImage.
+    """
+    path = Path(path)
+    with _open(path) as stream:
+        kind = _kind(path, stream.read(16))
+        stream.seek(0)
+        with damaged(path):
+            if kind == "tiff":
+                return images_tiff.info(path, stream)
+            if kind == "png":
+                return images_png_jpeg.png_info(path, stream)
+            return images_png_jpeg.jpeg_info(path, stream)
+
+
+def decode_image(path: Path, data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, np.ndarray]:
+    """The info and pixels of an image file whose bytes are at hand, so that hashing needs no second read.
+
+    `path` is only named in errors.
+    """
+    kind = _kind(path, data[:16])
+    stream = io.BytesIO(data)
+    with damaged(path):
+        if kind == "tiff":
+            info = images_tiff.info(path, stream)
+        elif kind == "png":
+            info = images_png_jpeg.png_info(path, stream)
+        else:
+            info = images_png_jpeg.jpeg_info(path, stream)
+        if info.width < 1 or info.height < 1:
+            raise refuse(path, "has no pixels", "export it again")
+        if info.width * info.height > max_pixels:
+            raise refuse(
+                path,
+                f"has {info.width} x {info.height} pixels, more than the {max_pixels:,} allowed",
+                "cut it into fields or raise intake.max_image_pixels",
+            )
+        stream.seek(0)
+        if kind == "tiff":
+            pixels = images_tiff.decode(path, stream, max_pixels)
+        elif kind == "png":
+            pixels = images_png_jpeg.png_decode(path, data)
+        else:
+            pixels = images_png_jpeg.jpeg_decode(path, data)
+    if pixels.shape[:2] != (info.height, info.width):
+        raise refuse(path, "has other dimensions than its header says", "export it again")
+    return info, np.ascontiguousarray(pixels)
+
+
+def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The pixels of an image file: (H, W) or (H, W, 3), uint8 or uint16.
+
+    Alpha is dropped, palettes are expanded, white-is-zero is turned round; EXIF orientation is not
+    applied (boxes are in pixels as they are stored).  Images of more than `max_pixels` are refused
+    from their header.  Raises UnreadableImage.
+    """
+    path = Path(path)
+    with _open(path) as stream:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise refuse(
+                path, f"is a file of {size >> 30} GiB", "hand it in as a whole-slide file or cut it up"
+            )
+        data = stream.read()
+    return decode_image(path, data, max_pixels=max_pixels)[1]
+
+
+def is_grey(image: np.ndarray) -> bool:
+    """Whether an image carries no colour: one channel, or R = G = B but for coding noise.
+
+    Colour is measured against the range in use, so that a 12-bit image in 16 bits is judged alike.
+    """
+    if image.ndim == 2:
+        return True
+    # A sparse sample is enough, and a 2064 x 1544 field costs a millisecond.
+    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 250_000)))
+    sample = image[::step, ::step].astype(np.int32)
+    spread = sample.max(axis=2) - sample.min(axis=2)
+    scale = max(255.0, float(np.percentile(sample, 99.9)))
+    return float(np.percentile(spread, 99.5)) <= 3.0 * scale / 255.0
+
+
+def to_uint8(image: np.ndarray, *, modality: str = "brightfield") -> np.ndarray:
+    """The 8-bit view of an image (H, W) or (H, W, 3); 8-bit input is returned as it is.
+
+    Brightfield: divided by the full scale of the smallest camera depth (8, 10, 12, 14, 16 bits) that
+    holds its 99.99th percentile, one factor for all channels, so that colour and optical density keep
+    their ratios.  Where even the background stays under half of that scale, the camera used a part of
+    its range, and the 99.9th percentile is put at 240 instead.
+    DIC: its 0.1th to 99.9th percentile is stretched over 0-255; DIC has no absolute level, only
+    contrast about its grey.
+    """
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype != np.uint16:
+        raise TypeError(f"to_uint8 takes uint8 or uint16, not {image.dtype}")
+    if modality == "dic":
+        low, high = (float(v) for v in np.percentile(image, [0.1, 99.9]))
+        if high <= low:
+            low, high = float(image.min()), float(image.max())
+        if high <= low:
+            return np.full(image.shape, 128, np.uint8)
+        table = (np.arange(65536, dtype=np.float64) - low) * (255.0 / (high - low))
+    else:
+        used = float(np.percentile(image, 99.99))
+        full = next((float(2**bits - 1) for bits in (8, 10, 12, 14) if used <= 2**bits - 1), 65535.0)
+        white = float(np.percentile(image, 99.9))
+        gain = 255.0 / full
+        if 0 < white * gain < 128.0:
+            gain = 240.0 / white
+        table = np.arange(65536, dtype=np.float64) * gain
+    lookup: np.ndarray = np.clip(np.rint(table), 0, 255).astype(np.uint8)
+    return lookup[image]

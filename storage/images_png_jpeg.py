@@ -1,0 +1,90 @@
+"""PNG and JPEG: headers read by hand (no decoder touches a file before its size is known), strict decoding."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from storage.images_info import ImageInfo, plausible_pixel_size, refuse
+
+_MAX_HEADER_CHUNKS = 10_000
+
+
+def png_info(path: Path, stream: BinaryIO) -> ImageInfo:
+    """The header of a PNG up to its first pixel data; pHYs gives the pixel size where it is plausible."""
+    stream.seek(8)
+    header: tuple[int, ...] | None = None
+    size_um: float | None = None
+    notes: tuple[str, ...] = ()
+    for _ in range(_MAX_HEADER_CHUNKS):
+        head = stream.read(8)
+        if len(head) < 8:
+            raise refuse(path, "is truncated", "copy or export it again")
+        length, name = struct.unpack(">I4s", head)
+        if name == b"IDAT":
+            break
+        if length > 1 << 26:
+            raise refuse(path, "has a damaged header", "copy or export it again")
+        body = stream.read(length)
+        stream.seek(4, 1)
+        if name == b"IHDR" and length == 13:
+            header = struct.unpack(">IIBBBBB", body)
+        elif name == b"pHYs" and length == 9:
+            per_x, per_y, unit = struct.unpack(">IIB", body)
+            if unit == 1 and per_x and per_y:
+                size_um, notes = plausible_pixel_size(1e6 / per_x, 1e6 / per_y)
+        elif name == b"acTL":
+            raise refuse(path, "is an animation", "hand in one frame as a PNG")
+    if header is None:
+        raise refuse(path, "has no header", "copy or export it again")
+    width, height, depth, colour = header[:4]
+    if colour not in (0, 2, 3, 4, 6):
+        raise refuse(path, "has a damaged header", "copy or export it again")
+    return ImageInfo(width, height, 1 if colour in (0, 4) else 3, 16 if depth == 16 else 8, size_um, notes)
+
+
+def png_decode(path: Path, data: bytes) -> np.ndarray:
+    import imagecodecs
+
+    # libpng is satisfied without the last chunk; a file cut there was not written to its end.
+    if data.rfind(b"IEND") < len(data) - 4096 and b"IEND" not in data[-(1 << 20) :]:
+        raise refuse(path, "is truncated", "copy or export it again")
+    pixels = imagecodecs.png_decode(data)
+    if pixels.ndim == 3:
+        # 2 = grey + alpha, 4 = RGB + alpha.
+        pixels = pixels[..., 0] if pixels.shape[2] <= 2 else pixels[..., :3]
+    return pixels
+
+
+def jpeg_info(path: Path, stream: BinaryIO) -> ImageInfo:
+    """The header of a JPEG; its density gives the pixel size in the rare case that it is plausible."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and is checked before a pixel is decoded
+    with Image.open(stream, formats=("JPEG", "MPO")) as image:
+        if image.mode not in ("L", "RGB"):
+            raise refuse(path, f"has the colour mode {image.mode}", "export it as RGB or grey")
+        size_um: float | None = None
+        notes: tuple[str, ...] = ()
+        density, unit = image.info.get("jfif_density"), image.info.get("jfif_unit")
+        per_unit_um = {1: 25_400.0, 2: 10_000.0}.get(unit or 0)
+        if per_unit_um and density and all(density):
+            size_um, notes = plausible_pixel_size(per_unit_um / density[0], per_unit_um / density[1])
+        if image.getexif().get(0x0112, 1) not in (0, 1):
+            notes += ("its EXIF orientation is not applied: it is read as its pixels are stored",)
+        return ImageInfo(image.width, image.height, 1 if image.mode == "L" else 3, 8, size_um, notes)
+
+
+def jpeg_decode(path: Path, data: bytes) -> np.ndarray:
+    import io
+
+    from PIL import Image, ImageFile
+
+    # Other libraries switch this on for the whole process; a half field would be counted as a whole one.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+        image.load()
+        return np.asarray(image)

@@ -1,0 +1,183 @@
+"""The ledger of a case: what was done to each of its items, when, from what, and what went wrong.
+
+One JSON document, `<case>/ledger.json`, written whole.  The process that runs the case is its only
+writer.  Entries are changed by appending facts: an error that was seen stays in `errors` when a
+later attempt succeeds, and each run leaves a line in `runs`.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.types import Problem
+from storage.store import Store
+
+log = logging.getLogger("smearflow")
+
+MAX_RUNS = 100
+MAX_ERRORS = 10  # kept per item, the newest
+TRACEBACK_CHARACTERS = 2000
+SCHEMA_VERSION = 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_error(error: BaseException | str) -> dict[str, Any]:
+    """Type, message and the tail of the traceback of an error, its cause first where it has one."""
+    if isinstance(error, str):
+        return {"type": "", "message": error, "traceback": ""}
+    text = "".join(traceback.format_exception(error))
+    return {
+        "type": type(error).__name__,
+        "message": str(error)[:2000],
+        "traceback": text[-TRACEBACK_CHARACTERS:],
+    }
+
+
+class Ledger:
+    """The record of one case.
+
+    `start`, `done`, `fail` and `quarantine` change it in memory; `save` writes it.  An entry left
+    `running` by a process that died is shown as `interrupted` by the next one that opens it.
+    """
+
+    def __init__(self, store: Store, case_id: str) -> None:
+        self._store, self._key = store, f"{case_id}/ledger.json"
+        self.case_id = case_id
+        self._document = self._read()
+        self._started: dict[tuple[str, str], float] = {}
+        self._run: dict[str, Any] | None = None
+
+    def _read(self) -> dict[str, Any]:
+        empty: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "case_id": self.case_id,
+            "stages": {},
+            "problems": [],
+            "runs": [],
+        }
+        if not self._store.exists(self._key):
+            return empty
+        try:
+            document = self._store.read_json(self._key)
+            if not isinstance(document, dict) or not isinstance(document["stages"], dict):
+                raise ValueError("no ledger")
+        except (ValueError, KeyError):
+            # The ledger tells the story; what may be reused stands in the records themselves.
+            log.warning(
+                "%s: the ledger was damaged; it is kept as ledger.damaged.json and begun anew", self.case_id
+            )
+            self._store.write_bytes(f"{self.case_id}/ledger.damaged.json", self._store.read_bytes(self._key))
+            return empty
+        for items in document["stages"].values():
+            for entry in items.values():
+                if entry.get("status") == "running":
+                    entry["status"] = "interrupted"
+        return {**empty, **document}
+
+    def _entry(self, stage: str, key: str) -> dict[str, Any]:
+        items: dict[str, Any] = self._document["stages"].setdefault(stage, {})
+        entry: dict[str, Any] = items.setdefault(key, {"status": "new", "attempts": 0})
+        return entry
+
+    def entry(self, stage: str, key: str) -> dict[str, Any] | None:
+        """What is known of an item, or None."""
+        found: dict[str, Any] | None = self._document["stages"].get(stage, {}).get(key)
+        return None if found is None else dict(found)
+
+    def is_current(self, stage: str, key: str, fingerprint: str) -> bool:
+        """Whether an item was done from exactly these inputs."""
+        entry = self.entry(stage, key)
+        return entry is not None and entry["status"] == "done" and entry.get("fingerprint") == fingerprint
+
+    def start(self, stage: str, key: str, fingerprint: str) -> None:
+        import time
+
+        entry = self._entry(stage, key)
+        if entry.get("fingerprint") != fingerprint:
+            entry["attempts"] = 0
+        entry.update(
+            status="running", fingerprint=fingerprint, started=_now(), attempts=entry["attempts"] + 1
+        )
+        entry.pop("error", None)
+        self._started[stage, key] = time.perf_counter()
+        self._begin_run()
+
+    def _finish(self, stage: str, key: str, status: str, error: BaseException | str | None = None) -> None:
+        import time
+
+        entry = self._entry(stage, key)
+        begun = self._started.pop((stage, key), None)
+        entry["status"] = status
+        # Wall time from hand-over to answer, waiting for a worker included.
+        entry["seconds"] = None if begun is None else round(time.perf_counter() - begun, 3)
+        if error is not None:
+            entry["error"] = {**describe_error(error), "at": _now(), "attempt": entry["attempts"]}
+            entry["errors"] = [*entry.get("errors", []), entry["error"]][-MAX_ERRORS:]
+
+    def done(self, stage: str, key: str) -> None:
+        self._finish(stage, key, "done")
+
+    def fail(self, stage: str, key: str, error: BaseException | str) -> None:
+        """An item crashed; the next run tries it again."""
+        self._finish(stage, key, "failed", error)
+
+    def quarantine(self, stage: str, key: str, error: BaseException | str) -> None:
+        """An item's input cannot be used; it is left out until the input changes."""
+        self._finish(stage, key, "quarantined", error)
+
+    def note_problem(self, problem: Problem) -> None:
+        """Keep what intake (or a later stage) found wrong with the input."""
+        document = problem.model_dump(mode="json")
+        if document not in self._document["problems"]:
+            self._document["problems"].append(document)
+
+    def _begin_run(self) -> None:
+        if self._run is None:
+            self._run = {"started": _now()}
+
+    def end_run(
+        self, *, computed: dict[str, int], reused: dict[str, int], error: BaseException | str | None = None
+    ) -> None:
+        """Close this run: how many items each stage computed and reused; saves.
+
+        A run that computed nothing leaves its line as well: it is the proof that nothing was done.
+        """
+        run = self._run or {"started": _now()}
+        run.update(ended=_now(), computed=dict(computed), reused=dict(reused))
+        if error is not None:
+            run["error"] = describe_error(error)
+        self._document["runs"] = [*self._document["runs"], run][-MAX_RUNS:]
+        self._run = None
+        self.save()
+
+    def save(self) -> None:
+        self._document["updated"] = _now()
+        self._store.write_json(self._key, self._document)
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        return list(self._document["runs"])
+
+    def items(self, stage: str) -> dict[str, dict[str, Any]]:
+        return {key: dict(entry) for key, entry in self._document["stages"].get(stage, {}).items()}
+
+    def quarantined(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """(stage, item, entry) of everything that is left out or failed now."""
+        return [
+            (stage, key, dict(entry))
+            for stage, items in self._document["stages"].items()
+            for key, entry in items.items()
+            if entry["status"] in ("quarantined", "failed")
+        ]
+
+    def document(self) -> dict[str, Any]:
+        """The whole record, as it would be saved."""
+        import copy
+
+        return copy.deepcopy(self._document)

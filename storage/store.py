@@ -1,0 +1,228 @@
+"""The store: named documents and arrays under one root, a local folder or any fsspec URL.
+
+Every write is whole or absent (a local file is written beside its place, synced and moved there; an
+object store's put is atomic by itself), and no key leads outside the root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BadInput, SmearflowError
+
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
+
+
+class BadKey(SmearflowError, ValueError):
+    """A key that would lead outside the store, or that no file system could hold."""
+
+
+class CaseBusy(SmearflowError, RuntimeError):
+    """Another process is writing this case."""
+
+
+def check_key(key: str) -> str:
+    """The key itself; raises BadKey unless it is a relative path of plain names."""
+    parts = key.split("/")
+    if not key or _UNSAFE.search(key) or any(p in ("", ".", "..") or len(p.encode()) > 255 for p in parts):
+        raise BadKey(f"'{key}' is no key of a store; keys are relative paths without '..'.")
+    return key
+
+
+class Store:
+    """Documents by key under a root; small enough to be opened anew in every worker from its `url`."""
+
+    def __init__(self, url: str | Path) -> None:
+        text = str(url)
+        if "://" in text and not text.startswith("file://"):
+            import fsspec
+
+            self.url = text.rstrip("/")
+            self.folder: Path | None = None
+            try:
+                self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            except (ValueError, ImportError) as error:
+                raise BadInput(
+                    f"{text}: the store cannot be opened ({error}); give a folder or an fsspec URL such as s3://…"
+                ) from error
+            self._root = self._root.rstrip("/")
+        else:
+            self.folder = Path(os.path.abspath(text.removeprefix("file://")))
+            self.url = str(self.folder)
+            self._fs, self._root = None, ""
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadInput(
+                    f"{self.folder}: the store cannot be made here ({error}); choose a folder."
+                ) from error
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    @property
+    def is_local(self) -> bool:
+        return self.folder is not None
+
+    def path(self, key: str) -> Path:
+        """Where a key lies on this machine; raises BadKey for a remote store or a way out of the root."""
+        if self.folder is None:
+            raise BadKey(f"{self.url} is not a local store; read the key through the store.")
+        path = self.folder / check_key(key)
+        # A link inside the store could lead out of it.
+        if not path.parent.resolve().is_relative_to(self.folder.resolve()) or path.is_symlink():
+            raise BadKey(f"'{key}' leads outside the store {self.folder} through a link; remove the link.")
+        return path
+
+    def _remote(self, key: str) -> str:
+        return f"{self._root}/{check_key(key)}"
+
+    def url_of(self, key: str) -> str:
+        """The address that a person can open: a path, or a URL."""
+        return f"{self.url}/{check_key(key)}"
+
+    def exists(self, key: str) -> bool:
+        if self.folder is not None:
+            return self.path(key).exists()
+        return bool(self._fs.exists(self._remote(key)))
+
+    def size(self, key: str) -> int | None:
+        """Bytes of a document, None where there is none."""
+        if self.folder is not None:
+            try:
+                return self.path(key).stat().st_size
+            except FileNotFoundError:
+                return None
+        self._fs.invalidate_cache()
+        try:
+            return int(self._fs.info(self._remote(key))["size"])
+        except FileNotFoundError:
+            return None
+
+    def read_bytes(self, key: str) -> bytes:
+        """A document; raises FileNotFoundError."""
+        if self.folder is not None:
+            return self.path(key).read_bytes()
+        return bytes(self._fs.cat_file(self._remote(key)))
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        """Write a document whole: a reader, and a run after a power cut, sees the old one or the new one."""
+        if self.folder is None:
+            self._fs.pipe_file(self._remote(key), data)
+            return
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path(key)  # once more: the parent exists now, and may be a link that someone put there
+        handle, draft = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(draft, 0o644 & ~_umask())
+            os.replace(draft, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            raise
+        _sync_folder(path.parent)
+
+    def read_text(self, key: str) -> str:
+        return self.read_bytes(key).decode("utf-8")
+
+    def write_text(self, key: str, text: str) -> None:
+        self.write_bytes(key, text.encode("utf-8"))
+
+    def read_json(self, key: str) -> Any:
+        """A JSON document; raises FileNotFoundError, or ValueError where it is no JSON."""
+        return json.loads(self.read_bytes(key))
+
+    def write_json(self, key: str, value: Any) -> None:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        self.write_bytes(key, (text + "\n").encode("utf-8"))
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Names (files and folders) directly under a prefix, sorted; drafts of writes are not shown."""
+        if self.folder is not None:
+            folder = self.path(prefix) if prefix else self.folder
+            if not folder.is_dir():
+                return []
+            return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".writing-"))
+        self._fs.invalidate_cache()
+        root = self._remote(prefix) if prefix else self._root
+        try:
+            found = self._fs.ls(root, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted({str(p).rstrip("/").rsplit("/", 1)[-1] for p in found if str(p).rstrip("/") != root})
+
+    def delete(self, key: str) -> None:
+        """Remove a document or everything under a prefix; no error where there is nothing."""
+        if self.folder is not None:
+            import shutil
+
+            path = self.path(key)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._remote(key), recursive=True)
+
+    def zarr_store(self, case_id: str) -> Any:
+        """The Zarr store object of `<case>/case.zarr`."""
+        key = f"{check_key(case_id)}/case.zarr"
+        if self.folder is not None:
+            from zarr.storage import LocalStore
+
+            return LocalStore(self.path(key))
+        from zarr.storage import FsspecStore
+
+        return FsspecStore.from_url(self.url_of(key))
+
+    @contextlib.contextmanager
+    def writing(self, case_id: str) -> Iterator[None]:
+        """Hold a case for writing; raises CaseBusy where another process holds it.
+
+        On a local store the lock is the kernel's and ends with its process, however it dies.  A remote
+        store has no such lock: there, one scheduler must run a case once at a time.
+        """
+        if self.folder is None:
+            yield
+            return
+        import fcntl
+
+        path = self.path(f"{case_id}/.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise CaseBusy(
+                    f"{case_id}: another run is working on this case in {self.folder}; wait for it to end."
+                ) from error
+            yield
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name durable; some file systems cannot, which costs no more than the last write."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
