@@ -1,0 +1,199 @@
+"""The nucleus / cytoplasm segmenter, and the segmentation of an image of any size with any segmenter."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from detectors.base import CYTOPLASM, NUCLEUS, Segmenter
+from detectors.segment_colour import background_colour
+from pipeline.errors import BadInput, BadModelPackage
+
+if TYPE_CHECKING:
+    from detectors.segment_unet import UNet
+    from storage.packages import ModelPackage
+
+WORKING_PIXEL_SIZE_UM = 0.2
+MEAN, STD = 0.75, 0.25  # of the transmission in [0, 1.2]
+PATCH_EXTENT_UM = 32.0  # what a patch of unknown scale is first taken to span along its longer side
+CELL_DIAMETER_UM = (7.5, 19.0)  # leukocytes; outside it the assumed scale is corrected once
+SINGLE_CELL_EXTENT_UM = 45.0  # up to here an image is one cell's patch, above it a field
+TILE_UM, OVERLAP_UM = 96.0, 24.0  # the overlap holds the largest leukocyte
+
+
+class UNetSegmenter:
+    """A U-Net at 0.2 µm a pixel; one patch a forward pass, so no patch ever meets another."""
+
+    def __init__(self, model: UNet, name: str, mean: float = MEAN, std: float = STD) -> None:
+        import torch
+
+        self.name = name
+        self._mean, self._std = mean, std
+        self._model = model.eval().to(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_package(cls, package: ModelPackage) -> UNetSegmenter:
+        """Load strictly; raises BadModelPackage where weights and architecture do not fit."""
+        from detectors.segment_unet import UNet
+
+        widths = tuple(package.card.parameters.get("widths", ()))
+        try:
+            model = UNet(widths)
+            model.load_state_dict(package.state_dict(), strict=True)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise BadModelPackage(
+                f"{package.folder}: the weights are not a U-Net of widths {widths}: {error}"
+            ) from error
+        normalisation = package.card.normalisation
+        return cls(model, package.name, normalisation.mean[0], normalisation.std[0])
+
+    def segment(self, patches: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
+        """Labels (N, H, W) uint8 of patches (N, H, W, 3) uint8; every leukocyte in a patch is labelled.
+
+        Without a pixel size a patch is taken to span 32 µm, and is read a second time at another
+        scale where the cell found in its middle has no leukocyte's size.
+        """
+        check_patches(patches)
+        if pixel_size_um is not None:
+            check_pixel_size(pixel_size_um)
+        out = np.zeros(patches.shape[:3], np.uint8)
+        for n, patch in enumerate(patches):
+            size = pixel_size_um or infer_pixel_size_um(self, patch)
+            out[n] = self._labels(patch, size)
+        return out
+
+    def _labels(self, patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
+        import torch
+        from torch.nn import functional
+
+        height, width = patch.shape[:2]
+        scale = pixel_size_um / WORKING_PIXEL_SIZE_UM
+        small = (max(8, round(width * scale)), max(8, round(height * scale)))
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        light = cv2.resize(patch, small, interpolation=method).astype(np.float32)
+        light = np.minimum(light / background_colour(patch), 1.2)
+        stride = self._model.stride
+        # Half a stride of mirrored margin at least, so that no cell is read at a hard edge.
+        rows, columns = (-(-(n + stride) // stride) * stride for n in light.shape[:2])
+        top, left = (rows - light.shape[0]) // 2, (columns - light.shape[1]) // 2
+        bottom, right = rows - light.shape[0] - top, columns - light.shape[1] - left
+        padded = cv2.copyMakeBorder(light, top, bottom, left, right, cv2.BORDER_REFLECT_101)
+        tensor = torch.from_numpy(((padded - self._mean) / self._std).transpose(2, 0, 1)[None].copy())
+        with torch.inference_mode():
+            logits = self._model(tensor.contiguous(memory_format=torch.channels_last))
+            logits = logits[:, :, top : top + light.shape[0], left : left + light.shape[1]]
+            logits = functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+            return logits[0].argmax(0).to(torch.uint8).numpy()
+
+
+def build(package: ModelPackage | None) -> UNetSegmenter:
+    """Builder for the registry."""
+    if package is None:
+        raise BadModelPackage("architecture 'unet' needs a model package.")
+    return UNetSegmenter.from_package(package)
+
+
+def check_patches(patches: np.ndarray) -> None:
+    """Raise BadInput unless patches are (N, H, W, 3) uint8."""
+    if patches.ndim != 4 or patches.shape[3] != 3 or patches.dtype != np.uint8 or 0 in patches.shape[1:3]:
+        raise BadInput(
+            f"patches of shape {patches.shape} and type {patches.dtype} cannot be segmented;"
+            " hand in (N, H, W, 3) uint8."
+        )
+
+
+def check_pixel_size(pixel_size_um: float) -> None:
+    """Raise BadInput unless the pixel size is one that a microscope can have."""
+    if not 0.01 <= pixel_size_um <= 2.0:
+        raise BadInput(f"a pixel size of {pixel_size_um} µm is not that of a smear; give 0.01 to 2 µm.")
+
+
+def infer_pixel_size_um(segmenter: Segmenter, image: np.ndarray) -> float:
+    """Pixel size (µm) that gives the cells of an image (H, W, 3) uint8 their known sizes.
+
+    Red cells of 7.5 µm decide where at least three whole round ones are found; else the leukocyte
+    nearest the middle decides, and only where it would be impossibly small or large.
+    """
+    from detectors.segment_scale import red_cell_diameter_px
+
+    longest = max(image.shape[:2])
+    size = PATCH_EXTENT_UM / longest
+    red_px = red_cell_diameter_px(image)
+    if red_px is not None:
+        size = 7.5 / red_px
+        if size * longest > 12:  # less than two red cells across is no measure
+            return float(np.clip(size, 0.02, 1.0))
+        size = PATCH_EXTENT_UM / longest
+    cell = central_cell(segmenter.segment(image[None], size)[0])
+    if not cell.any():
+        return size
+    diameter_um = 2 * float(np.sqrt(cell.sum() / np.pi)) * size
+    low, high = CELL_DIAMETER_UM
+    return size * float(np.clip(1.0, low / diameter_um, high / diameter_um))
+
+
+def central_cell(labels: np.ndarray) -> np.ndarray:
+    """Mask (H, W) bool of the leukocyte in the middle of labels (H, W): cytoplasm and nucleus.
+
+    Of the connected leukocytes the one with most of its area near the middle is taken; touching
+    leukocytes count as one, a limit that is stated in docs/segmentation.md.  All false where there
+    is none.
+    """
+    leukocyte = (labels == CYTOPLASM) | (labels == NUCLEUS)
+    count, parts = cv2.connectedComponents(leukocyte.astype(np.uint8), connectivity=8)
+    if count < 2:
+        return np.zeros(labels.shape, bool)
+    height, width = labels.shape
+    y = (np.arange(height) - (height - 1) / 2) / height
+    x = (np.arange(width) - (width - 1) / 2) / width
+    near = np.exp(-(y[:, None] ** 2 + x[None, :] ** 2) / (2 * 0.15**2))
+    weight = np.bincount(parts.ravel(), near.ravel(), minlength=count)
+    weight[0] = -1
+    return np.asarray(parts == int(weight.argmax()))
+
+
+def segment_image(segmenter: Segmenter, image: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
+    """Labels (H, W) uint8 of an image (H, W, 3) or (H, W) uint8 of any size.
+
+    Up to 45 µm across, an image is the patch of one cell: labels 2 and 3 are kept for the leukocyte
+    in its middle, others become background.  Larger images are tiled with overlap, and every
+    leukocyte is labelled.  Without a pixel size the scale is read off the cells.
+    """
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=2)
+    check_patches(image[None])
+    if pixel_size_um is None:
+        pixel_size_um = infer_pixel_size_um(segmenter, image)
+    check_pixel_size(pixel_size_um)
+    if max(image.shape[:2]) * pixel_size_um <= SINGLE_CELL_EXTENT_UM:
+        labels = segmenter.segment(image[None], pixel_size_um)[0]
+        stray = (labels >= CYTOPLASM) & ~central_cell(labels)
+        return np.where(stray, 0, labels).astype(np.uint8)
+    return _tiled(segmenter, image, pixel_size_um)
+
+
+def _tiled(segmenter: Segmenter, image: np.ndarray, pixel_size_um: float) -> np.ndarray:
+    """Each pixel's label is that of the tile in whose middle it lies deepest."""
+    tile = round(TILE_UM / pixel_size_um)
+    overlap = round(OVERLAP_UM / pixel_size_um)
+    out = np.zeros(image.shape[:2], np.uint8)
+    spans = [_spans(n, tile, overlap) for n in image.shape[:2]]
+    for y0, y1, ya, yb in spans[0]:
+        for x0, x1, xa, xb in spans[1]:
+            labels = segmenter.segment(image[None, y0:y1, x0:x1], pixel_size_um)[0]
+            out[ya:yb, xa:xb] = labels[ya - y0 : yb - y0, xa - x0 : xb - x0]
+    return out
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """Tiles (start, stop) along one axis and the part (first, last) of the image that each one decides."""
+    if length <= tile:
+        return [(0, length, 0, length)]
+    count = -(-(length - overlap) // (tile - overlap))
+    starts = np.linspace(0, length - tile, count).round().astype(int)
+    cuts = [0, *((a + tile + b) // 2 for a, b in itertools.pairwise(starts)), length]
+    parts = zip(starts, itertools.pairwise(cuts), strict=True)
+    return [(int(start), int(start) + tile, int(a), int(b)) for start, (a, b) in parts]

@@ -1,0 +1,185 @@
+"""Labelled leukocytes for the segmenter: reading, red-cell pseudo-labels, splits without twins.
+
+Labels are those of detectors.base plus IGNORE for pixels of which nothing is known.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from detectors.base import BACKGROUND, CYTOPLASM, NUCLEUS, RED_CELL
+from detectors.segment_colour import background_colour, optical_density
+from pipeline.errors import BadInput
+
+IGNORE = 255
+# Pixel sizes (µm) that put the red cells of each source at 7.5 µm; tecom shows few whole red cells,
+# so its figure rests on lymphocytes at 8-9 µm.  The training jitters the scale by far more than
+# these figures can be wrong.
+SOURCE_PIXEL_SIZE_UM = {"tecom": 0.2, "cellavision": 0.115}
+
+
+@dataclass(frozen=True)
+class LabelledCell:
+    """image (H, W, 3) uint8 and labels (H, W) uint8 of one leukocyte; `group` joins near-duplicates."""
+
+    name: str
+    source: str
+    group: int
+    pixel_size_um: float
+    image: np.ndarray
+    labels: np.ndarray
+    cell_class: str = ""
+
+
+def read_labelled_cells(data_dir: Path) -> list[LabelledCell]:
+    """Read a folder with labels.csv (image, mask, source, class) or pairs `x.png` + `x_mask.png`.
+
+    Masks hold 255 nucleus, 128 cytoplasm, 0 rest; the rest is split into red cells and background by
+    thresholding (thesis 4.4.4).  Raises BadInput naming the file that does not fit.
+    """
+    rows = _rows(data_dir)
+    cells: list[LabelledCell] = []
+    for image_name, mask_name, source, cell_class in rows:
+        image, mask = _read_pair(data_dir / image_name, data_dir / mask_name)
+        size = SOURCE_PIXEL_SIZE_UM.get(source, 32.0 / max(image.shape[:2]))
+        cells.append(
+            LabelledCell(image_name, source, -1, size, image, labels_of(image, mask, size), cell_class)
+        )
+    groups = near_duplicate_groups([c.image for c in cells])
+    return [
+        LabelledCell(c.name, c.source, g, c.pixel_size_um, c.image, c.labels, c.cell_class)
+        for c, g in zip(cells, groups, strict=True)
+    ]
+
+
+def _rows(data_dir: Path) -> list[tuple[str, str, str, str]]:
+    table = data_dir / "labels.csv"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            missing = {"image", "mask"} - set(reader.fieldnames or ())
+            if missing:
+                raise BadInput(f"{table} lacks the column {sorted(missing)[0]}; it needs image and mask.")
+            return [(r["image"], r["mask"], r.get("source") or "", r.get("class") or "") for r in reader]
+    masks = sorted(data_dir.rglob("*_mask.png")) if data_dir.is_dir() else []
+    pairs = [(m.with_name(m.name.replace("_mask.png", ".png")), m) for m in masks]
+    if not pairs:
+        raise BadInput(f"{data_dir} holds neither labels.csv nor pairs x.png + x_mask.png; name another.")
+    return [(str(i.relative_to(data_dir)), str(m.relative_to(data_dir)), i.parent.name, "") for i, m in pairs]
+
+
+def _read_pair(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
+    mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
+    if image is None or mask is None:
+        bad = image_path if image is None else mask_path
+        raise BadInput(f"{bad} is missing or no image; correct labels.csv or restore the file.")
+    if image.shape[:2] != mask.shape:
+        size = f"{mask.shape[1]} x {mask.shape[0]}"
+        raise BadInput(f"{mask_path} is {size} px, its image is not; redo the mask.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), mask
+
+
+def labels_of(image: np.ndarray, mask: np.ndarray, pixel_size_um: float) -> np.ndarray:
+    """Four-class labels from an image and its mask; IGNORE where a neighbour is likely a leukocyte.
+
+    A mask names one cell.  What is stained outside it is a red cell where it is large and takes
+    little red light away, background where it is small (platelets, dirt), and unknown where it is
+    large and dark in red as nuclei are.
+    """
+    labels = np.zeros(mask.shape, np.uint8)
+    labels[mask >= 64] = CYTOPLASM
+    labels[mask >= 192] = NUCLEUS
+    density = optical_density(image, background_colour(image))
+    strength = cv2.GaussianBlur(density.max(axis=2), (0, 0), max(0.6, 0.1 / pixel_size_um))
+    rest = labels == BACKGROUND
+    if not rest.any():
+        return labels
+    grey = np.clip(strength[rest] * 255, 0, 255).astype(np.uint8)[:, None]
+    level = cv2.threshold(grey, 0, 255, cv2.THRESH_OTSU)[0] / 255
+    stained = (rest & (strength > min(max(level, 0.07), 0.12))).astype(np.uint8)
+    # A ghost or a red cell with a pale centre is a ring; its inside belongs to it.
+    contours, _ = cv2.findContours(stained, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros_like(stained), contours, -1, 1, cv2.FILLED)
+    stained = np.where(rest, filled, 0).astype(np.uint8)
+    # A tight mask leaves a rim of its own cell outside; opening by a micrometre takes rims away.
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(0.5 / pixel_size_um) + 1,) * 2)
+    stained = cv2.morphologyEx(stained, cv2.MORPH_OPEN, kernel)
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(stained, connectivity=4)
+    for part in range(1, count):
+        where = parts == part
+        area_um2 = stats[part, cv2.CC_STAT_AREA] * pixel_size_um**2
+        red, green = density[where][:, 0], density[where][:, 1]
+        nuclear = float(((red > 0.3) & (red > 0.55 * green)).mean())
+        if area_um2 < 6:  # platelets and dirt
+            continue
+        if nuclear > 0.15:
+            labels[where] = IGNORE
+        else:
+            labels[where] = RED_CELL
+    return labels
+
+
+def near_duplicate_groups(images: list[np.ndarray], threshold: float = 0.97) -> list[int]:
+    """One number per image; images that correlate above `threshold` at 24 x 24 px share a number.
+
+    All eight flips and quarter turns are compared, so an augmented copy is found as well.
+    """
+    if not images:
+        return []
+    grey = [cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in images]
+    small = [cv2.resize(g, (24, 24), interpolation=cv2.INTER_AREA) for g in grey]
+
+    def unit(tiles: list[np.ndarray]) -> np.ndarray:
+        flat = np.stack(tiles).reshape(len(tiles), -1).astype(np.float32)
+        flat -= flat.mean(axis=1, keepdims=True)
+        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+    base = unit(small)
+    best = np.full((len(images), len(images)), -1.0, np.float32)
+    for flip in (False, True):
+        for turns in range(4):
+            moved = [np.rot90(t[:, ::-1] if flip else t, turns) for t in small]
+            best = np.maximum(best, base @ unit(moved).T)
+    parent = list(range(len(images)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    for i, j in zip(*np.nonzero(best > threshold), strict=True):
+        parent[max(root(int(i)), root(int(j)))] = min(root(int(i)), root(int(j)))
+    return [root(i) for i in range(len(images))]
+
+
+def split_cells(
+    cells: list[LabelledCell], seed: int, test_share: float = 0.2
+) -> tuple[list[LabelledCell], list[LabelledCell]]:
+    """Train and test parts; per source and class, whole groups of near-duplicates on one side."""
+    rng = np.random.default_rng(seed)
+    strata: dict[tuple[str, str], dict[int, list[LabelledCell]]] = {}
+    home: dict[int, tuple[str, str]] = {}
+    for cell in cells:
+        stratum = home.setdefault(cell.group, (cell.source, cell.cell_class))
+        strata.setdefault(stratum, {}).setdefault(cell.group, []).append(cell)
+    train: list[LabelledCell] = []
+    test: list[LabelledCell] = []
+    for stratum in sorted(strata):
+        groups = [strata[stratum][g] for g in sorted(strata[stratum])]
+        total = sum(map(len, groups))
+        taken = 0
+        for index in rng.permutation(len(groups)):
+            part = groups[int(index)]
+            if taken + len(part) <= round(test_share * total):
+                test += part
+                taken += len(part)
+            else:
+                train += part
+    return train, test
