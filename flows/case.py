@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 
 from flows.cluster import Workers
 from flows.execute import CaseOutcome, execute, summary
-from flows.runs import open_run
+from flows.runs import configured, open_run
 
 log = logging.getLogger("smearflow.case")
 
@@ -85,13 +85,17 @@ def _publish(outcome: CaseOutcome) -> None:
 @flow(name="case", persist_result=False, validate_parameters=True)
 def case(
     case_dir: str,
-    store: str,
+    store: str | None = None,
     settings: dict[str, Any] | None = None,
     scheduler: str | None = None,
     workers: int | None = None,
     pixel_size_um: float | None = None,
 ) -> dict[str, Any]:
-    """Process one case folder into `<store>/<case>/`; returns where the results are."""
+    """Process one case folder into `<store>/<case>/`; returns where the results are.
+
+    Without a store, the worker's SMEARFLOW_STORE.
+    """
+    store = configured(store, "SMEARFLOW_STORE", "store")
     with workers_for(None, scheduler, workers) as pool:
         outcome = process_case(Path(case_dir), store, settings, pool, pixel_size_um)
     return summary(outcome)

@@ -18,6 +18,7 @@ from flows.case import process_case
 from flows.cluster import Workers
 from flows.console import progress
 from flows.execute import summary, up_to_date
+from flows.runs import configured
 from pipeline.errors import BadInput
 
 log = logging.getLogger("smearflow.nightly")
@@ -45,13 +46,18 @@ def _one_case(folder: Path, store: str, settings: dict[str, Any] | None, workers
 
 @flow(name="nightly", persist_result=False)
 def nightly(
-    inbox: str,
-    store: str,
+    inbox: str | None = None,
+    store: str | None = None,
     settings: dict[str, Any] | None = None,
     scheduler: str | None = None,
     workers: int | None = None,
 ) -> State:
-    """Process every case folder of `inbox` into `store`; the final state says how many were quarantined."""
+    """Process every case folder of `inbox` into `store`; the final state says how many were quarantined.
+
+    Without them, the worker's SMEARFLOW_INBOX and SMEARFLOW_STORE.
+    """
+    inbox = configured(inbox, "SMEARFLOW_INBOX", "inbox")
+    store = configured(store, "SMEARFLOW_STORE", "store")
     folders = cases_of(Path(inbox))
     rows: list[dict[str, Any]] = []
     with Workers(scheduler, workers) as pool:

@@ -10,9 +10,10 @@ from typing import Any
 from prefect import flow
 
 from flows.rebuild import rebuild
+from flows.runs import configured
 
 
 @flow(name="report", persist_result=False)
-def report(case_id: str, store: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
+def report(case_id: str, store: str | None = None, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write a case's report again, counting by these settings."""
-    return rebuild(case_id, store, settings)
+    return rebuild(case_id, configured(store, "SMEARFLOW_STORE", "store"), settings)

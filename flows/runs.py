@@ -17,6 +17,14 @@ def settings_of(values: dict[str, Any] | None) -> Settings:
     return load_settings(None, values or {})
 
 
+def configured(value: str | None, variable: str, what: str) -> str:
+    """A flow parameter, else the environment variable of the worker; BadInput where neither is set."""
+    found = value or os.environ.get(variable)
+    if not found:
+        raise BadInput(f"no {what} is given; pass it as a parameter of the run or set {variable}.")
+    return found
+
+
 def open_run(
     case_dir: Path,
     store: str,

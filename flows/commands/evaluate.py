@@ -1,0 +1,91 @@
+"""`smearflow evaluate detector | segmenter | stainer | classifier`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.console import existing, json_option, output, output_folder
+
+
+@click.group(name="evaluate")
+def command() -> None:
+    """Measure a model on labelled images; figures as JSON, curves and errors as pictures."""
+
+
+def options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The arguments that every evaluation shares."""
+    for option in (
+        click.argument("data", type=click.Path(path_type=Path)),
+        click.option(
+            "--out", required=True, type=click.Path(path_type=Path), help="Folder for figures and pictures."
+        ),
+        click.option("--model", default=None, help="[the settings' choice]"),
+        json_option,
+    ):
+        function = option(function)
+    return function
+
+
+def _done(as_json: bool, data: Path, out: Path, evaluate: Callable[[], dict[str, Any]]) -> None:
+    existing(data, "folder")
+    with output(as_json) as show:
+        output_folder(out)
+        figures = evaluate()
+        show(figures, json.dumps(figures, indent=1) + f"\npictures in {out}")
+
+
+@command.command(name="detector")
+@click.option(
+    "--modality", type=click.Choice(["brightfield", "dic"]), default="brightfield", show_default=True
+)
+@options
+def detector(data: Path, out: Path, model: str | None, as_json: bool, modality: str) -> None:
+    """AP50, AP50-95, precision and recall on a YOLO-format folder."""
+    from detectors.evaluation import evaluate_detector
+    from pipeline.settings import Settings
+    from storage.registry import load
+
+    settings = Settings().detection
+    name = model or (settings.dic_detector if modality == "dic" else settings.brightfield_detector)
+    _done(as_json, data, out, lambda: evaluate_detector(load("detector", name), data, out))
+
+
+@command.command(name="segmenter")
+@options
+def segmenter(data: Path, out: Path, model: str | None, as_json: bool) -> None:
+    """Dice of nucleus and whole cell on images with masks."""
+    from detectors.segment_evaluation import evaluate_segmenter
+    from pipeline.settings import Settings
+    from storage.registry import load
+
+    name = model or Settings().classification.segmenter
+    _done(as_json, data, out, lambda: evaluate_segmenter(load("segmenter", name), data, out))
+
+
+@command.command(name="stainer")
+@options
+def stainer(data: Path, out: Path, model: str | None, as_json: bool) -> None:
+    """SSIM and MSE of virtual against real stain, on pairs computed from stained smears."""
+    from pipeline.settings import Settings
+    from stainers.evaluation import evaluate_stainer
+    from storage.registry import load
+
+    name = model or Settings().staining.dic_stainer
+    _done(as_json, data, out, lambda: evaluate_stainer(load("stainer", name), data, out))
+
+
+@command.command(name="classifier")
+@options
+def classifier(data: Path, out: Path, model: str | None, as_json: bool) -> None:
+    """Top-1, macro-F1, per-class precision and recall with intervals, calibration."""
+    from classifiers.evaluation import evaluate_classifier
+    from pipeline.settings import Settings
+    from storage.registry import load
+
+    name = model or Settings().classification.classifier
+    _done(as_json, data, out, lambda: evaluate_classifier(load("classifier", name), data, out))

@@ -1,0 +1,122 @@
+"""`smearflow train detector | segmenter | stainer | classifier`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.console import existing, json_option, output, output_folder
+
+SEED = 20261121
+
+
+@click.group(name="train")
+def command() -> None:
+    """Train a model on a folder of images and write a model package.
+
+    Training goes on from its last checkpoint with --resume.  The package in OUT can be named by its path
+    wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.
+    """
+
+
+def options(*, epochs: int, unit: str = "epochs") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The arguments that every trainer shares."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.argument("data", type=click.Path(path_type=Path)),
+            click.option(
+                "--out", required=True, type=click.Path(path_type=Path), help="Folder of the package."
+            ),
+            click.option(f"--{unit}", "length", type=click.IntRange(1), default=epochs, show_default=True),
+            click.option("--seed", type=int, default=SEED, show_default=True),
+            click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
+            json_option,
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+def _say(text: Any) -> None:
+    click.echo(str(text), err=True)
+
+
+def _done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]]) -> None:
+    with output(as_json) as show:
+        output_folder(out)
+        metrics = train()
+        show({"model": what, "out": str(out), "metrics": metrics}, f"{what} written to {out}")
+
+
+@command.command(name="detector")
+@click.option(
+    "--modality",
+    type=click.Choice(["brightfield", "dic"]),
+    default="brightfield",
+    show_default=True,
+    help="dic: computed from the brightfield images by the optical model, and said on the card.",
+)
+@options(epochs=60)
+def detector(
+    data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, modality: str
+) -> None:
+    """Train a YOLO detector on a YOLO-format folder (0 leukocyte, 1 red cell, 2 platelet)."""
+    from detectors.training import train_detector
+
+    existing(data, "folder")
+    _done(
+        as_json,
+        "detector",
+        out,
+        lambda: train_detector(
+            data, out, modality=modality, epochs=length, resume=resume, seed=seed, log=_say
+        ),
+    )
+
+
+@command.command(name="segmenter")
+@options(epochs=40)
+def segmenter(data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool) -> None:
+    """Train the nucleus / cytoplasm segmenter on images with masks."""
+    from detectors.segment_training import train_segmenter
+
+    existing(data, "folder")
+    _done(
+        as_json,
+        "segmenter",
+        out,
+        lambda: train_segmenter(data, out, epochs=length, resume=resume, seed=seed, progress=_say),
+    )
+
+
+@command.command(name="stainer")
+@options(epochs=20_000, unit="steps")
+def stainer(data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool) -> None:
+    """Train a DIC -> MGG stainer on pairs computed from stained smears (YOLO-format folder)."""
+    from stainers.training import train_stainer
+
+    existing(data, "folder")
+    _done(as_json, "stainer", out, lambda: train_stainer(data, out, steps=length, resume=resume, seed=seed))
+
+
+@command.command(name="classifier")
+@click.option("--recipe", default=None, help="Recipe file, or the name of a shipped one.")
+@options(epochs=60)
+def classifier(
+    data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, recipe: str | None
+) -> None:
+    """Train a cell classifier on class folders or on a folder with labels.csv."""
+    from classifiers.training import train_classifier
+
+    existing(data, "folder")
+    _done(
+        as_json,
+        "classifier",
+        out,
+        lambda: train_classifier(data, out, recipe=recipe, epochs=length, resume=resume, seed=seed),
+    )
