@@ -69,7 +69,6 @@ def process_case(
 
 def _publish(outcome: CaseOutcome) -> None:
     from pipeline.report_text import render_text
-
     from pipeline.result import Result
 
     if not flow_run.id:

@@ -12,9 +12,8 @@ from pipeline.errors import BadInput
 
 def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
     """Count again with these settings and write result.json, report.html and the table anew."""
-    from pipeline.intake import check_case_id
-
     from flows import reporting
+    from pipeline.intake import check_case_id
 
     with Workers() as workers:
         run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))

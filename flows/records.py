@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from storage.fingerprint import fingerprint
-from storage.ledger import Ledger
-from storage.store import Store
-
 from flows.cluster import Workers
 from pipeline.errors import BadInput, SmearflowError
 from pipeline.settings import Settings
+from storage.fingerprint import fingerprint
+from storage.ledger import Ledger
+from storage.store import Store
 
 log = logging.getLogger("smearflow")
 

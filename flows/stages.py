@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from storage.fingerprint import fingerprint
-
 from flows import work
 from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
 from pipeline.types import (
@@ -21,6 +19,7 @@ from pipeline.types import (
     Problem,
     Registration,
 )
+from storage.fingerprint import fingerprint
 
 # Raised by one where a stage's code changes what it computes from the same inputs.
 VERSIONS = {

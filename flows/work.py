@@ -75,9 +75,8 @@ def align_field(
     settings: Settings,
 ) -> dict[str, Any]:
     """Register a DIC field to its brightfield partner; keep a picture where the result is in doubt."""
-    from storage.images import to_uint8
-
     from pipeline.registration import quality_picture, register
+    from storage.images import to_uint8
 
     _limit_threads()
     from pipeline.intake import read_field
@@ -121,7 +120,6 @@ def find_cells(
     Without a detector (the DIC partner of a brightfield field) only the quality is measured.
     """
     from pipeline.quality import focus_quality
-
     from storage.registry import load
 
     _limit_threads()
@@ -255,9 +253,8 @@ def stain_unit(
     """Stain the DIC patches of one write unit virtually; rows not wanted stay empty."""
     from pipeline.staining import stain_patches
     from storage.case_store import CaseStore
-    from storage.store import Store
-
     from storage.registry import load
+    from storage.store import Store
 
     _limit_threads()
     size, model = settings.staining.size_px, settings.staining.dic_stainer
@@ -302,9 +299,8 @@ def classify_unit(
     from pipeline.segmentation import measure_cells
     from pipeline.sideroblasts import read_sideroblasts
     from storage.case_store import CaseStore
-    from storage.store import Store
-
     from storage.registry import load
+    from storage.store import Store
 
     _limit_threads()
     patches = patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)

@@ -39,10 +39,9 @@ def command(
     The matrix takes a brightfield pixel (x, y) to its DIC pixel.  A pair that does not belong together
     has status "failed", with the reason, and no matrix.
     """
-    from storage.images import image_info, read_image
-
     from pipeline.registration import quality_picture, register
     from pipeline.settings import load_settings
+    from storage.images import image_info, read_image
 
     settings = load_settings(config)
     with output(as_json) as show:

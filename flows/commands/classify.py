@@ -26,9 +26,8 @@ def command(
 ) -> None:
     """Name the cell in the middle of each image."""
     from pipeline.classification import classify_patches
-    from storage.images import image_info
-
     from pipeline.settings import load_settings
+    from storage.images import image_info
     from storage.registry import load
 
     settings = load_settings(config).classification

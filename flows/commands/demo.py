@@ -51,9 +51,8 @@ def command(store: str, inbox: str | None, workers: int | None, as_json: bool) -
 
 def _summary(store: str, night: dict[str, Any]) -> list[str]:
     from pipeline.report_text import render_text
-    from storage.store import Store
-
     from pipeline.result import Result
+    from storage.store import Store
 
     lines = ["Phantom cases: simulated images, not patients.", ""]
     opened = Store(store)

@@ -40,9 +40,8 @@ def command(
 ) -> None:
     """Find leukocytes in images; boxes in pixels of the file."""
     from detectors.scale import guess_modality, infer_pixel_size_um
-    from storage.images import image_info
-
     from pipeline.settings import load_settings
+    from storage.images import image_info
     from storage.registry import load
 
     settings = load_settings(config).detection

@@ -52,7 +52,6 @@ def command(
 def describe(outcome: Any) -> str:
     """The result for a terminal, and where the report is."""
     from pipeline.report_text import render_text
-
     from pipeline.result import Result
 
     computed, reused = sum(outcome.computed.values()), sum(outcome.reused.values())

@@ -42,10 +42,10 @@ def command(
 ) -> None:
     """Label images: 0 background, 1 red cell, 2 cytoplasm, 3 nucleus, one PNG an image."""
     import cv2
-    from storage.images import image_info
 
     from detectors import segment_image
     from pipeline.settings import load_settings
+    from storage.images import image_info
     from storage.registry import load
 
     segmenter = load("segmenter", model or load_settings(config).classification.segmenter)

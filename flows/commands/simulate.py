@@ -68,7 +68,6 @@ def command(
 ) -> None:
     """Write a synthetic case folder with exact truth: a phantom, not a patient."""
     from phantoms.cases import simulate_case
-
     from pipeline.errors import BadInput
 
     if folder.exists() and any(folder.iterdir()):
