@@ -1,0 +1,59 @@
+"""One settings model: strict, documented, and loadable from YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.errors import BadInput
+from pipeline.settings import Settings, load_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def keys() -> list[tuple[str, str, object]]:
+    return [
+        (section, key, getattr(getattr(Settings(), section), key))
+        for section, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key in field.annotation.model_fields
+    ]
+
+
+@pytest.mark.parametrize(("section", "key", "default"), keys(), ids=lambda v: str(v)[:30])
+def test_every_key_stands_in_the_documentation_with_its_default(section: str, key: str, default: object) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    shown = list(default) if isinstance(default, tuple) else default
+    assert f"| `{section}.{key}` | `{shown}` |" in text
+
+
+def test_an_unknown_key_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("registration: {max_shift: 3}\n")
+    with pytest.raises(BadInput, match=r"registration\.max_shift"):
+        load_settings(path)
+
+
+def test_a_value_of_the_wrong_kind_is_refused_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("counting: {level: 2}\n")
+    with pytest.raises(BadInput, match=r"counting\.level"):
+        load_settings(path)
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "detection: [", "\x00"])
+def test_a_file_that_is_no_settings_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=r"s\.yaml"):
+        load_settings(path)
+
+
+def test_the_example_of_the_documentation_loads(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    example = text.split("```yaml")[1].split("```")[0]
+    path = tmp_path / "example.yaml"
+    path.write_text(example)
+    assert load_settings(path) != Settings()
