@@ -1,0 +1,150 @@
+"""Model packages and the registry: strict, complete, and never unpickled."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import BadModelPackage, UnknownName
+from storage.packages import find_package, list_packages, read_package, write_package
+from storage.registry import available, describe, entries, load
+
+CARD: dict[str, Any] = {
+    "name": "test-model",
+    "version": "1",
+    "task": "classifier",
+    "architecture": "nothing-of-this-name",
+    "weights": "safetensors",
+    "licence": "AGPL-3.0-or-later",
+    "intended_use": "tests",
+    "modalities": ["brightfield"],
+    "stains": ["MGG"],
+    "pixel_size_um": 0.1,
+    "training_data": ["none"],
+    "metrics": {},
+    "limits": ["everything"],
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    import torch
+
+    write_package(folder, {**CARD, **changes}, {"w": torch.arange(4.0)})
+    return folder
+
+
+def test_a_package_reads_back_what_was_written(tmp_path: Path) -> None:
+    package = read_package(write(tmp_path / "p"))
+    package.verify()
+    assert package.state_dict()["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert package.card.name == "test-model"
+
+
+def test_one_changed_byte_of_the_weights_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "p")
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(BadModelPackage, match=r"model\.safetensors"):
+        read_package(folder).verify()
+
+
+def test_a_missing_weight_file_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "p")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BadModelPackage, match=r"model\.safetensors is missing"):
+        read_package(folder).verify()
+
+
+def test_a_card_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "p")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps({**card, "licens": "typo"}))
+    with pytest.raises(BadModelPackage, match="licens"):
+        read_package(folder)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (open, ("/tmp/smearflow-bomb", "w"))
+
+
+def test_a_pickle_in_place_of_weights_is_never_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "weights" / "p")
+    (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    from storage.packages import sha256_of
+
+    card = json.loads((folder / "card.json").read_text())
+    card["sha256"] = sha256_of(folder / "model.safetensors")  # even with a matching hash
+    (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(Exception, match=r"(?i)header|safetensor|deserializ"):
+        read_package(folder).state_dict()
+    assert not Path("/tmp/smearflow-bomb").exists()
+
+
+def test_a_failed_write_leaves_the_old_package(tmp_path: Path) -> None:
+    folder = write(tmp_path / "p")
+    before = (folder / "card.json").read_text()
+    with pytest.raises(ValueError, match="version"):
+        write(tmp_path / "p", version=None)
+    assert (folder / "card.json").read_text() == before
+
+
+def test_a_package_is_found_by_name_on_the_path_list_and_by_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "p")
+    monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
+    assert find_package("test-model") == find_package(str(folder))
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "p")
+    monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
+    with pytest.raises(BadModelPackage, match="nothing-of-this-name"):
+        load("classifier", "test-model")
+
+
+def test_a_model_of_another_task_is_not_found() -> None:
+    name = available("detector")[0]
+    with pytest.raises(UnknownName, match=name):
+        describe("stainer", name)
+
+
+def test_every_registered_architecture_states_licence_and_purpose() -> None:
+    found = list(entries())
+    assert {e.task for e in found} >= {"detector", "segmenter", "stainer", "classifier"}
+    for entry in found:
+        assert entry.licence
+        assert len(entry.summary) > 10, entry
+
+
+@pytest.mark.parametrize("package", list_packages(), ids=lambda p: p.name)
+def test_every_shipped_package_is_whole_and_says_what_it_was_trained_on(package: Any) -> None:
+    package.verify()
+    card = package.card
+    assert card.licence
+    assert card.training_data
+    assert card.limits
+    assert card.metrics
+    assert len(card.intended_use) > 20
+    assert package.folder.name == card.name
+    assert package.weights_path.stat().st_size < 30_000_000
+
+
+def test_shipped_weights_stay_under_60_megabytes() -> None:
+    assert sum(p.weights_path.stat().st_size for p in list_packages()) < 60_000_000
+
+
+def test_an_error_with_names_survives_the_way_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(UnknownName("detector", "x", ["a", "b"])))
+    assert isinstance(error, UnknownName)
+    assert "known are: a, b" in str(error)
