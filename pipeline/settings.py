@@ -24,6 +24,7 @@ class IntakeSettings(Section):
     field_width_px: int = Field(2064, gt=0)
     field_height_px: int = Field(1544, gt=0)
     slide_pixel_size_um: float = Field(0.25, gt=0)  # fields are cut from whole slides at this size
+    field_overlap_um: float = Field(25.0, ge=0)  # of fields cut from a slide: about a large cell
     max_slide_fields: int = Field(60, gt=0)
     min_tissue_fraction: float = Field(0.05, ge=0, le=1)
     max_image_pixels: int = Field(400_000_000, gt=0)  # larger field images are refused, not opened
@@ -76,6 +77,7 @@ class ClassificationSettings(Section):
     patch_px: int = 256
     batch: int = Field(16, gt=0)
     min_confidence: float | None = None  # None: the calibrated figure of the model's card
+    min_child_share: float = Field(0.6, ge=0.5, le=1)  # of its parent's probability, for a child to be named
 
 
 class CountingSettings(Section):
@@ -91,6 +93,8 @@ class CountingSettings(Section):
     blast_limits_marrow_pct: tuple[float, ...] = (5.0, 10.0, 20.0)
     blast_limits_blood_pct: tuple[float, ...] = (2.0, 5.0, 20.0)
     monocytes_in_myeloid: bool = True
+    blasts_in_myeloid: bool = False  # a blast's lineage is not known from its look
+    pct_decimals: int = Field(1, ge=0, le=4)
 
 
 class ReportSettings(Section):
