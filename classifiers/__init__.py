@@ -1,0 +1,21 @@
+"""What names: cell classifiers and readers of iron."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage.packages import ModelPackage
+from storage.registry import register
+
+
+@register(
+    "sideroblast-reader",
+    "rule",
+    licence="AGPL-3.0-or-later",
+    summary="Nucleus, Prussian-blue granules and the rule of IWGM-MDS 2008; explainable, no weights",
+    needs_package=False,
+)
+def _rule(package: ModelPackage | None) -> Any:
+    from classifiers.sideroblasts import RuleReader
+
+    return RuleReader()
