@@ -1,0 +1,239 @@
+"""Folders of boxes (YOLO format): reading, physical scale, and splits without near-duplicates.
+
+A folder holds `images/**` and `labels/**` of the same names; a label line is
+`class x_centre y_centre width height`, relative to the image.  Classes are 0 leukocyte, 1 red cell,
+2 platelet; a folder with leukocytes only is fine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import BadInput, UnreadableImage
+
+CLASSES = ("leukocyte", "red_cell", "platelet")
+LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
+RED_CELL_UM = 7.5  # median diameter of a red cell on a dry smear, 7-8 µm
+LEUKOCYTE_UM = 14.5  # median box side of leukocytes of the same smears: 1.93 red cells
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image: boxes (N, 4) float32 x0, y0, x1, y1 in its pixels and classes (N,) int."""
+
+    path: Path
+    width_px: int
+    height_px: int
+    boxes: np.ndarray
+    classes: np.ndarray
+    source: str
+    pixel_size_um: float
+    group: str = ""  # images of one group are near-duplicates and are never split
+    complete: bool = True  # False: only the leukocytes are labelled
+    tags: tuple[str, ...] = field(default=())
+
+    def of(self, cls: int) -> np.ndarray:
+        return self.boxes[self.classes == cls]
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB; raises UnreadableImage naming the file."""
+    import cv2
+
+    data = np.fromfile(path, np.uint8) if path.is_file() else np.zeros(0, np.uint8)
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    if image is None:
+        raise UnreadableImage(f"{path} is not an image that can be read; remove it or replace it.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def sides_px(boxes: np.ndarray) -> np.ndarray:
+    """Geometric mean of width and height of each box."""
+    return np.sqrt(np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0))
+
+
+def inner(boxes: np.ndarray, width: int, height: int, margin: float = 1.5) -> np.ndarray:
+    """Which boxes do not touch the image's edge (a cut cell says nothing of the scale)."""
+    return (
+        (boxes[:, 0] > margin)
+        & (boxes[:, 1] > margin)
+        & (boxes[:, 2] < width - margin)
+        & (boxes[:, 3] < height - margin)
+    )
+
+
+def label_path(image: Path) -> Path:
+    """`…/images/train/a.jpg` -> `…/labels/train/a.txt`."""
+    parts = list(image.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            return Path(*parts).with_suffix(".txt")
+    return image.with_suffix(".txt")
+
+
+def read_labels(path: Path, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) float32 in pixels and classes (N,) int64; an absent file is an image without cells."""
+    if not path.is_file():
+        return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            c, x, y, w, h = (float(v) for v in line.split()[:5])
+        except ValueError:
+            raise BadInput(
+                f"{path}, line {number}: '{line[:60]}' is not 'class x y width height'; correct the line."
+            ) from None
+        rows.append((c, (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height))
+    table = np.array(rows, np.float32).reshape(-1, 5)
+    boxes = np.clip(table[:, 1:], 0, [width, height, width, height]).astype(np.float32)
+    keep = (boxes[:, 2] - boxes[:, 0] > 1) & (boxes[:, 3] - boxes[:, 1] > 1)
+    return boxes[keep], table[keep, 0].astype(np.int64)
+
+
+def image_scale_um(
+    boxes: np.ndarray, classes: np.ndarray, width: int, height: int, minimum: int = 4
+) -> float | None:
+    """Pixel size from the red cells of an image (7.5 µm each), or None with too few of them."""
+    red = boxes[(classes == RED_CELL)]
+    red = red[inner(red, width, height)]
+    if len(red) < minimum:
+        return None
+    return float(RED_CELL_UM / np.median(sides_px(red)))
+
+
+def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list[Sample]:
+    """Every image below `data_dir/images` with its labels, physical scale and near-duplicate group.
+
+    Images of one size are taken as one source.  The scale of an image is `pixel_size_um` where given,
+    else its red cells', else the median of its source, else its leukocytes'.  Raises BadInput where
+    there is no image.
+    """
+    import cv2
+
+    data_dir = Path(data_dir)
+    root = data_dir / "images" if (data_dir / "images").is_dir() else data_dir
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not paths:
+        raise BadInput(f"{data_dir} holds no images; a YOLO folder has images/ and labels/ of equal names.")
+    samples, thumbs = [], []
+    for path in paths:
+        image = read_image(path)
+        height, width = image.shape[:2]
+        boxes, classes = read_labels(label_path(path), width, height)
+        if ((classes < 0) | (classes >= len(CLASSES))).any():
+            raise BadInput(
+                f"{label_path(path)}: class {int(classes.max())} is not known; 0 is leukocyte, 1 red cell, "
+                "2 platelet."
+            )
+        scale = pixel_size_um or image_scale_um(boxes, classes, width, height) or 0.0
+        tag = "train" if "train" in path.parts else "val" if "val" in path.parts else ""
+        source = f"{width}x{height}"
+        samples.append(Sample(path, width, height, boxes, classes, source, scale, tags=(tag,) if tag else ()))
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        thumbs.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA).astype(np.float32))
+    has_red = any((s.classes == RED_CELL).any() for s in samples)
+    groups = near_duplicate_groups(np.stack(thumbs))
+    known = defaultdict(list)
+    for s in samples:
+        if s.pixel_size_um:
+            known[s.source].append(s.pixel_size_um)
+    out = []
+    for s, group in zip(samples, groups, strict=True):
+        scale = s.pixel_size_um
+        if not scale and known[s.source]:
+            scale = float(np.median(known[s.source]))
+        if not scale:
+            white = s.of(LEUKOCYTE)
+            scale = float(LEUKOCYTE_UM / np.median(sides_px(white))) if len(white) else 0.1
+        out.append(replace(s, pixel_size_um=scale, group=f"g{group:05d}", complete=has_red))
+    return out
+
+
+def near_duplicate_groups(thumbs: np.ndarray, threshold: float = 0.9) -> np.ndarray:
+    """Group number of each thumbnail (N, 24, 24): correlation over `threshold` in any of 8 orientations."""
+    n = len(thumbs)
+
+    def unit(stack: np.ndarray) -> np.ndarray:
+        flat = stack.reshape(n, -1) - stack.reshape(n, -1).mean(1, keepdims=True)
+        return flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-9)
+
+    base = unit(thumbs)
+    parent = np.arange(n)
+
+    def find(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = int(parent[i])
+        return i
+
+    for turned in (thumbs, thumbs[:, :, ::-1]):
+        for quarter in range(4):
+            other = unit(np.ascontiguousarray(np.rot90(turned, quarter, (1, 2))))
+            for i, j in zip(*np.nonzero(np.triu(base @ other.T > threshold, 1)), strict=True):
+                parent[find(int(i))] = find(int(j))
+    return np.array([find(i) for i in range(n)])
+
+
+def split(samples: list[Sample], fractions: dict[str, float], seed: int = 0) -> dict[str, list[Sample]]:
+    """Samples by part; near-duplicates stay together, and each source is cut in the same proportions.
+
+    The part of a group depends on the group and the seed alone (a hash), never on the order of files.
+    """
+    parts: dict[str, list[Sample]] = {name: [] for name in fractions}
+    groups = defaultdict(list)
+    for s in samples:
+        groups[s.group].append(s)
+    by_source = defaultdict(list)
+    for members in groups.values():
+        by_source[min(m.source for m in members)].append(members)
+    for source in sorted(by_source):
+        clusters = sorted(by_source[source], key=lambda m: _hash(f"{seed}:{min(x.path.name for x in m)}"))
+        total = sum(len(m) for m in clusters)
+        seen = 0
+        edges = np.cumsum([fractions[name] for name in parts]) / sum(fractions.values()) * total
+        for members in clusters:
+            index = int(np.searchsorted(edges, seen + 0.5))
+            parts[list(parts)[min(index, len(parts) - 1)]] += members
+            seen += len(members)
+    return parts
+
+
+def read_masked_cells(folder: Path, source: str) -> list[Sample]:
+    """Single cells with masks (`001.png`, `001_mask.png`): a box around the non-zero mask, scale by its size.
+
+    Only the leukocyte in the middle is labelled, so that `complete` is False.
+    """
+    import cv2
+
+    out = []
+    for mask_path in sorted(Path(folder).glob("*_mask.png")):
+        path = mask_path.with_name(mask_path.name.replace("_mask", ""))
+        mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
+        if mask is None or not path.is_file():
+            raise UnreadableImage(f"{mask_path} has no readable image beside it; restore the pair.")
+        count, _, stats, _ = cv2.connectedComponentsWithStats((mask > 64).astype(np.uint8))
+        if count < 2:
+            continue
+        x, y, w, h = stats[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))][:4]
+        box = np.array([[x, y, x + w, y + h]], np.float32)
+        height, width = mask.shape
+        out.append(
+            Sample(path, width, height, box, np.zeros(1, np.int64), source, 0.0, _hash(path.name), False)
+        )
+    if not out:
+        return out
+    scale = float(LEUKOCYTE_UM / np.median([sides_px(s.boxes)[0] for s in out]))
+    return [replace(s, pixel_size_um=scale) for s in out]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

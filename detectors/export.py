@@ -1,0 +1,72 @@
+"""From a training checkpoint to an ONNX model package."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def export_onnx(checkpoint: Path, target: Path) -> Path:
+    """Write the averaged weights of a `best.pt` as ONNX with a free image size (multiples of 32).
+
+    The output is the head's (1, 4 + classes, anchors): centre x, centre y, width, height in pixels and
+    class probabilities, without suppression.
+    """
+    import torch
+
+    from detectors.training import build_network
+
+    state = torch.load(checkpoint, weights_only=True)
+    network = build_network(state["recipe"]["model"])
+    network.load_state_dict(state["model"])
+    network = network.float().fuse(verbose=False).eval()
+    head = network.model[-1]
+    head.export, head.format, head.dynamic = True, "onnx", True
+    torch.onnx.export(
+        network,
+        (torch.zeros(1, 3, 320, 256),),
+        str(target),
+        input_names=["images"],
+        output_names=["output"],
+        dynamic_axes={"images": {2: "height", 3: "width"}, "output": {2: "anchors"}},
+        opset_version=17,
+        dynamo=False,
+    )
+    import onnx
+    import onnxslim
+
+    onnx.save(halve(onnxslim.slim(onnx.load(str(target)))), str(target))
+    return target
+
+
+def halve(model: Any, minimum: int = 1024) -> Any:
+    """Store large weights as 16-bit floats, cast to 32 when the session is made: half the file, same speed.
+
+    Rounding moves a weight by at most 0.05 %; the arithmetic stays 32-bit.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    casts = []
+    for tensor in model.graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < minimum:
+            continue
+        name = tensor.name
+        half = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name + "_half")
+        tensor.CopyFrom(half)
+        casts.append(helper.make_node("Cast", [name + "_half"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def write_detector_package(checkpoint: Path, folder: Path, card: Mapping[str, Any]) -> Any:
+    """Export and write the package folder; `card` as storage.packages.ModelCard, without the sha256."""
+    from storage.packages import write_package
+
+    with tempfile.TemporaryDirectory() as temporary:
+        model = export_onnx(checkpoint, Path(temporary) / "model.onnx")
+        return write_package(folder, card, model)

@@ -1,0 +1,152 @@
+"""The physical scale of an image that does not state one, read from its cells.
+
+A red cell on a dry smear is 7-8 µm across; a leukocyte's box is 1.9 times that.  The detector looks at
+the image at several assumed scales; each look measures the cells that it finds and so proposes a scale.
+The right one is where assumption and measurement agree and the scores are highest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detectors.datasets import LEUKOCYTE, LEUKOCYTE_UM, RED_CELL, RED_CELL_UM, inner, sides_px
+from pipeline.errors import BadInput
+
+DEFAULT_DETECTORS = {"brightfield": "leukocyte-brightfield", "dic": "leukocyte-dic"}
+HYPOTHESES_UM = tuple(float(v) for v in 0.035 * 1.5 ** np.arange(9))  # 0.035 ... 0.9 µm
+CONSISTENT = 0.28  # standard deviation, in ln, of the error that a look at a wrong scale forgives
+MIN_SCORE = 0.25
+WINDOW_UM = 110.0  # side of the middle that is looked at: some hundred red cells
+LEUKOCYTE_WEIGHT = 2.0  # a leukocyte says less of the scale than a red cell, but is surer to be one
+
+
+@dataclass(frozen=True)
+class ScaleEstimate:
+    """An inferred pixel size; `confidence` in [0, 1] is low where few cells agree; `how` says why."""
+
+    pixel_size_um: float
+    confidence: float
+    n_red_cells: int
+    how: str
+
+
+@dataclass(frozen=True)
+class _Look:
+    assumed_um: float
+    measured_um: float
+    quality: float
+    n_red: int
+    n_white: int
+    spread: float
+
+
+def guess_modality(image: np.ndarray) -> str:
+    """`brightfield` or `dic` from the pixels alone.
+
+    Colour is stain, so brightfield.  A grey image is DIC where its grey levels lie on both sides of the
+    background alike (relief: every edge has a bright and a dark flank), and brightfield where they
+    only lie below it (absorption).
+    """
+    pixels = np.asarray(image)
+    step = max(1, int(np.sqrt(pixels.shape[0] * pixels.shape[1] / 250_000)))
+    pixels = pixels[::step, ::step].astype(np.float32)
+    if pixels.ndim == 3 and pixels.shape[2] >= 3:
+        # A cast of the whole image is no stain: what counts is colour that varies.
+        chroma = np.stack([pixels[..., 0] - pixels[..., 1], pixels[..., 2] - pixels[..., 1]], -1)
+        centred = chroma - np.median(chroma.reshape(-1, 2), axis=0)
+        grey_range = float(np.ptp(np.percentile(pixels, [2, 98]))) + 1e-6
+        if np.percentile(np.abs(centred).max(-1), 98) > max(6.0, 0.12 * grey_range):
+            return "brightfield"
+        pixels = pixels[..., :3].mean(-1)
+    elif pixels.ndim == 3:
+        pixels = pixels[..., 0]
+    counts, edges = np.histogram(pixels, 64)
+    smooth = np.convolve(counts, np.ones(3) / 3, "same")
+    mode = float(edges[int(smooth.argmax())] + edges[1] - edges[0])
+    low, high = np.percentile(pixels, [1, 99])
+    below, above = mode - low, high - mode
+    return "dic" if above > 0.35 * below else "brightfield"
+
+
+def infer_pixel_size_um(
+    image: np.ndarray, modality: str = "brightfield", detector: Any = None
+) -> ScaleEstimate:
+    """Pixel size in µm of an (H, W[, 3]) uint8 image.
+
+    `detector` is anything with `look` (a yolo-onnx detector); by default the shipped one of the modality.
+    Raises BadInput where no cell is found at any scale: give the pixel size then.
+    """
+    if detector is None:
+        from storage.registry import load
+
+        if modality not in DEFAULT_DETECTORS:
+            raise BadInput(f"modality '{modality}' is not known; use brightfield or dic.")
+        detector = load("detector", DEFAULT_DETECTORS[modality])
+    looks = [_look(detector, image, um) for um in HYPOTHESES_UM]
+    best = max(looks, key=lambda r: r.quality)
+    if best.quality <= 0:
+        raise BadInput(
+            "the image shows no red cells or leukocytes to infer its scale from; give --pixel-size in µm."
+        )
+    for _ in range(3):  # from the nearest assumption to the measurement itself
+        if abs(np.log(best.measured_um / best.assumed_um)) < 0.03:
+            break
+        finer = _look(detector, image, float(np.clip(best.measured_um, 0.02, 1.5)))
+        if finer.quality < 0.8 * best.quality:
+            break
+        best = finer
+    n_cells = best.n_red + best.n_white
+    certain = 1 - np.exp(-(best.n_red + 0.7 * best.n_white) / 4)
+    agreement = np.exp(-0.5 * (np.log(best.measured_um / best.assumed_um) / CONSISTENT) ** 2)
+    narrow = np.exp(-max(0.0, best.spread - 0.1) * 2)
+    how = (
+        f"{best.n_red} red cells of {RED_CELL_UM:g} µm"
+        if best.n_red >= 4
+        else f"{best.n_white} leukocytes of {LEUKOCYTE_UM:g} µm, as only {best.n_red} red cells: a rough guess"
+    )
+    confidence = float(np.clip(certain * agreement * narrow * (1 if best.n_red >= 4 else 0.6), 0, 1))
+    return ScaleEstimate(float(best.measured_um), confidence if n_cells else 0.0, best.n_red, how)
+
+
+def _look(detector: Any, image: np.ndarray, assumed_um: float) -> _Look:
+    """What the detector sees when the pixel size is assumed, and what its cells then measure."""
+    height, width = image.shape[:2]
+    side = max(64, int(WINDOW_UM / assumed_um))
+    y0, x0 = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    part = image[y0 : y0 + side, x0 : x0 + side]
+    found = detector.look(part, assumed_um)
+    h, w = part.shape[:2]
+    sizes, weights, numbers = [], [], {}
+    total = 0.0
+    for cls, truth_um, weight in ((RED_CELL, RED_CELL_UM, 1.0), (LEUKOCYTE, LEUKOCYTE_UM, LEUKOCYTE_WEIGHT)):
+        boxes, scores = found.boxes[found.classes == cls], found.scores[found.classes == cls]
+        keep = (scores > MIN_SCORE) & inner(boxes, w, h)
+        numbers[cls] = int(keep.sum())
+        um = truth_um / np.maximum(sides_px(boxes[keep]), 1e-6)
+        agree = np.exp(-0.5 * (np.log(um / assumed_um) / CONSISTENT) ** 2)
+        # Scores count by area, or a look at too fine a scale would win by many small false cells.
+        area_um2 = (truth_um**2) * weight
+        total += float(
+            (scores[keep] ** 2 * agree).sum() * area_um2 * (um.mean() / assumed_um if len(um) else 1)
+        )
+        sizes.append(um)
+        weights.append(scores[keep] * (1.0 if cls == RED_CELL else 0.5))
+    um, weight = np.concatenate(sizes), np.concatenate(weights)
+    if not len(um):
+        return _Look(assumed_um, assumed_um, 0.0, 0, 0, 0.0)
+    if numbers[RED_CELL] >= 4:  # enough to do without the leukocytes, whose sizes vary more
+        um, weight = sizes[0], weights[0]
+    measured = _weighted_median(um, weight)
+    spread = float(np.median(np.abs(np.log(um / measured))))
+    # The share of the area seen that is explained by cells of the right size.
+    quality = total / (h * w * assumed_um**2)
+    return _Look(assumed_um, measured, quality, numbers[RED_CELL], numbers[LEUKOCYTE], spread)
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    order = np.argsort(values)
+    running = np.cumsum(weights[order])
+    return float(values[order][int(np.searchsorted(running, running[-1] / 2))])

@@ -1,0 +1,281 @@
+"""Training of the YOLO11 detector on packed canvases, from scratch or from earlier weights.
+
+The network and its loss are ultralytics' (AGPL-3.0); the loop is short and deterministic: every
+canvas is drawn from (seed, epoch, step), a checkpoint is written each epoch, and a resumed run ends
+where an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, split
+from detectors.packing import Look, endless, pack, resample
+from pipeline.errors import BadInput
+
+PIXEL_SIZE_UM = 0.25  # a red cell is 30 px, a leukocyte 48-75 px: enough for tight boxes, and quick
+CANVAS_PX = 256
+FRACTIONS = {"train": 0.8, "val": 0.07, "test": 0.13}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights, beside the data."""
+
+    modality: str = "brightfield"
+    epochs: int = 60
+    canvases_per_epoch: int = 256
+    batch: int = 8
+    canvas_px: int = CANVAS_PX
+    pixel_size_um: float = PIXEL_SIZE_UM
+    learning_rate: float = 2e-3
+    final_rate: float = 0.01  # of the learning rate
+    warmup_steps: int = 120
+    weight_decay: float = 5e-4
+    ema_decay: float = 0.998
+    seed: int = 20261121
+    model: str = "yolo11n.yaml"
+
+
+def build_network(model: str = "yolo11n.yaml") -> Any:
+    """An untrained YOLO11 with this project's classes."""
+    # ultralytics writes settings and looks for updates unless told where and not to.
+    import tempfile
+
+    os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="smearflow-yolo-"))
+    os.environ.setdefault("YOLO_OFFLINE", "true")
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    from ultralytics.nn.tasks import DetectionModel
+
+    network = DetectionModel(model, nc=len(CLASSES), verbose=False)
+    network.args = SimpleNamespace(box=7.5, cls=0.5, dfl=1.5)
+    network.names = dict(enumerate(CLASSES))
+    return network
+
+
+def dic_look(image: np.ndarray, pixel_size_um: float, rng: np.random.Generator) -> np.ndarray:
+    """A computed DIC view of a stained piece, with optics drawn at random (phantoms.optics)."""
+    from phantoms.optics import compute_dic
+
+    grey = compute_dic(image, pixel_size_um, rng=rng)
+    return np.repeat(grey[..., None], 3, 2)
+
+
+def _batch(recipe: Recipe, epoch: int, step: int, stream: Any, look: Look | None) -> dict[str, Any]:
+    import torch
+
+    rng = np.random.default_rng([recipe.seed, epoch, step])
+    images, boxes, classes, index = [], [], [], []
+    for i in range(recipe.batch):
+        canvas, b, c = pack(stream, recipe.canvas_px, recipe.pixel_size_um, rng, look)
+        images.append(canvas)
+        centre = np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1) / recipe.canvas_px
+        boxes.append(centre)
+        classes.append(c)
+        index.append(np.full(len(c), i))
+    stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().div_(255)
+    return {
+        "img": stack.contiguous(memory_format=torch.channels_last),
+        "bboxes": torch.from_numpy(np.concatenate(boxes).astype(np.float32)),
+        "cls": torch.from_numpy(np.concatenate(classes).astype(np.float32))[:, None],
+        "batch_idx": torch.from_numpy(np.concatenate(index).astype(np.float32)),
+    }
+
+
+def _groups(network: Any, decay: float) -> list[dict[str, Any]]:
+    """Weight decay for convolution weights only, as biases and norms have no use for it."""
+    with_decay, without = [], []
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            (with_decay if parameter.ndim > 1 else without).append(parameter)
+    return [{"params": with_decay, "weight_decay": decay}, {"params": without, "weight_decay": 0.0}]
+
+
+def train(
+    samples: dict[str, list[Sample]],
+    out_dir: Path,
+    recipe: Recipe,
+    *,
+    start: Path | None = None,
+    resume: bool = False,
+    look: Look | None = None,
+    stop_at: float | None = None,
+    log: Any = print,
+) -> dict[str, Any]:
+    """Train; checkpoints `last.pt` (all state) and `best.pt` (averaged weights) go to `out_dir`.
+
+    `start` is a best.pt to begin from.  `stop_at` (time.time()) ends after the epoch under way; resume
+    continues it.  Returns {"epochs", "best", "history"}.
+    """
+    import torch
+
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe.model).to(memory_format=torch.channels_last)
+    from ultralytics.utils.torch_utils import ModelEMA  # only after build_network has told it its folder
+
+    if start is not None:
+        network.load_state_dict(torch.load(start, weights_only=True)["model"])
+    optimizer = torch.optim.AdamW(_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
+    ema = ModelEMA(network, decay=recipe.ema_decay, tau=200)
+    steps = max(1, recipe.canvases_per_epoch // recipe.batch)
+    total = steps * recipe.epochs
+    first, history, best = 0, [], -1.0
+    last = out_dir / "last.pt"
+    if resume and last.is_file():
+        state = torch.load(last, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise BadInput(
+                f"{last} was trained with other settings; resume with the same, or use a new folder."
+            )
+        network.load_state_dict(state["network"])
+        ema.ema.load_state_dict(state["ema"])
+        ema.updates = state["updates"]
+        optimizer.load_state_dict(state["optimizer"])
+        first, history, best = state["epoch"], state["history"], state["best"]
+    if look is None and recipe.modality == "dic":
+        look = dic_look
+    (out_dir / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+    pool = ThreadPoolExecutor(1)
+    for epoch in range(first, recipe.epochs):
+        network.train()
+        began, losses = time.time(), []
+        stream = endless(samples["train"], np.random.default_rng([recipe.seed, epoch]))
+        # Canvases of a step are drawn while the network works on those of the step before.
+        upcoming = pool.submit(_batch, recipe, epoch, 0, stream, look)
+        for step in range(steps):
+            done = epoch * steps + step
+            cosine = 0.5 * (1 + math.cos(math.pi * done / total))
+            rate = recipe.final_rate + (1 - recipe.final_rate) * cosine
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * rate * min(1.0, (done + 1) / max(1, recipe.warmup_steps))
+            batch = upcoming.result()
+            if step + 1 < steps:
+                upcoming = pool.submit(_batch, recipe, epoch, step + 1, stream, look)
+            loss, parts = network(batch)
+            optimizer.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+            optimizer.step()
+            ema.update(network)
+            losses.append([float(v) for v in (parts.values() if isinstance(parts, dict) else parts)])
+        row: dict[str, Any] = {"epoch": epoch + 1, "loss": [round(float(v), 4) for v in np.mean(losses, 0)]}
+        row["train_s"] = round(time.time() - began, 1)
+        if samples.get("val") and (epoch % 3 == 2 or epoch == recipe.epochs - 1):
+            from detectors.evaluation import average_precision
+
+            found = [predict(ema.ema, s, recipe, look, recipe.seed + i) for i, s in enumerate(samples["val"])]
+            truth = [s.of(0) * (s.pixel_size_um / recipe.pixel_size_um) for s in samples["val"]]
+            ap50, ap = average_precision([f[0] for f in found], [f[1] for f in found], truth)[:2]
+            row |= {"ap50": round(ap50, 4), "ap50_95": round(ap, 4)}
+        row["s"] = round(time.time() - began, 1)
+        history.append(row)
+        log(json.dumps(row), flush=True)
+        # Early epochs count for little: the average has not forgotten the untrained weights.
+        fitness = row.get("ap50", 0) * 0.3 + row.get("ap50_95", 0) * 0.7
+        if "ap50" in row and fitness >= best:
+            best = fitness
+            _save({"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": row}, out_dir / "best.pt")
+        _save(
+            {
+                "network": network.state_dict(),
+                "ema": ema.ema.state_dict(),
+                "updates": ema.updates,
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch + 1,
+                "history": history,
+                "best": best,
+                "recipe": asdict(recipe),
+            },
+            last,
+        )
+        if stop_at is not None and time.time() > stop_at:
+            break
+    pool.shutdown()
+    (out_dir / "history.json").write_text(json.dumps(history, indent=0), encoding="utf-8")
+    if not (out_dir / "best.pt").is_file():
+        _save(
+            {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": history[-1]}, out_dir / "best.pt"
+        )
+    return {"epochs": len(history), "best": best, "history": history}
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """Write whole or not at all: a killed run must be able to resume."""
+    import torch
+
+    draft = path.with_suffix(".draft")
+    torch.save(state, draft)
+    os.replace(draft, path)
+
+
+def predict(
+    network: Any, sample: Sample, recipe: Recipe, look: Look | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Leukocytes of one validation image in canonical pixels, straight from the torch network."""
+    import torch
+
+    from detectors.boxes import decode, suppress
+
+    image = resample(read_image(sample.path), sample.pixel_size_um / recipe.pixel_size_um)
+    if look is not None:
+        image = look(image, recipe.pixel_size_um, np.random.default_rng(seed))
+    height, width = image.shape[:2]
+    padded = np.full((-(-height // 32) * 32, -(-width // 32) * 32, 3), 255, np.uint8)
+    padded[:height, :width] = image
+    network.eval()
+    with torch.inference_mode():
+        out = network(torch.from_numpy(padded).permute(2, 0, 1)[None].float().div_(255))
+    raw = (out[0] if isinstance(out, tuple | list) else out).numpy()[0]
+    boxes, scores, classes = decode(raw, 0.01)
+    mine = classes == 0
+    boxes, scores = boxes[mine], scores[mine]
+    keep = suppress(boxes, scores, 0.6)
+    boxes = np.clip(boxes[keep], 0, np.tile([width, height], 2))
+    return boxes, scores[keep]
+
+
+def train_detector(
+    data_dir: Path,
+    out_dir: Path,
+    modality: str = "brightfield",
+    epochs: int = 60,
+    resume: bool = False,
+    seed: int = 20261121,
+    start: Path | None = None,
+    canvases_per_epoch: int | None = None,
+    batch: int = 8,
+    canvas_px: int = CANVAS_PX,
+    stop_at: float | None = None,
+    log: Any = print,
+) -> dict[str, Any]:
+    """Train on any YOLO-format folder and write an ONNX model package to `out_dir/package`.
+
+    Near-duplicates are kept on one side of the split; the test part is never looked at here.  Raises
+    BadInput for a folder without images or leukocytes.
+    """
+    samples = read_yolo_folder(Path(data_dir))
+    parts = split(samples, FRACTIONS, seed)
+    if not any(len(s.of(0)) for s in parts["train"]):
+        raise BadInput(f"{data_dir} has no box of class 0 (leukocyte) to learn from.")
+    recipe = Recipe(
+        modality=modality,
+        epochs=epochs,
+        canvases_per_epoch=canvases_per_epoch or max(batch, len(parts["train"]) // 4),
+        batch=batch,
+        canvas_px=canvas_px,
+        seed=seed,
+    )
+    result = train(parts, Path(out_dir), recipe, start=start, resume=resume, stop_at=stop_at, log=log)
+    return result

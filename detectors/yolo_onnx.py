@@ -1,0 +1,216 @@
+"""YOLO detectors as ONNX packages, run by ONNX Runtime on images of any size.
+
+The image is resampled to the package's pixel size window by window, so that a slide of any size takes
+bounded memory.  Windows overlap by more than a cell: a box cut by a window's inner edge is dropped,
+as the neighbour sees that cell whole.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detectors.boxes import decode, iou_matrix, suppress
+from pipeline.errors import BadInput, BadModelPackage
+
+if TYPE_CHECKING:
+    from storage.packages import ModelPackage
+
+LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
+STRIDE = 32
+MIN_PIXEL_SIZE_UM, MAX_PIXEL_SIZE_UM = 0.005, 2.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything a network saw: boxes (N, 4) float32 in pixels of the image, scores, classes."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+    def of(self, cls: int, minimum: float = 0.0) -> Found:
+        keep = (self.classes == cls) & (self.scores >= minimum)
+        return Found(self.boxes[keep], self.scores[keep], self.classes[keep])
+
+
+def check_image(image: np.ndarray, who: str) -> np.ndarray:
+    """(H, W, 3) view of an (H, W) or (H, W, 3) uint8 image; raises BadInput for anything else."""
+    shape = tuple(getattr(image, "shape", ()))
+    if getattr(image, "dtype", None) != np.uint8:
+        raise BadInput(
+            f"{who} reads 8-bit images, not {getattr(image, 'dtype', type(image))}; convert it first."
+        )
+    if len(shape) == 2:
+        return np.broadcast_to(np.asarray(image)[..., None], (*shape, 3))
+    if len(shape) == 3 and shape[2] == 3:
+        return image
+    raise BadInput(f"{who} reads images of shape (H, W) or (H, W, 3), not {shape}; drop other channels.")
+
+
+def check_pixel_size(pixel_size_um: float, who: str) -> float:
+    if not (np.isfinite(pixel_size_um) and MIN_PIXEL_SIZE_UM <= pixel_size_um <= MAX_PIXEL_SIZE_UM):
+        raise BadInput(
+            f"{who} cannot work at a pixel size of {pixel_size_um} µm; give one of {MIN_PIXEL_SIZE_UM} to "
+            f"{MAX_PIXEL_SIZE_UM} µm, such as 0.1."
+        )
+    return float(pixel_size_um)
+
+
+class YoloOnnxDetector:
+    """A YOLO network of three classes; `detect` gives its leukocytes, `look` everything it sees."""
+
+    def __init__(self, package: ModelPackage) -> None:
+        import onnxruntime
+
+        card = package.card
+        if card.pixel_size_um is None or "leukocyte" not in card.classes:
+            raise BadModelPackage(
+                f"{package.folder}: a yolo-onnx card needs pixel_size_um and a class leukocyte."
+            )
+        self.name = card.name
+        self.pixel_size_um = float(card.pixel_size_um)
+        self.modalities = card.modalities
+        parameters = card.parameters
+        self.window_px = int(parameters.get("window_px", 1280))
+        self.overlap_px = int(parameters.get("overlap_px", 160))
+        self.min_score = float(parameters.get("min_score", 0.01))
+        self.max_iou = float(parameters.get("max_iou", 0.5))
+        self.max_inside = float(parameters.get("max_inside", 0.8))
+        self.threshold = float(parameters.get("threshold", 0.4))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        options.inter_op_num_threads = 1
+        options.use_deterministic_compute = True
+        # Spinning threads and a growing arena are for servers that do nothing else.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(package.weights_path), options, providers=["CPUExecutionProvider"]
+        )
+        self._input = self._session.get_inputs()[0].name
+
+    def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
+        """Leukocytes: see detectors.base.Detector."""
+        found = self.look(image, pixel_size_um)
+        keep = found.classes == LEUKOCYTE
+        return found.boxes[keep], found.scores[keep]
+
+    def look(self, image: np.ndarray, pixel_size_um: float) -> Found:
+        """Leukocytes, red cells and platelets, by falling score.
+
+        Raises BadInput for an image that is not uint8 grey or RGB, or an impossible pixel size.
+        """
+        image = check_image(image, self.name)
+        factor = check_pixel_size(pixel_size_um, self.name) / self.pixel_size_um
+        height, width = image.shape[:2]
+        if min(height, width) < 1:
+            return _nothing()
+        parts = []
+        for y0, y1 in _spans(height, self.window_px / factor, self.overlap_px / factor):
+            for x0, x1 in _spans(width, self.window_px / factor, self.overlap_px / factor):
+                part = self._window(np.asarray(image[y0:y1, x0:x1]), factor)
+                part.boxes[:] += np.array([x0, y0, x0, y0], np.float32)
+                parts.append(self._drop_cut(part, (x0, y0, x1, y1), width, height, factor))
+        found = Found(
+            *(np.concatenate([getattr(p, k) for p in parts]) for k in ("boxes", "scores", "classes"))
+        )
+        return self._merge(found)
+
+    def _window(self, image: np.ndarray, factor: float) -> Found:
+        """One window through the network; boxes in pixels of the window."""
+        import cv2
+
+        height, width = image.shape[:2]
+        size = (max(1, round(width * factor)), max(1, round(height * factor)))
+        how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        small = cv2.resize(np.ascontiguousarray(image), size, interpolation=how)
+        fill = np.median(small.reshape(-1, 3)[:: max(1, small.size // 30000)], axis=0).astype(np.uint8)
+        padded = np.empty((-(-size[1] // STRIDE) * STRIDE, -(-size[0] // STRIDE) * STRIDE, 3), np.uint8)
+        padded[:] = fill
+        padded[: size[1], : size[0]] = small
+        tensor = np.ascontiguousarray(padded.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+        raw = self._session.run(None, {self._input: tensor})[0][0]
+        boxes, scores, classes = decode(raw, self.min_score)
+        inside = (boxes[:, :2] + boxes[:, 2:]) / 2 < np.array(size)  # nothing has its centre in the padding
+        keep = inside.all(1)
+        boxes = np.clip(boxes[keep], 0, np.tile(np.array(size, np.float32), 2))
+        boxes *= np.tile(np.array([width / size[0], height / size[1]], np.float32), 2)
+        found = Found(boxes.astype(np.float32), scores[keep], classes[keep])
+        return self._suppress_each(found, 0.7)
+
+    def _suppress_each(self, found: Found, max_iou: float, max_inside: float | None = None) -> Found:
+        kept = [
+            np.flatnonzero(found.classes == c)[
+                suppress(
+                    found.boxes[found.classes == c],
+                    found.scores[found.classes == c],
+                    max_iou,
+                    max_inside if c == LEUKOCYTE else None,
+                )
+            ]
+            for c in (LEUKOCYTE, RED_CELL, PLATELET)
+        ]
+        index = np.concatenate(kept)
+        return Found(found.boxes[index], found.scores[index], found.classes[index])
+
+    def _drop_cut(
+        self, part: Found, area: tuple[int, int, int, int], width: int, height: int, factor: float
+    ) -> Found:
+        """Without boxes that touch an inner edge of the window, where they may be half cells.
+
+        A box longer than the overlap may be cut in every window, so it stays.
+        """
+        x0, y0, x1, y1 = area
+        near = 2.0 / factor
+        b = part.boxes
+        cut = (
+            ((b[:, 0] < x0 + near) & (x0 > 0))
+            | ((b[:, 1] < y0 + near) & (y0 > 0))
+            | ((b[:, 2] > x1 - near) & (x1 < width))
+            | ((b[:, 3] > y1 - near) & (y1 < height))
+        )
+        longest = np.maximum(b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]) * factor
+        keep = ~cut | (longest > self.overlap_px - 8)
+        return Found(b[keep], part.scores[keep], part.classes[keep])
+
+    def _merge(self, found: Found) -> Found:
+        """One box a cell over all windows and classes, by falling score."""
+        found = self._suppress_each(found, self.max_iou, self.max_inside)
+        white = found.classes == LEUKOCYTE
+        if white.any() and (~white).any():
+            # The same object named twice: the surer name stays.
+            overlap = iou_matrix(found.boxes[white], found.boxes[~white]) > 0.6
+            surer = found.scores[~white][None] > found.scores[white][:, None]
+            lost_white = (overlap & surer).any(1)
+            lost_other = (overlap & ~surer).any(0)
+            keep = np.ones(len(white), bool)
+            keep[np.flatnonzero(white)[lost_white]] = False
+            keep[np.flatnonzero(~white)[lost_other]] = False
+            found = Found(found.boxes[keep], found.scores[keep], found.classes[keep])
+        order = np.lexsort((found.boxes[:, 1], found.boxes[:, 0], -found.scores))
+        return Found(found.boxes[order], found.scores[order], found.classes[order])
+
+
+def _nothing() -> Found:
+    return Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+def _spans(length: int, window: float, overlap: float) -> list[tuple[int, int]]:
+    """Starts and ends that cover 0..length in equal windows which overlap by at least `overlap`."""
+    window, overlap = max(2, int(window)), int(np.ceil(overlap))
+    if length <= window:
+        return [(0, length)]
+    count = int(np.ceil((length - overlap) / max(1, window - overlap)))
+    starts = np.linspace(0, length - window, count).round().astype(int)
+    return [(int(s), int(s) + window) for s in starts]
+
+
+def build(package: ModelPackage | None) -> Any:
+    """Builder for the registry."""
+    if package is None:
+        raise BadModelPackage("architecture 'yolo-onnx' needs a model package.")
+    return YoloOnnxDetector(package)
