@@ -75,7 +75,7 @@ def per_hundred_interval(
     100 p / (1 - p) (Przyborowski and Wilenski 1940).  Without a base there is no upper end: None.
     """
     low, high = proportion_interval(events, events + base, interval, level)
-    return 100.0 * low / (1.0 - low) if low < 1 else math.inf, (100.0 * high / (1 - high) if high < 1 else None)
+    return 100.0 * low / (1.0 - low), 100.0 * high / (1.0 - high) if high < 1 else None
 
 
 def ratio_interval(

@@ -1,0 +1,73 @@
+"""Counting of ring sideroblasts: iron types, their share with its interval, and the decision limits."""
+
+from __future__ import annotations
+
+from pipeline import statistics as st
+from pipeline.result import LimitStanding, NotAssessed, Sideroblasts
+from pipeline.settings import CountingSettings
+from pipeline.types import Case, Cell, CellClass
+
+# No LOINC code for ring sideroblasts is known: local codes, another one for a virtual stain.
+RS_CODE = {"perls": "smearflow:rs-pct-perls", "virtual_perls": "smearflow:rs-pct-virtual-perls"}
+
+
+def count_sideroblasts(
+    case: Case, cells: tuple[Cell, ...], by_id: dict[str, CellClass], settings: CountingSettings
+) -> tuple[Sideroblasts | None, tuple[NotAssessed, ...]]:
+    """The iron types of a case's erythroblasts, or None and why there are none.
+
+    RS % = type 3 / types 0 to 3 (IWGM-MDS 2008, Mufti et al., Haematologica 93:1712); indeterminate
+    cells are reported apart and stand in no denominator.
+    """
+    read = [
+        (c, by_id[c.cell_id]) for c in cells if c.cell_id in by_id and by_id[c.cell_id].rs_type is not None
+    ]
+    real = [k for c, k in read if c.stain == "Perls" and not k.virtual]
+    virtual = [k for c, k in read if c.stain != "Perls" or k.virtual]
+    perls_images = any(im.stain == "Perls" for im in case.images)
+    if not read:
+        return None, _no_iron(case, perls_images)
+    # A real stain is never mixed with a virtual one: where both were read, the real one counts.
+    chosen, evidence = (real, "perls") if real else (virtual, "virtual_perls")
+    n = {t: sum(k.rs_type == t for k in chosen) for t in ("0", "1", "2", "3", "indeterminate")}
+    assessed = len(chosen) - n["indeterminate"]
+    low, high = st.proportion_interval(n["3"], assessed, settings.interval, settings.level)
+    return (
+        Sideroblasts(
+            evidence="perls" if evidence == "perls" else "virtual_perls",
+            n_erythroblasts=assessed,
+            type0=n["0"],
+            type1=n["1"],
+            type2=n["2"],
+            type3=n["3"],
+            indeterminate=n["indeterminate"],
+            rs_pct=round(100 * n["3"] / assessed, 2) if assessed else None,
+            ci_low=round(100 * low, 2),
+            ci_high=round(100 * high, 2),
+            limits=settings.rs_limits_pct,
+            standings=tuple(standing(n["3"], assessed, limit, settings) for limit in settings.rs_limits_pct),
+            code=RS_CODE[evidence],
+        ),
+        (),
+    )
+
+
+def standing(successes: int, n: int, limit_pct: float, settings: CountingSettings) -> LimitStanding:
+    """Where a proportion's interval stands to a limit in percent, and how many more cells settle it."""
+    low, high = st.proportion_interval(successes, n, settings.interval, settings.level)
+    limit = limit_pct / 100
+    if n == 0:
+        return LimitStanding(limit=limit_pct, standing="unknown", more_cells=None)
+    if st.spans(low, high, limit):
+        more = st.cells_to_settle(successes, n, limit, settings.interval, settings.level)
+        return LimitStanding(limit=limit_pct, standing="spans", more_cells=more)
+    return LimitStanding(limit=limit_pct, standing="below" if high < limit else "at_or_over", more_cells=0)
+
+
+def _no_iron(case: Case, perls_images: bool) -> tuple[NotAssessed, ...]:
+    if perls_images:
+        why = "there are Perls images, but no erythroblast on them was read for iron"
+        return (NotAssessed(code="PERLS_NOT_READ", what="Ring sideroblasts", why=why),)
+    if case.specimen == "blood":
+        return ()
+    return (NotAssessed(code="NO_PERLS", what="Ring sideroblasts", why="the case has no Perls image"),)
