@@ -100,7 +100,8 @@ def count(
     smear = [c for c in cells if c.stain != "Perls"]
     ai = {c.cell_id: by_id[c.cell_id].label if c.cell_id in by_id else "unidentified" for c in smear}
     labels = {i: (reviewed or {}).get(i, label) for i, label in ai.items()}
-    known = _known(known_classes, by_id.values(), labels.values())
+    read = [by_id[i] for i in ai if i in by_id]  # what is read on Perls says nothing of the classifier
+    known = _known(known_classes, read, labels.values())
     differential, width_ratio = _differential(
         smear, by_id, ai, labels, known, settings, specimen, bool(reviewed)
     )

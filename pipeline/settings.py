@@ -100,7 +100,7 @@ class CountingSettings(Section):
 class ReportSettings(Section):
     """The report page."""
 
-    gallery_cells_per_class: int = Field(60, gt=0)
+    gallery_cells_per_class: int = Field(1000, gt=0)
     thumbnail_px: int = Field(72, gt=0)
     max_bytes: int = 5_000_000
 

@@ -1,0 +1,81 @@
+"""What a report is built from besides the cells: quality of the images, the models, the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from pipeline.types import FocusQuality, Modality, Problem, Registration, Stain
+from storage.packages import ModelCard, ModelPackage
+from storage.registry import Entry
+
+FieldKey = tuple[str, str]  # slide, field
+ImageKey = tuple[str, str, str, str]  # slide, field, modality, stain
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Quality of the case's images, and the problems that later stages met.
+
+    `reference` may hold focus of earlier cases by (modality, stain), so that a case of a few fields is
+    judged against its own scanner.
+    """
+
+    focus: Mapping[ImageKey, FocusQuality] = field(default_factory=dict)
+    registrations: Mapping[FieldKey, Registration] = field(default_factory=dict)
+    problems: tuple[Problem, ...] = ()
+    reference: Mapping[tuple[str, str], tuple[FocusQuality, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelUse:
+    """A model of the run, and what it was given to read.
+
+    `reads` are the (modality, stain) of its inputs; a virtual image counts as what it shows.
+    `seen_pixel_size_um` is the scale of the pixels that the network saw; None where it is not known.
+    `found_sha256` is that of the weights on disk.
+    """
+
+    name: str
+    version: str
+    sha256: str | None
+    card: ModelCard | None
+    reads: tuple[tuple[Modality, Stain], ...]
+    seen_pixel_size_um: float | None
+    found_sha256: str | None
+
+    @classmethod
+    def of(
+        cls,
+        described: ModelPackage | Entry,
+        reads: tuple[tuple[Modality, Stain], ...],
+        *,
+        version: str = "",
+        found_sha256: str | None = None,
+    ) -> ModelUse:
+        """From `storage.registry.describe`, for a model that resamples to the scale of its card.
+
+        `version` names a weight-free method's version, that of the software.
+        """
+        if isinstance(described, Entry):
+            return cls(described.architecture, version, None, None, reads, None, None)
+        card = described.card
+        return cls(
+            card.name, card.version, card.sha256, card, reads, card.pixel_size_um, found_sha256 or card.sha256
+        )
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What ran: everything in the result but `created` follows from the fingerprint."""
+
+    fingerprint: str  # of inputs, settings and models
+    config_sha256: str
+    created: datetime
+    models: tuple[ModelUse, ...] = ()
+    version: str = "0.1.0"
+    commit: str | None = None
+    expected_config_sha256: str | None = None  # of a validated configuration, where the laboratory has one
+    known_classes: tuple[str, ...] | None = None  # of the classifier; None: read off the probabilities
+    min_confidence: float | None = None  # the classifier's calibrated figure

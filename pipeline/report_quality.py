@@ -1,0 +1,217 @@
+"""What the acquisition was like: each field and each slide, judged against their own kind."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Literal
+
+from pipeline.report_inputs import FieldKey, ImageKey, Quality
+from pipeline.result import FieldFocus, FieldRegistration, FieldReport, SlideInfo, SlideQc
+from pipeline.types import Case, Cell, FieldImage, FocusQuality, Problem, Registration, Stain
+
+# Below this robust z a field is less sharp than its own kind (outlier rule of Iglewicz and Hoaglin 1993).
+FOCUS_Z = -3.5
+FEWEST_FOR_Z = 4
+# Fields differ by this much in content alone; a smaller spread would make outliers of good fields.
+FOCUS_SCALE_FLOOR = math.log(1.15)
+ILLUMINATION_MIN = 0.8
+SATURATION_MAX_PCT = 1.0
+RESIDUAL_MAX_UM = 0.5
+RESIDUAL_P95_MAX_UM = 1.0
+
+
+def shown_modality(modality: str) -> Literal["brightfield", "DIC"]:
+    """The modality as the result writes it."""
+    return "DIC" if modality == "dic" else "brightfield"
+
+
+def focus_scores(quality: Quality) -> dict[ImageKey, float]:
+    """Robust z-score of each image's focus among the images of its slide, modality and stain.
+
+    The score is the higher of those of the normalised variance and the Laplacian's variance, both on
+    a log scale: a field is called soft only where both say so, for the first also falls where cells
+    are few.  Kinds with fewer than four images have no score.
+    """
+    kinds: dict[tuple[str, str, str], list[ImageKey]] = {}
+    for key in sorted(quality.focus):
+        kinds.setdefault((key[0], key[2], key[3]), []).append(key)
+    scores: dict[ImageKey, float] = {}
+    for (_, modality, stain), keys in kinds.items():
+        own = [quality.focus[k] for k in keys]
+        pool = [*own, *quality.reference.get((modality, stain), ())]
+        if len(pool) < FEWEST_FOR_Z:
+            continue
+        by_variance = _robust_z([f.normalised_variance for f in own], [f.normalised_variance for f in pool])
+        by_laplacian = _robust_z([f.laplacian_variance for f in own], [f.laplacian_variance for f in pool])
+        for key, a, b in zip(keys, by_variance, by_laplacian, strict=True):
+            scores[key] = round(max(a, b), 2)
+    return scores
+
+
+def _robust_z(values: Sequence[float], pool: Sequence[float]) -> list[float]:
+    logs = [math.log(max(v, 1e-12)) for v in pool]
+    middle = median(logs)
+    scale = max(1.4826 * median(abs(v - middle) for v in logs), FOCUS_SCALE_FLOOR)
+    return [(math.log(max(v, 1e-12)) - middle) / scale for v in values]
+
+
+def is_doubtful(registration: Registration) -> bool:
+    """Whether a registration failed or leaves more than the laboratory accepts."""
+    return (
+        registration.status == "failed"
+        or (registration.residual_um or 0.0) > RESIDUAL_MAX_UM
+        or (registration.residual_p95_um or 0.0) > RESIDUAL_P95_MAX_UM
+    )
+
+
+def field_reports(
+    case: Case, cells: tuple[Cell, ...], counted: set[str], quality: Quality
+) -> tuple[FieldReport, ...]:
+    """Every field that was declared or is spoken of, used or rejected, in order.
+
+    `counted` are the ids of the cells in the denominator.  A field is rejected where no image of it
+    came through, or where a later stage lost it.
+    """
+    problems = (*case.problems, *quality.problems)
+    images: dict[FieldKey, list[FieldImage]] = {}
+    for image in case.images:
+        images.setdefault((image.slide, image.field), []).append(image)
+    named = {(p.slide, p.field) for p in problems if p.slide is not None and p.field is not None}
+    scores = focus_scores(quality)
+    reports = []
+    for slide, name in sorted(set(images) | {(s, f) for s, f in named if s and f}):
+        reason = _rejected(slide, name, images.get((slide, name), []), quality, case.problems)
+        here = [c for c in cells if (c.slide, c.field) == (slide, name)]
+        registration = quality.registrations.get((slide, name))
+        reports.append(
+            FieldReport(
+                slide_id=slide,
+                field=name,
+                status="rejected" if reason is not None else "used",
+                reason=reason or "",
+                n_cells=len(here),
+                n_denominator=sum(c.cell_id in counted for c in here),
+                focus=tuple(
+                    _focus(key, quality.focus[key], scores)
+                    for key in sorted(quality.focus)
+                    if key[:2] == (slide, name)
+                ),
+                registration=None if registration is None else _registration(registration),
+            )
+        )
+    return tuple(reports)
+
+
+def _rejected(
+    slide: str,
+    name: str,
+    images: list[FieldImage],
+    quality: Quality,
+    intake: Iterable[Problem],
+) -> str | None:
+    if not images:
+        own = [p for p in intake if (p.slide, p.field) == (slide, name) and p.fatal_for_field]
+        return own[0].message if own else "no image of the field could be used"
+    # A later stage's problem names the file that it lost; the field is gone when all that could be
+    # counted is.
+    lost = {p.file: p for p in quality.problems if (p.slide, p.field) == (slide, name) and p.fatal_for_field}
+    countable = [i for i in images if i.modality == "brightfield"] or images
+    if lost and all(i.file in lost or None in lost for i in countable):
+        return next(iter(lost.values())).message
+    return None
+
+
+def _focus(key: ImageKey, found: FocusQuality, scores: dict[ImageKey, float]) -> FieldFocus:
+    stain: Stain = "Perls" if key[3] == "Perls" else "MGG" if key[3] == "MGG" else "unstained"
+    return FieldFocus(
+        modality=shown_modality(key[2]),
+        stain=stain,
+        variance=round(found.variance, 6),
+        normalised_variance=round(found.normalised_variance, 6),
+        laplacian_variance=round(found.laplacian_variance, 6),
+        focus_z=scores.get(key),
+        illumination_ratio=round(found.illumination_ratio, 4),
+        saturation_pct=round(found.saturation_pct, 3),
+    )
+
+
+def _registration(found: Registration) -> FieldRegistration:
+    def cut(value: float | None, digits: int = 4) -> float | None:
+        return None if value is None else round(value, digits)
+
+    matrix = None
+    if found.matrix is not None:
+        (a, b, c), (d, e, f) = found.matrix
+        matrix = (
+            (round(a, 8), round(b, 8), round(c, 4)),
+            (round(d, 8), round(e, 8), round(f, 4)),
+        )
+    return FieldRegistration(
+        status=found.status,
+        reason=found.reason,
+        doubtful=is_doubtful(found),
+        ecc=cut(found.ecc),
+        residual_px=cut(found.residual_px),
+        residual_um=cut(found.residual_um),
+        residual_p95_um=cut(found.residual_p95_um),
+        p_false_accept=None if found.p_false_accept is None else float(f"{found.p_false_accept:.3g}"),
+        matrix=matrix,
+    )
+
+
+def slide_infos(
+    case: Case, fields: tuple[FieldReport, ...], quality: Quality, virtual_slides: set[str]
+) -> tuple[SlideInfo, ...]:
+    """Each slide in each modality and stain that it was imaged in, and the virtual images made of it."""
+    kinds: dict[tuple[str, str, Stain], list[FieldImage]] = {}
+    for image in case.images:
+        kinds.setdefault((image.slide, image.modality, image.stain), []).append(image)
+    used = {(f.slide_id, f.field) for f in fields if f.status == "used"}
+    infos = []
+    for (slide, modality, stain), images in sorted(kinds.items()):
+        digest = hashlib.sha256("\n".join(sorted({i.sha256 for i in images})).encode()).hexdigest()
+        info = SlideInfo(
+            slide_id=slide,
+            stain=stain,
+            modality=shown_modality(modality),
+            virtual=False,
+            pixel_size_um=round(median(i.pixel_size_um for i in images), 6),
+            sha256=digest,
+            n_fields=len(images),
+            n_fields_used=sum((i.slide, i.field) in used for i in images),
+            qc=_slide_qc(slide, modality, stain, fields),
+        )
+        infos.append(info)
+        if modality == "dic" and slide in virtual_slides:
+            infos.append(
+                info.model_copy(
+                    update={
+                        "stain": "MGG",
+                        "modality": "brightfield",
+                        "virtual": True,
+                        "source_stain": stain,
+                        "qc": SlideQc(),
+                    }
+                )
+            )
+    return tuple(infos)
+
+
+def _slide_qc(slide: str, modality: str, stain: str, fields: tuple[FieldReport, ...]) -> SlideQc:
+    own = [f for f in fields if f.slide_id == slide]
+    focus = [q for f in own for q in f.focus if (q.modality, q.stain) == (shown_modality(modality), stain)]
+    scores = [q.focus_z for q in focus if q.focus_z is not None]
+    residuals = [
+        f.registration.residual_p95_um
+        for f in own
+        if f.registration is not None and f.registration.residual_p95_um is not None
+    ]
+    return SlideQc(
+        focus_z=min(scores, default=None),
+        illumination_ratio=min((q.illumination_ratio for q in focus), default=None),
+        saturation_pct=max((q.saturation_pct for q in focus), default=None),
+        registration_p95_um=max(residuals, default=None) if modality == "dic" else None,
+    )
