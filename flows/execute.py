@@ -37,14 +37,14 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     classes = wrap("classification", stages.classification)(
         run, found, patches_mark, staining_mark, confidence
     )
-    findings = reporting.Findings(
-        case=case.model_copy(update={"problems": (*case.problems, *problems)}),
-        cells=found,
-        classes=classes,
-        registrations=registrations,
-        registration_pictures=doubtful,
-        quality=quality,
-        overviews=overviews,
+    findings = reporting.gather(
+        case.model_copy(update={"problems": (*case.problems, *problems)}),
+        found,
+        classes,
+        registrations,
+        doubtful,
+        quality,
+        overviews,
     )
     result = wrap("report", reporting.report)(run, findings)
     return CaseOutcome(

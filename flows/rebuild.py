@@ -22,8 +22,9 @@ def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) ->
             raise BadInput(
                 f"{case_id}: the store {store} holds no finished run of this case; process it first."
             )
-        result = reporting.write_report(run, findings)
-        run.ledger.end_run(computed={"report": 1}, reused={})
+        with run.store.writing(case_id):
+            result = reporting.report(run, findings)
+            run.ledger.end_run(computed=run.computed, reused=run.reused)
     return {
         "case": case_id,
         "report": run.store.url_of(f"{case_id}/report.html"),

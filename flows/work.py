@@ -313,12 +313,13 @@ def classify_unit(
         segmenter = load("segmenter", settings.classification.segmenter)
         found = classify_patches(patches[named], size_um, classifier, settings.classification)
         measures = measure_cells(segmenter.segment(patches[named], size_um), patches[named], size_um)
-        for i, result, measure in zip(named, found, measures, strict=True):
+        names = found.cells([cells[i].cell_id for i in named])
+        for i, result, measure in zip(named, names, measures, strict=True):
             documents[i] = {
                 "label": result.label,
-                "probabilities": {k: round(float(v), 6) for k, v in result.probabilities.items()},
-                "confidence": round(float(result.confidence), 6),
-                "ood": round(float(result.ood), 6),
+                "probabilities": {k: round(v, 6) for k, v in result.probabilities.items()},
+                "confidence": round(result.confidence, 6),
+                "ood": round(result.ood, 6),
                 "virtual": cells[i].modality == "dic",
                 "area_um2": _rounded(measure.area_um2),
                 "nc_ratio": _rounded(measure.nc_ratio),

@@ -36,7 +36,7 @@ def command(
     def one(path: Path) -> dict[str, Any]:
         image = as_rgb(read_rgb_or_grey(path))
         size = pixel_size or image_info(path).pixel_size_um
-        found = classify_patches(image[None], size, classifier, settings)[0]
+        found = classify_patches(image[None], size, classifier, settings).cells([str(path)])[0]
         return {
             "file": str(path),
             "class": found.label,

@@ -1,0 +1,310 @@
+"""The last stage: count, flag, and write result.json, report.html, cells.parquet and the database row."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flows import stages, work
+from flows.records import CaseRun
+from pipeline.types import (
+    Case,
+    Cell,
+    CellClass,
+    FocusQuality,
+    Modality,
+    Registration,
+    Spec,
+    Stain,
+)
+from storage.fingerprint import fingerprint
+
+RESULT, PAGE, TABLE, FINDINGS = "result.json", "report.html", "cells.parquet", "work/findings.json"
+
+
+class FieldFinding(Spec):
+    """What is known of one image or field besides its cells."""
+
+    slide: str
+    field: str
+    modality: Modality | None = None
+    stain: Stain | None = None
+    registration: Registration | None = None
+    quality: FocusQuality | None = None
+    picture: str | None = None  # key of the reduced picture in the store
+
+
+class Findings(Spec):
+    """Everything that a report is made of; kept in the store, so that a report can be made again."""
+
+    case: Case
+    cells: tuple[Cell, ...]
+    classes: tuple[CellClass, ...]
+    registrations: tuple[FieldFinding, ...]
+    images: tuple[FieldFinding, ...]
+
+
+def gather(
+    case: Case,
+    cells: tuple[Cell, ...],
+    classes: tuple[CellClass, ...],
+    registrations: dict[stages.FieldKey, Registration],
+    doubtful: dict[stages.FieldKey, str],
+    quality: dict[stages.ImageKey, FocusQuality],
+    overviews: dict[stages.ImageKey, str],
+) -> Findings:
+    """The stages' results in one value."""
+    return Findings(
+        case=case,
+        cells=cells,
+        classes=classes,
+        registrations=tuple(
+            FieldFinding(slide=k[0], field=k[1], registration=r, picture=doubtful.get(k))
+            for k, r in sorted(registrations.items())
+        ),
+        images=tuple(
+            FieldFinding.model_validate(
+                {
+                    "slide": k[0],
+                    "field": k[1],
+                    "modality": k[2],
+                    "stain": k[3],
+                    "quality": q,
+                    "picture": overviews.get(k),
+                }
+            )
+            for k, q in sorted(quality.items())
+        ),
+    )
+
+
+def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
+    """Each model that took part, and what it read."""
+    from pipeline.report_inputs import ModelUse
+    from storage.registry import describe
+
+    settings = run.settings
+    kinds = {(c.modality, c.stain) for c in findings.cells}
+    named: list[tuple[Any, str, tuple[tuple[Modality, Stain], ...]]] = []
+    if any(i.modality == "brightfield" and i.stain == "MGG" for i in findings.case.images):
+        named.append(("detector", settings.detection.brightfield_detector, (("brightfield", "MGG"),)))
+    if any(
+        stages.detector_of(run, findings.case, i) == settings.detection.dic_detector
+        for i in findings.case.images
+    ):
+        named.append(("detector", settings.detection.dic_detector, (("dic", "unstained"),)))
+    if any(k[1] == "Perls" for k in kinds):
+        named.append(("detector", stages.PERLS_DETECTOR, (("brightfield", "Perls"),)))
+        named.append(("sideroblast-reader", "rule", (("brightfield", "Perls"),)))
+    if any(k[0] == "dic" for k in kinds):
+        named.append(("stainer", settings.staining.dic_stainer, (("dic", "unstained"),)))
+    if any(k[1] != "Perls" for k in kinds):
+        named.append(("segmenter", settings.classification.segmenter, (("brightfield", "MGG"),)))
+        named.append(("classifier", settings.classification.classifier, (("brightfield", "MGG"),)))
+    return tuple(
+        ModelUse.of(describe(task, name), reads, version=version("smearflow")) for task, name, reads in named
+    )
+
+
+def source_commit() -> str | None:
+    """The commit of the clone that this runs from, if it runs from one."""
+    git = Path(__file__).resolve().parent.parent / ".git"
+    try:
+        head = (git / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).is_file():
+            return (git / name).read_text().strip()
+        packed = (git / "packed-refs").read_text().splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+    except OSError:
+        return None
+
+
+def pseudonym(case_id: str) -> str:
+    """The case's name in what may leave the laboratory.
+
+    With SMEARFLOW_PSEUDONYM_KEY a keyed hash, which only who holds the key can trace; without it the id.
+    """
+    key = os.environ.get("SMEARFLOW_PSEUDONYM_KEY")
+    if not key:
+        return case_id
+    return "P-" + hmac.new(key.encode(), case_id.encode(), hashlib.sha256).hexdigest()[:12].upper()
+
+
+def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
+    """The result of the case: written where anything it is made of has changed, else the kept one."""
+    mark = report_mark(run, findings)
+
+    def compute() -> dict[str, Any]:
+        return {"sha256": write_report(run, findings, mark)}
+
+    def intact() -> bool:
+        kept = run.kept("report", "case", mark)
+        if kept is None or kept.output is None:
+            return False
+        return all(
+            run.store.exists(f"{run.case_id}/{name}")
+            and hashlib.sha256(run.store.read_bytes(f"{run.case_id}/{name}")).hexdigest() == sha
+            for name, sha in kept.output["sha256"].items()
+        )
+
+    run.run_here("report", mark, compute, intact=intact)
+    result: dict[str, Any] = run.store.read_json(f"{run.case_id}/{RESULT}")
+    return result
+
+
+def report_mark(run: CaseRun, findings: Findings) -> str:
+    models = [(m.name, m.version, m.sha256) for m in models_used(run, findings)]
+    return fingerprint(
+        "report",
+        stages.VERSIONS["report"],
+        version("smearflow"),
+        findings,
+        models,
+        pseudonym(run.case_id),
+        run.settings.counting,
+        run.settings.report,
+    )
+
+
+def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
+    """Write everything that a person reads; returns the sha256 of each file."""
+    from flows.runs import database_url
+    from pipeline.report import build_result
+    from pipeline.report_cells import cells_parquet
+    from pipeline.report_html import render_html
+    from pipeline.report_inputs import Quality, RunInfo
+    from storage.packages import ModelPackage
+    from storage.registry import describe
+    from storage.results_db import ResultsDatabase
+
+    classifier = describe("classifier", run.settings.classification.classifier)
+    card = classifier.card if isinstance(classifier, ModelPackage) else None
+    case = findings.case.model_copy(update={"case_id": pseudonym(run.case_id)})
+    result = build_result(
+        case,
+        findings.cells,
+        findings.classes,
+        Quality(
+            focus={
+                (f.slide, f.field, str(f.modality), str(f.stain)): f.quality
+                for f in findings.images
+                if f.quality is not None
+            },
+            registrations={
+                (f.slide, f.field): f.registration for f in findings.registrations if f.registration
+            },
+        ),
+        RunInfo(
+            fingerprint=mark,
+            config_sha256=fingerprint(run.settings),
+            created=datetime.now(UTC),
+            models=models_used(run, findings),
+            version=version("smearflow"),
+            commit=source_commit(),
+            known_classes=card.classes if card else None,
+            min_confidence=card.parameters.get("min_confidence") if card else None,
+        ),
+        run.settings,
+    )
+    files = {
+        RESULT: result.to_json().encode(),
+        PAGE: render_html(
+            result,
+            thumbnails(run, findings, result),
+            list(field_pictures(run, findings)),
+            registration_pictures(run, findings),
+            run.settings.report,
+        ).encode(),
+        TABLE: cells_parquet(findings.cells, findings.classes),
+    }
+    run.store.write_json(f"{run.case_id}/{FINDINGS}", findings.model_dump(mode="json"))
+    for name, data in files.items():
+        run.store.write_bytes(f"{run.case_id}/{name}", data)
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    with ResultsDatabase(database_url(run.store.url)) as database:
+        database.record(result.model_dump(mode="json"), fingerprint=mark, result_sha256=hashes[RESULT])
+    return hashes
+
+
+def kept_findings(run: CaseRun) -> Findings | None:
+    """The findings of the case's last finished run, or None."""
+    key = f"{run.case_id}/{FINDINGS}"
+    return Findings.model_validate(run.store.read_json(key)) if run.store.exists(key) else None
+
+
+def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.ndarray]:
+    """A square cut around each gallery cell: (H, W, 3) uint8 by cell id."""
+    from storage.case_store import CaseStore
+
+    wanted = {cell.cell_id for gallery in result.galleries for cell in gallery.cells}
+    store = CaseStore(run.store, run.case_id)
+    found: dict[str, np.ndarray] = {}
+    # By runs of one shard, so that memory does not grow with the case.
+    step = run.settings.patches.shard
+    for start in range(0, len(findings.cells), step):
+        some = list(findings.cells[start : start + step])
+        if not any(c.cell_id in wanted for c in some):
+            continue
+        for cell, patch in zip(some, work.patches_to_read(store, some, start, run.settings), strict=True):
+            if cell.cell_id in wanted:
+                found[cell.cell_id] = _around(patch, cell, findings.case, run.settings.patches.pixel_size_um)
+    return found
+
+
+def _around(patch: np.ndarray, cell: Cell, case: Case, patch_pixel_size_um: float) -> np.ndarray:
+    """The middle of a patch, as wide as the cell with a rim, whole patch at most."""
+    image = case.image(cell.slide, cell.field, cell.modality, cell.stain)
+    scale = (image.pixel_size_um if image is not None else patch_pixel_size_um) / patch_pixel_size_um
+    x0, y0, x1, y1 = cell.bbox_px
+    side = int(np.clip(max(x1 - x0, y1 - y0) * scale * 1.35, 64, patch.shape[0]))
+    low = (patch.shape[0] - side) // 2
+    return patch[low : low + side, low : low + side]
+
+
+def field_pictures(run: CaseRun, findings: Findings) -> Iterator[Any]:
+    """The reduced field images with the boxes of their cells."""
+    from pipeline.report_images import FieldPicture, decode_jpeg
+
+    labels = {c.cell_id: c.label for c in findings.classes}
+    for item in findings.images:
+        if item.picture is None or item.modality is None:
+            continue
+        image = findings.case.image(item.slide, item.field, item.modality, item.stain)
+        if image is None or not run.store.exists(item.picture):
+            continue
+        pixels = decode_jpeg(run.store.read_bytes(item.picture))
+        scale = pixels.shape[1] / image.width_px
+        inside = [
+            c
+            for c in findings.cells
+            if (c.slide, c.field, c.modality, c.stain) == (item.slide, item.field, item.modality, item.stain)
+        ]
+        yield FieldPicture(
+            slide=item.slide,
+            field=item.field,
+            image=pixels,
+            boxes=[tuple(v * scale for v in c.bbox_px) for c in inside],
+            labels=[labels.get(c.cell_id, "") for c in inside],
+        )
+
+
+def registration_pictures(run: CaseRun, findings: Findings) -> dict[stages.FieldKey, np.ndarray]:
+    """Pictures of registrations in doubt, by (slide, field)."""
+    from pipeline.report_images import decode_jpeg
+
+    return {
+        (f.slide, f.field): decode_jpeg(run.store.read_bytes(f.picture))
+        for f in findings.registrations
+        if f.picture is not None and run.store.exists(f.picture)
+    }
