@@ -198,6 +198,8 @@ def _gallery_cell(cell: Cell, found: CellClass | None, reviewed: Mapping[str, st
         cell_id=cell.cell_id,
         slide_id=cell.slide,
         field=cell.field,
+        modality=shown_modality(cell.modality),
+        stain=cell.stain,
         bbox_px=(round(x0, 1), round(y0, 1), round(x1, 1), round(y1, 1)),
         top3=tuple(ClassP(class_=k, p=round(p, 4)) for k, p in ranked),
         confidence=round(found.confidence, 4) if found else 0.0,

@@ -230,6 +230,8 @@ class GalleryCell(Part):
     cell_id: str
     slide_id: str
     field: str
+    modality: Literal["brightfield", "DIC"] = Field(description="of the image that the box is in")
+    stain: Stain
     bbox_px: tuple[float, float, float, float]
     top3: tuple[ClassP, ...]
     confidence: float

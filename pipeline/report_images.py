@@ -1,0 +1,127 @@
+"""Pictures of a report: encoded small, within a budget of bytes that is shared out openly."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# Side in px and quality, best first.  A screen pixel is often two or three device pixels, so the
+# first rungs hold more than is shown at first; the enlarged view uses it.
+THUMBNAIL_LADDER = ((160, 82), (128, 80), (112, 78), (96, 76), (80, 72), (72, 66), (72, 50), (60, 40))
+FIELD_LADDER = ((1000, 72), (860, 68), (720, 64), (560, 60), (420, 55), (320, 50), (240, 45))
+BASE64 = 4 / 3
+
+
+@dataclass(frozen=True)
+class FieldPicture:
+    """A reduced picture of one field: (h, w, 3) uint8; `width_px` is the width of the full image.
+
+    Boxes are drawn by the page, from the cells of the result, so that they stay sharp.
+    """
+
+    slide: str
+    field: str
+    modality: str  # brightfield or dic
+    stain: str
+    image: np.ndarray
+    width_px: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures as data URIs by key, those left out, and the side or width and quality they have."""
+
+    uris: dict[object, str] = field(default_factory=dict)
+    left_out: tuple[object, ...] = ()
+    size_px: int = 0
+    quality: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(u) for u in self.uris.values())
+
+
+def encode_jpeg(rgb: np.ndarray, quality: int = 80) -> bytes:
+    """JPEG of a picture (H, W, 3) or (H, W) uint8, RGB."""
+    return _encode(rgb, ".jpg", quality)
+
+
+def encode_webp(rgb: np.ndarray, quality: int = 80) -> bytes:
+    """WebP of a picture (H, W, 3) or (H, W) uint8, RGB; its header is a tenth of a JPEG's."""
+    return _encode(rgb, ".webp", quality)
+
+
+def _encode(rgb: np.ndarray, kind: str, quality: int) -> bytes:
+    import cv2
+
+    if rgb.dtype != np.uint8 or rgb.ndim not in (2, 3) or 0 in rgb.shape:
+        raise ValueError(f"a picture is (H, W, 3) or (H, W) uint8, not {rgb.shape} {rgb.dtype}")
+    flag = cv2.IMWRITE_WEBP_QUALITY if kind == ".webp" else cv2.IMWRITE_JPEG_QUALITY
+    bgr = rgb if rgb.ndim == 2 else np.ascontiguousarray(rgb[..., ::-1])
+    ok, data = cv2.imencode(kind, bgr, [flag, int(quality)])
+    if not ok:
+        raise ValueError(f"a picture of {rgb.shape} could not be encoded as {kind}")
+    return bytes(data)
+
+
+def data_uri(encoded: bytes, kind: str = "webp") -> str:
+    """A data URI of an encoded picture."""
+    return f"data:image/{kind};base64,{base64.b64encode(encoded).decode('ascii')}"
+
+
+def reduced(image: np.ndarray, longest_px: int) -> np.ndarray:
+    """The picture with its longer side at most `longest_px`; never enlarged."""
+    import cv2
+
+    scale = longest_px / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+
+
+def encode_within(
+    pictures: Mapping[object, np.ndarray],
+    order: Sequence[object],
+    budget_bytes: int,
+    ladder: Sequence[tuple[int, int]],
+) -> Encoded:
+    """Encode pictures at the best rung of a ladder that keeps their data URIs within a budget.
+
+    At the last rung pictures are left out from the end of `order` until the rest fits.
+    """
+    keys = [k for k in order if k in pictures]
+    if not keys:
+        return Encoded()
+    sample = keys[:: max(1, len(keys) // 24)]
+    for rung, (size, quality) in enumerate(ladder):
+        last = rung == len(ladder) - 1
+        guess = sum(_uri_bytes(pictures[k], size, quality) for k in sample) / len(sample) * len(keys)
+        if guess > 1.1 * budget_bytes and not last:
+            continue
+        uris = {k: data_uri(encode_webp(reduced(pictures[k], size), quality)) for k in keys}
+        if sum(map(len, uris.values())) <= budget_bytes:
+            return Encoded(uris, (), size, quality)
+        if last:
+            return _dropped(uris, keys, budget_bytes, size, quality)
+    raise AssertionError("a ladder has rungs")
+
+
+def _uri_bytes(image: np.ndarray, size: int, quality: int) -> float:
+    return len(encode_webp(reduced(image, size), quality)) * BASE64 + 24
+
+
+def _dropped(
+    uris: dict[object, str], keys: list[object], budget_bytes: int, size: int, quality: int
+) -> Encoded:
+    kept: dict[object, str] = {}
+    used = 0
+    for key in keys:
+        if used + len(uris[key]) > budget_bytes:
+            break
+        kept[key] = uris[key]
+        used += len(uris[key])
+    return Encoded(kept, tuple(k for k in keys if k not in kept), size, quality)
