@@ -89,8 +89,9 @@ def pack(
         factor = sample.pixel_size_um / pixel_size_um
         cached = round(min(1.0, factor * 2), 5)
         image = _at_scale(sample.path, cached)
-        jitter = scale_jitter(rng)
-        full = factor * jitter
+        full = factor * scale_jitter(rng)
+        if look is not None:  # before the resize, so that blur and noise have their physical size
+            image = look(image, sample.pixel_size_um / cached, rng)
         image = resample(image, full / cached)
         shrink = (image.shape[1] / sample.width_px, image.shape[0] / sample.height_px)
         boxes = sample.boxes * np.tile(shrink, 2)
@@ -102,8 +103,6 @@ def pack(
                 image = shift_colours(image, rng)
             if rng.random() < 0.06:
                 image = precipitate(image, rng)
-        else:
-            image = look(image, pixel_size_um / jitter, rng)
         piece, left, top = _crop(image, boxes, sample.classes, x1 - x0, y1 - y0, rng)
         height, width = piece.shape[:2]
         at_x = x0 + int(rng.integers(0, x1 - x0 - width + 1))
@@ -113,7 +112,9 @@ def pack(
         clipped = np.clip(moved, 0, np.tile([width, height], 2))
         area = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
         left_over = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
-        keep = left_over > 0.3 * np.maximum(area, 1e-6)
+        # The real labels box slivers of leukocytes at the images' edges, so slivers count here too.
+        least = np.where(sample.classes == LEUKOCYTE, 0.2, 0.3)
+        keep = left_over > least * np.maximum(area, 1e-6)
         all_boxes.append(clipped[keep] + np.tile([at_x, at_y], 2))
         all_classes.append(sample.classes[keep])
     canvas = degrade(canvas, rng)

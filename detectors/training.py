@@ -65,9 +65,9 @@ def build_network(model: str = "yolo11n.yaml") -> Any:
 
 def dic_look(image: np.ndarray, pixel_size_um: float, rng: np.random.Generator) -> np.ndarray:
     """A computed DIC view of a stained piece, with optics drawn at random (phantoms.optics)."""
-    from phantoms.optics import compute_dic
+    from phantoms.optics import compute_dic, random_optics
 
-    grey = compute_dic(image, pixel_size_um, rng=rng)
+    grey = compute_dic(image, pixel_size_um, random_optics(rng), rng)
     return np.repeat(grey[..., None], 3, 2)
 
 
@@ -228,9 +228,10 @@ def predict(
 
     from detectors.boxes import decode, suppress
 
-    image = resample(read_image(sample.path), sample.pixel_size_um / recipe.pixel_size_um)
+    image = read_image(sample.path)
     if look is not None:
-        image = look(image, recipe.pixel_size_um, np.random.default_rng(seed))
+        image = look(image, sample.pixel_size_um, np.random.default_rng(seed))
+    image = resample(image, sample.pixel_size_um / recipe.pixel_size_um)
     height, width = image.shape[:2]
     padded = np.full((-(-height // 32) * 32, -(-width // 32) * 32, 3), 255, np.uint8)
     padded[:height, :width] = image
