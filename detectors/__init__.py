@@ -50,3 +50,16 @@ def _classical(package: ModelPackage | None) -> Any:
     from detectors.classical import ClassicalDetector
 
     return ClassicalDetector()
+
+
+@register(
+    "detector",
+    "perls-classical",
+    licence="AGPL-3.0-or-later",
+    summary="Erythroblasts in Perls fields by colour, size and roundness of the nucleus; no weights",
+    needs_package=False,
+)
+def _perls_classical(package: ModelPackage | None) -> Any:
+    from detectors.segment_perls import PerlsErythroblastFinder
+
+    return PerlsErythroblastFinder()

@@ -17,25 +17,30 @@ CROP_PX = 128
 Rng = np.random.Generator
 
 
-def training_crop(cell: LabelledCell, others: list[LabelledCell], rng: Rng) -> tuple[np.ndarray, np.ndarray]:
-    """One augmented crop (128, 128, 3) uint8 and its labels (128, 128) uint8 of a cell."""
-    image, labels = _place(cell, rng, offset_px=(0.0, 26.0), fill=rng.random() < 0.25)
+def training_crop(
+    cell: LabelledCell, others: list[LabelledCell], rng: Rng, strength: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """One augmented crop (128, 128, 3) uint8 and its labels (128, 128) uint8 of a cell.
+
+    `strength` scales how far scale, stain and camera stray from the photograph.
+    """
+    image, labels = _place(cell, rng, offset_px=(0.0, 26.0), fill=rng.random() < 0.25, strength=strength)
     for _ in range(int(rng.choice((0, 1, 2), p=(0.6, 0.25, 0.15)))):
         same = [o for o in others if o.source == cell.source]
         _paste(image, labels, same[int(rng.integers(len(same)))], rng)
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 * strength:
         reference = others[int(rng.integers(len(others)))].image
         image = transfer_stain(image, reference, float(rng.uniform(0.4, 1.0)))
-    image = jitter_stain(image, rng)
-    return jitter_camera(image, rng), labels
+    image = jitter_stain(image, rng, strength)
+    return jitter_camera(image, rng, strength), labels
 
 
 def _place(
-    cell: LabelledCell, rng: Rng, offset_px: tuple[float, float], fill: bool
+    cell: LabelledCell, rng: Rng, offset_px: tuple[float, float], fill: bool, strength: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Warp a cell into the crop at a random scale, angle and distance from the middle."""
     height, width = cell.labels.shape
-    zoom = float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
+    zoom = float(np.exp(strength * rng.uniform(np.log(0.6), np.log(1.6))))
     scale = zoom * cell.pixel_size_um / WORKING_PIXEL_SIZE_UM
     angle = rng.uniform(0, 2 * np.pi)
     mirror = rng.choice((-1, 1))
@@ -89,24 +94,26 @@ def transfer_stain(image: np.ndarray, reference: np.ndarray, strength: float) ->
     return np.clip(glass * 10**-density, 0, 255).astype(np.uint8)
 
 
-def jitter_stain(image: np.ndarray, rng: Rng) -> np.ndarray:
+def jitter_stain(image: np.ndarray, rng: Rng, strength: float = 1.0) -> np.ndarray:
     """Vary stain uptake, mixing and strength in optical density, hue, and the tint of the glass."""
     glass = background_colour(image)
     density = optical_density(image, glass)
     if rng.random() < 0.8:
-        mix = np.eye(3) + rng.normal(0, 0.12, (3, 3))
-        density = np.maximum(density @ mix.astype(np.float32), 0) * float(np.exp(rng.normal(0, 0.25)))
-    if rng.random() < 0.2:
+        mix = np.eye(3) + strength * rng.normal(0, 0.12, (3, 3))
+        density = np.maximum(density @ mix.astype(np.float32), 0) * float(
+            np.exp(strength * rng.normal(0, 0.25))
+        )
+    if rng.random() < 0.2 * strength:
         density = density + float(rng.uniform(0, 0.06))  # a stained plasma film
     if rng.random() < 0.5:
-        tint = np.exp(rng.normal(0, 0.12, 3))
+        tint = np.exp(strength * rng.normal(0, 0.12, 3))
         glass = np.minimum(255, glass * tint)
-    if rng.random() < 0.15:
+    if rng.random() < 0.15 * strength:
         glass = np.array((250, 250, rng.uniform(110, 250)))
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 * strength:
         glass = glass * float(rng.uniform(0.6, 1.0))
     image = np.clip(glass * 10**-density, 0, 255).astype(np.uint8)
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 * strength:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(np.int16)
         hsv[..., 0] = (hsv[..., 0] + int(rng.integers(-14, 15))) % 180
         hsv[..., 1] = np.clip(hsv[..., 1] * rng.uniform(0.5, 1.5), 0, 255)
@@ -114,24 +121,24 @@ def jitter_stain(image: np.ndarray, rng: Rng) -> np.ndarray:
     return image
 
 
-def jitter_camera(image: np.ndarray, rng: Rng) -> np.ndarray:
+def jitter_camera(image: np.ndarray, rng: Rng, strength: float = 1.0) -> np.ndarray:
     """Uneven light, contrast, defocus, lost resolution, noise and JPEG."""
     work = image.astype(np.float32)
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 * strength:
         ramp = np.linspace(-1, 1, CROP_PX, dtype=np.float32)
         slope = rng.normal(0, 0.08, 2)
         work *= (1 + slope[0] * ramp[:, None] + slope[1] * ramp[None, :])[..., None]
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 * strength:
         work = 255 * np.clip(work / 255, 0, 1) ** float(np.exp(rng.normal(0, 0.2)))
-    if rng.random() < 0.35:
+    if rng.random() < 0.35 * strength:
         work = cv2.GaussianBlur(work, (0, 0), float(rng.uniform(0.3, 1.6)))
     elif rng.random() < 0.2:
         work = work + float(rng.uniform(0.2, 1.0)) * (work - cv2.GaussianBlur(work, (0, 0), 1.0))
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 * strength:
         small = int(CROP_PX * rng.uniform(0.45, 0.9))
         down = cv2.resize(work, (small, small), interpolation=cv2.INTER_AREA)
         work = cv2.resize(down, (CROP_PX, CROP_PX), interpolation=cv2.INTER_LINEAR)
-    if rng.random() < 0.4:
+    if rng.random() < 0.4 * strength:
         work = work + rng.normal(0, rng.uniform(1, 8), work.shape).astype(np.float32)
     out = np.clip(work, 0, 255).astype(np.uint8)
     if rng.random() < 0.35:

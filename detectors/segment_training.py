@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,9 +16,13 @@ from torch.nn import functional
 
 from detectors.segment import MEAN, STD, WORKING_PIXEL_SIZE_UM
 from detectors.segment_augment import training_crop
+from detectors.segment_colour import background_colour
 from detectors.segment_data import IGNORE, LabelledCell, read_labelled_cells, split_cells
 from detectors.segment_unet import DEFAULT_WIDTHS, UNet
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, UnknownName
+
+if TYPE_CHECKING:
+    from storage.packages import ModelPackage
 
 EMA_DECAY = 0.995
 CLASSES = ("background", "red_cell", "cytoplasm", "nucleus")
@@ -48,18 +52,29 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return loss
 
 
-def draw_batch(cells: list[LabelledCell], size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A batch of augmented crops; every source is drawn as often as any other."""
-    from detectors.segment_colour import background_colour
-
+def draw_batch(
+    cells: list[LabelledCell],
+    extra: list[LabelledCell],
+    size: int,
+    rng: np.random.Generator,
+    strength: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """A batch of augmented crops; sources are drawn evenly, extra cells (of all kinds) two times in five."""
     by_source: dict[str, list[LabelledCell]] = {}
     for cell in cells:
         by_source.setdefault(cell.source, []).append(cell)
-    sources = sorted(by_source)
+    labelled = sorted(by_source)
+    extra_by_source: dict[str, list[LabelledCell]] = {}
+    for cell in extra:
+        extra_by_source.setdefault(cell.source, []).append(cell)
+    added = sorted(extra_by_source)
     images, labels, glass = [], [], []
     for _ in range(size):
-        pool = by_source[sources[int(rng.integers(len(sources)))]]
-        image, label = training_crop(pool[int(rng.integers(len(pool)))], cells, rng)
+        if added and rng.random() < 0.4:
+            pool = extra_by_source[added[int(rng.integers(len(added)))]]
+        else:
+            pool = by_source[labelled[int(rng.integers(len(labelled)))]]
+        image, label = training_crop(pool[int(rng.integers(len(pool)))], cells + extra, rng, strength)
         # At inference the glass is read off the whole patch, not off this crop: hence the jitter.
         glass.append(np.minimum(background_colour(image) * np.exp(rng.normal(0, 0.04, 3)), 255))
         images.append(image)
@@ -79,23 +94,26 @@ def train_segmenter(
     learning_rate: float = 2e-3,
     widths: tuple[int, ...] = DEFAULT_WIDTHS,
     extra_cells: list[LabelledCell] | None = None,
+    teacher: str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train on the train part of `data_dir`, measure on the test part, write a model package.
 
     `data_dir` is a folder that `read_labelled_cells` takes; `extra_cells` are added to the train part
-    (pseudo-labelled ones, phantoms).  The package goes to `out_dir`, the checkpoint to
-    `out_dir`.training/checkpoint.pt, from where `resume` goes on; a checkpoint of other data or
-    other figures is refused.  Returns the card's metrics.
+    (pseudo-labelled ones, `detectors.segment_pseudo`); `teacher` is a package whose weights are the
+    start.  Augmentation is at full strength for 60 % of the epochs and falls to 40 %.  The package goes
+    to `out_dir`, the checkpoint to `out_dir`.training/checkpoint.pt, from where `resume` goes on; a
+    checkpoint of other data or other figures is refused.  Returns the card's metrics.
     """
     say = progress or (lambda text: None)
     cells = read_labelled_cells(data_dir)
     train, test = split_cells(cells, seed)
     if not train or not test:
         raise BadInput(f"{data_dir} holds {len(cells)} cells, too few to train and test; add labelled cells.")
-    train = train + (extra_cells or [])
+    extra = extra_cells or []
     recipe = {
-        "data": _digest(train + test),
+        "data": _digest(train + test + extra),
+        "teacher": "" if teacher is None else find_teacher(teacher).card.sha256,
         "epochs": epochs,
         "steps_per_epoch": steps_per_epoch,
         "batch": batch,
@@ -105,6 +123,8 @@ def train_segmenter(
     }
     torch.manual_seed(seed)
     model = UNet(widths).to(memory_format=torch.channels_last)
+    if teacher is not None:
+        model.load_state_dict(find_teacher(teacher).state_dict(), strict=True)
     model.train()
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     total = epochs * steps_per_epoch
@@ -126,10 +146,11 @@ def train_segmenter(
         average, start = state["average"], state["epoch"]
     for epoch in range(start, epochs):
         losses = []
+        strength = float(np.interp(epoch / epochs, (0.6, 1.0), (1.0, 0.4)))
         for step in range(steps_per_epoch):
             # The draw depends on the step alone, so a resumed run sees what an unbroken one would.
             rng = np.random.default_rng((seed, epoch, step))
-            images, labels = draw_batch(train, batch, rng)
+            images, labels = draw_batch(train, extra, batch, rng, strength)
             loss = segmentation_loss(model(images.to(memory_format=torch.channels_last)), labels)
             optimiser.zero_grad()
             loss.backward()
@@ -155,11 +176,23 @@ def train_segmenter(
     from storage.packages import write_package
 
     trained = UNet(widths)
-    trained.load_state_dict(average)
+    average = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
+    trained.load_state_dict(average)  # as shipped: half precision on disk, single in use
     metrics = evaluate_cells(UNetSegmenter(trained.eval(), out_dir.name), test)
-    card = _card(out_dir.name, recipe, train, test, metrics)
+    card = _card(out_dir.name, recipe, train, extra, test, metrics)
     write_package(out_dir, card, average)
     return metrics
+
+
+def find_teacher(name: str | Path) -> ModelPackage:
+    """The package of a name or folder; raises UnknownName where there is none."""
+    from storage.packages import find_package, list_packages
+
+    package = find_package(str(name))
+    if package is None:
+        raise UnknownName("segmenter", str(name), [p.name for p in list_packages()])
+    package.verify()
+    return package
 
 
 def _follow(average: dict[str, Tensor], current: dict[str, Tensor], decay: float) -> None:
@@ -182,12 +215,13 @@ def _card(
     name: str,
     recipe: dict[str, Any],
     train: list[LabelledCell],
+    extra: list[LabelledCell],
     test: list[LabelledCell],
     metrics: dict[str, Any],
 ) -> dict[str, Any]:
     counts = {
         part: {s: sum(c.source == s for c in cells) for s in sorted({c.source for c in cells})}
-        for part, cells in (("train", train), ("test", test))
+        for part, cells in (("train", train), ("pseudo-labelled", extra), ("test", test))
     }
     return {
         "name": name,

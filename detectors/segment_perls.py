@@ -1,0 +1,180 @@
+"""Candidate erythroblasts in Perls-stained fields: colour, size and roundness of the nucleus, no weights.
+
+Prussian blue with nuclear fast red leaves little but nuclei to see.  A leukocyte detector trained on
+Romanowsky stains does not know this look, hence a finder of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from detectors.segment import check_patches, check_pixel_size
+from detectors.segment_colour import background_colour, optical_density
+
+WORKING_PIXEL_SIZE_UM = 0.2
+WINDOW_UM, OVERLAP_UM = 240.0, 30.0
+# Unit densities of nuclear fast red and Prussian blue (medians of EIPH_WSI photographs).
+FAST_RED = np.array((0.22, 0.83, 0.51), np.float32)
+IRON = np.array((0.83, 0.49, 0.26), np.float32)
+DIAMETER_UM = (3.6, 15.0)  # of a nucleus, orthochromatic to proerythroblast
+MIN_CONTRAST = 0.05
+MARGIN_UM = 1.6  # of cytoplasm, hardly stained by Perls, added around the nucleus
+
+
+class PerlsErythroblastFinder:
+    """Detector of erythroblasts in brightfield Perls fields; boxes hold the cell, not the nucleus alone."""
+
+    name = "perls-classical"
+
+    def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 4) float32 and scores (N,) float32 of (H, W, 3) or (H, W) uint8; see `Detector`."""
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        return find_erythroblasts_perls(image, pixel_size_um)
+
+
+def find_erythroblasts_perls(image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) float32 in pixels of (H, W, 3) uint8 and scores (N,) float32, highest first.
+
+    The score is the product of how far contrast, roundness, smoothness of outline and size are those
+    of an erythroblast's nucleus; 0.4 is a fair cut.
+    """
+    check_patches(image[None])
+    check_pixel_size(pixel_size_um)
+    window, overlap = round(WINDOW_UM / pixel_size_um), round(OVERLAP_UM / pixel_size_um)
+    glass = background_colour(image)
+    rows: list[tuple[float, float, float, float, float]] = []
+    for top in _starts(image.shape[0], window, overlap):
+        for left in _starts(image.shape[1], window, overlap):
+            part = image[top : top + window, left : left + window]
+            rows += [
+                (x0 + left, y0 + top, x1 + left, y1 + top, score)
+                for x0, y0, x1, y1, score in _window(part, pixel_size_um, glass)
+            ]
+    table = np.array(rows, np.float32).reshape(-1, 5)
+    table = _once(table[np.argsort(-table[:, 4], kind="stable")])
+    return table[:, :4].copy(), table[:, 4].copy()
+
+
+def _starts(length: int, window: int, overlap: int) -> list[int]:
+    if length <= window:
+        return [0]
+    count = -(-(length - overlap) // (window - overlap))
+    return [int(v) for v in np.linspace(0, length - window, count).round()]
+
+
+def _window(image: np.ndarray, pixel_size_um: float, glass: np.ndarray) -> list[tuple[float, ...]]:
+    px = WORKING_PIXEL_SIZE_UM
+    scale = pixel_size_um / px
+    if scale != 1:
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        image = cv2.resize(image, size, interpolation=method)
+    pink = fast_red_amount(optical_density(image, glass))
+    smooth = cv2.GaussianBlur(pink, (0, 0), 0.35 / px)
+    # Uneven light and plasma vary slower than nuclei: the local floor is taken off.
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(9 / px) + 1,) * 2)
+    floor = cv2.GaussianBlur(cv2.morphologyEx(smooth, cv2.MORPH_OPEN, kernel), (0, 0), 3 / px)
+    relief = smooth - np.minimum(floor, smooth)
+    level = _level(relief)
+    if level is None:
+        return []
+    found = []
+    pieces = split_nuclei(relief > level, px)
+    for index in range(1, int(pieces.max()) + 1):
+        candidate = _candidate(pieces, index, relief, px)
+        if candidate is not None:
+            x0, y0, x1, y1, score = candidate
+            found.append((x0 / scale, y0 / scale, x1 / scale, y1 / scale, score))
+    return found
+
+
+def fast_red_amount(density: np.ndarray) -> np.ndarray:
+    """Amount (H, W) float32 of nuclear fast red in a density (H, W, 3), iron taken apart by least squares."""
+    basis = np.stack([FAST_RED / np.linalg.norm(FAST_RED), IRON / np.linalg.norm(IRON)])
+    amounts = density @ np.linalg.pinv(basis).astype(np.float32)
+    alone = density @ basis[0].astype(np.float32)
+    return np.maximum(np.where(amounts[..., 1] < 0, alone, amounts[..., 0]), 0).astype(np.float32)
+
+
+def _level(relief: np.ndarray) -> float | None:
+    """Threshold half way between nuclei and the rest; None where nothing stands out."""
+    top = float(np.percentile(relief, 99.7))
+    if top < MIN_CONTRAST:
+        return None
+    scaled = np.clip(relief / top * 255, 0, 255).astype(np.uint8)
+    otsu = float(cv2.threshold(scaled, 0, 255, cv2.THRESH_OTSU)[0]) / 255 * top
+    body = relief[relief > otsu]
+    return float(np.median(body)) / 2 if body.size and float(np.median(body)) > MIN_CONTRAST else None
+
+
+def split_nuclei(stained: np.ndarray, pixel_size_um: float) -> np.ndarray:
+    """Numbered nuclei (H, W) int: filled, freed of crumbs, touching ones cut at their necks."""
+    from scipy import ndimage
+    from skimage.morphology import local_maxima, reconstruction
+    from skimage.segmentation import watershed
+
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * round(0.5 / pixel_size_um) + 1,) * 2)
+    filled = ndimage.binary_fill_holes(cv2.morphologyEx(stained.astype(np.uint8), cv2.MORPH_OPEN, kernel))
+    distance = np.rint(ndimage.distance_transform_edt(filled) * pixel_size_um * 1000)
+    flooded = reconstruction(np.maximum(distance - 400, 0), distance, method="dilation")
+    markers, _ = ndimage.label(local_maxima(flooded.astype(np.int32)) & filled, np.ones((3, 3)))
+    return np.asarray(watershed(-distance, markers, mask=filled))
+
+
+def _candidate(
+    pieces: np.ndarray, index: int, relief: np.ndarray, px: float
+) -> tuple[float, float, float, float, float] | None:
+    ys, xs = np.nonzero(pieces == index)
+    if len(ys) == 0:
+        return None
+    diameter = 2 * float(np.sqrt(len(ys) / np.pi)) * px
+    if not DIAMETER_UM[0] * 0.8 <= diameter <= DIAMETER_UM[1] * 1.2:
+        return None
+    y0, x0 = ys.min(), xs.min()
+    mask = np.zeros((np.ptp(ys) + 3, np.ptp(xs) + 3), np.uint8)
+    mask[ys - y0 + 1, xs - x0 + 1] = 1
+    contour = max(cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=cv2.contourArea)
+    area, length = cv2.contourArea(contour), cv2.arcLength(contour, True)
+    hull = cv2.contourArea(cv2.convexHull(contour))
+    if length == 0 or hull == 0:
+        return None
+    roundness, solidity = min(1.0, 4 * np.pi * area / length**2), area / hull
+    contrast = float(np.median(relief[ys, xs]))
+    score = (
+        _ramp(contrast, MIN_CONTRAST, 2.5 * MIN_CONTRAST)
+        * _ramp(roundness, 0.45, 0.8)
+        * _ramp(solidity, 0.8, 0.94)
+        * _ramp(diameter, 0.8 * DIAMETER_UM[0], DIAMETER_UM[0])
+        * _ramp(-diameter, -1.2 * DIAMETER_UM[1], -DIAMETER_UM[1])
+    )
+    margin = MARGIN_UM / px
+    height, width = pieces.shape
+    return (
+        max(0.0, float(x0) - margin),
+        max(0.0, float(y0) - margin),
+        min(float(width), float(xs.max()) + 1 + margin),
+        min(float(height), float(ys.max()) + 1 + margin),
+        float(np.clip(score, 0.0, 1.0)),
+    )
+
+
+def _ramp(value: float, low: float, high: float) -> float:
+    return float(np.clip((value - low) / (high - low), 0.0, 1.0))
+
+
+def _once(table: np.ndarray) -> np.ndarray:
+    """A nucleus seen in two windows is one: a box whose centre lies in a better box's inner half goes."""
+    kept: list[Any] = []
+    for row in table:
+        cx, cy = (row[0] + row[2]) / 2, (row[1] + row[3]) / 2
+        if row[4] > 0.02 and not any(
+            abs(cx - (k[0] + k[2]) / 2) < (k[2] - k[0]) / 4
+            and abs(cy - (k[1] + k[3]) / 2) < (k[3] - k[1]) / 4
+            for k in kept
+        ):
+            kept.append(row)
+    return np.array(kept, np.float32).reshape(-1, 5)
