@@ -1,0 +1,254 @@
+"""DIC to brightfield registration: a typed result with its evidence, never a bare matrix.
+
+Coordinates are pixel centres: (0, 0) is the middle of the upper left pixel, x to the right, y down,
+as OpenCV's warps have it.  `matrix` takes a brightfield pixel (x, y) to its DIC pixel:
+`cv2.warpAffine(dic, matrix, size, flags=INTER_LINEAR | WARP_INVERSE_MAP)` lays the DIC on the
+brightfield.  Method and measurements: docs/registration.md.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadInput
+from pipeline.registration_evidence import density_correlation, held_out, p_false_accept
+from pipeline.registration_prepare import (
+    MIN_SIDE_PX,
+    Unusable,
+    check_image,
+    halve,
+    prepare_brightfield,
+    prepare_dic,
+    reduction,
+)
+from pipeline.registration_refine import Tiles, fit_affine, measure_tiles, updated
+from pipeline.registration_search import Start, search
+from pipeline.settings import RegistrationSettings
+from pipeline.types import Box, Matrix, Registration
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def register(
+    dic: Array,
+    brightfield: Array,
+    settings: RegistrationSettings | None = None,
+    *,
+    pixel_size_um: float,
+    dic_pixel_size_um: float | None = None,
+    expected_shift_px: tuple[float, float] | None = None,
+) -> Registration:
+    """Align a DIC image (H, W) with its brightfield partner (H, W, 3) or (H, W), uint8 or uint16.
+
+    `pixel_size_um` is the brightfield's; `dic_pixel_size_um`, where it differs, becomes part of the
+    matrix.  `expected_shift_px` (x, y), known from stage positions, narrows the search: it is how far
+    the brightfield's centre lies from the DIC's centre in the DIC, in brightfield pixels.  The result
+    is `failed` with a reason where the evidence does not carry an alignment.  Raises BadInput for
+    what is no image at all.
+    """
+    settings = settings or RegistrationSettings()
+    check_image(brightfield, "brightfield", (1, 3))
+    check_image(dic, "DIC", (1, 3))
+    for size in (pixel_size_um, dic_pixel_size_um or pixel_size_um):
+        if not (np.isfinite(size) and size > 0):
+            raise BadInput(f"The pixel size {size} µm is impossible; give the micrometres of one pixel.")
+    began = time.perf_counter()
+    try:
+        result = _align(
+            dic, brightfield, settings, pixel_size_um, dic_pixel_size_um or pixel_size_um, expected_shift_px
+        )
+    except Unusable as reason:
+        result = Registration(status="failed", reason=str(reason))
+    return result.model_copy(update={"seconds": time.perf_counter() - began})
+
+
+def _align(
+    dic: Array,
+    brightfield: Array,
+    settings: RegistrationSettings,
+    pixel_size_um: float,
+    dic_pixel_size_um: float,
+    expected_shift_px: tuple[float, float] | None,
+) -> Registration:
+    factor = reduction(*brightfield.shape[:2])
+    dic_factor = factor * pixel_size_um / dic_pixel_size_um
+    if min(*brightfield.shape[:2]) < MIN_SIDE_PX or min(dic.shape[:2]) < MIN_SIDE_PX * dic_factor / factor:
+        raise Unusable(f"The images are too small to align: {MIN_SIDE_PX} px are needed on each side.")
+    bf = prepare_brightfield(brightfield, factor, pixel_size_um)
+    df = prepare_dic(dic, dic_factor, factor * pixel_size_um)
+    half_b, half_d = halve(bf.image), halve(df.image)
+    start = _start(halve(half_b), halve(half_d), factor, settings, expected_shift_px)
+    shear = start.shear_rad
+
+    matrix = _finer(start.matrix)
+    tiles, shear = measure_tiles(half_b, half_d, matrix, shear, side=64, reach=10)
+    matrix, _ = _improved(matrix, tiles, 0.3)
+    matrix = _finer(matrix)
+    for _ in range(2):
+        tiles, shear = measure_tiles(bf.image, df.image, matrix, shear, side=128, reach=4)
+        matrix, _ = _improved(matrix, tiles, 0.1)
+    evidence = held_out(tiles, np.ones(len(tiles.shifts)), 0.1)
+    p_false = p_false_accept(start.score, evidence)
+    full = np.linalg.inv(df.from_full) @ matrix @ bf.from_full
+    residual, residual_p95 = np.percentile(np.minimum(evidence.residuals, 1e3), [50, 95]) * factor
+    values: dict[str, Any] = {
+        "ecc": density_correlation(half_b, half_d, _coarser(matrix), shear),
+        "residual_px": float(residual),
+        "residual_p95_px": float(residual_p95),
+        "residual_um": float(residual * pixel_size_um),
+        "residual_p95_um": float(residual_p95 * pixel_size_um),
+        "shear_angle_deg": float(np.degrees(shear)),
+        "p_false_accept": p_false,
+    }
+    if p_false > settings.max_p_false_accept:
+        return Registration(
+            status="failed",
+            reason=f"The two images do not agree: a pair of different fields scores as high with a chance of "
+            f"{p_false:.2g}, over the allowed {settings.max_p_false_accept:g}.",
+            **values,
+        )
+    outside = _out_of_range(full, brightfield.shape, dic.shape, pixel_size_um / dic_pixel_size_um, settings)
+    if outside:
+        return Registration(status="failed", reason=outside, **values)
+    if residual > settings.max_residual_px:
+        return Registration(
+            status="failed",
+            reason=f"The local shifts left over are {residual:.1f} px in the median, over the allowed "
+            f"{settings.max_residual_px:g} px.",
+            **values,
+        )
+    back_matrix = np.linalg.inv(matrix)
+    back, _ = measure_tiles(df.image, bf.image, back_matrix, shear, side=128, reach=4, swapped=True)
+    back_matrix, _ = _improved(back_matrix, back, 0.1)
+    values["forward_backward_px"] = _round_trip(matrix, back_matrix, bf.image.shape) * factor
+    return Registration(status="ok", matrix=_as_matrix(full), **values)
+
+
+def _start(
+    bf: Array,
+    df: Array,
+    factor: float,
+    settings: RegistrationSettings,
+    expected_shift_px: tuple[float, float] | None,
+) -> Start:
+    scale = 4.0 * factor  # the search runs two halvings below the working size
+    expected = None
+    if expected_shift_px is not None:
+        expected = (expected_shift_px[0] / scale, expected_shift_px[1] / scale)
+    return search(
+        bf,
+        df,
+        max_shift_px=settings.max_shift_px / scale,
+        max_rotation_deg=settings.max_rotation_deg,
+        max_scale_change=settings.max_scale_change,
+        expected_shift_px=expected,
+    )[0]
+
+
+_HALF = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
+
+
+def _finer(matrix: Array) -> Array:
+    """The same alignment in pixels half as large."""
+    return np.linalg.inv(_HALF) @ matrix @ _HALF
+
+
+def _coarser(matrix: Array) -> Array:
+    return _HALF @ matrix @ np.linalg.inv(_HALF)
+
+
+def _improved(matrix: Array, tiles: Tiles, floor_px: float) -> tuple[Array, Array]:
+    if len(tiles.shifts) < 6:
+        raise Unusable("The two images overlap too little to be aligned.")
+    affine, _ = fit_affine(tiles.centres, tiles.shifts, np.ones(len(tiles.shifts)), floor_px)
+    return updated(matrix, affine), affine
+
+
+def _round_trip(matrix: Array, back: Array, shape: tuple[int, ...]) -> float:
+    """Mean distance over the field between a pixel and where there and back again leads it."""
+    x, y = np.meshgrid(np.linspace(0, shape[1] - 1, 9), np.linspace(0, shape[0] - 1, 7))
+    points = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+    return float(np.hypot(*((back @ matrix @ points) - points)[:2]).mean())
+
+
+def _out_of_range(
+    full: Array,
+    shape: tuple[int, ...],
+    dic_shape: tuple[int, ...],
+    pixel_ratio: float,
+    settings: RegistrationSettings,
+) -> str:
+    """Why an alignment is outside what the settings allow; empty where it is inside."""
+    linear = full[:2, :2] / pixel_ratio
+    rotation = float(np.degrees(np.arctan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])))
+    stretches = np.linalg.svd(linear, compute_uv=False)
+    change = float(np.abs(stretches - 1).max())
+    centre = full @ np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2, 1.0])
+    middle = np.array([(dic_shape[1] - 1) / 2, (dic_shape[0] - 1) / 2])
+    shift = float(np.hypot(*((centre[:2] - middle) / pixel_ratio)))
+    if shift > 1.25 * settings.max_shift_px:
+        return f"The best shift is {shift:.0f} px, over the allowed {settings.max_shift_px:g} px."
+    if abs(rotation) > 1.1 * settings.max_rotation_deg:
+        return f"The best rotation is {rotation:.1f} degrees, over the allowed {settings.max_rotation_deg:g}."
+    if change > 2 * settings.max_scale_change:
+        allowed = 100 * settings.max_scale_change
+        return f"The best scale is off by {100 * change:.1f} %, over the allowed {allowed:g} %."
+    return ""
+
+
+def _as_matrix(matrix: Array) -> Matrix:
+    (a, b, c), (d, e, f) = (tuple(float(v) for v in row) for row in matrix[:2])
+    return ((a, b, c), (d, e, f))
+
+
+def _usable_matrix(registration: Registration) -> Array:
+    if registration.matrix is None:
+        raise BadInput(f"The registration failed ({registration.reason}), so no box can be carried over.")
+    return np.vstack([np.asarray(registration.matrix, float), [0, 0, 1]])
+
+
+def _boxed(matrix: Array, box: Box) -> Box:
+    x0, y0, x1, y1 = box
+    # Box edges lie between pixels (x0 = 0 is the left edge of the first one), matrices speak of centres.
+    corners = np.array([[x0, x1, x1, x0], [y0, y0, y1, y1]]) - 0.5
+    x, y = (matrix @ np.vstack([corners, np.ones(4)]))[:2] + 0.5
+    return (float(x.min()), float(y.min()), float(x.max()), float(y.max()))
+
+
+def transform_box(box: Box, registration: Registration) -> Box:
+    """The upright DIC box around a brightfield box; BadInput where the registration failed."""
+    return _boxed(_usable_matrix(registration), box)
+
+
+def inverse_transform_box(box: Box, registration: Registration) -> Box:
+    """The upright brightfield box around a DIC box; BadInput where the registration failed."""
+    return _boxed(np.linalg.inv(_usable_matrix(registration)), box)
+
+
+def local_residuals(dic: Array, brightfield: Array, registration: Registration) -> tuple[Array, Array]:
+    """Where the local content still lies off: centres (N, 2) and shifts (N, 2), brightfield pixels.
+
+    A shift points from where the matrix puts a place to where the DIC has it.
+    """
+    full = _usable_matrix(registration)
+    factor = reduction(*brightfield.shape[:2])
+    ratio = float(np.sqrt(abs(np.linalg.det(full[:2, :2]))))
+    try:
+        bf, df = prepare_brightfield(brightfield, factor, 0.1), prepare_dic(dic, factor * ratio, 0.1 * factor)
+    except Unusable:
+        return np.zeros((0, 2)), np.zeros((0, 2))
+    matrix = df.from_full @ full @ np.linalg.inv(bf.from_full)
+    shear = np.radians(registration.shear_angle_deg or 0.0)
+    tiles, _ = measure_tiles(bf.image, df.image, matrix, shear, side=128, reach=4)
+    to_full = np.linalg.inv(bf.from_full)
+    return tiles.centres @ to_full[:2, :2].T + to_full[:2, 2], tiles.shifts * factor
+
+
+def quality_picture(dic: Array, brightfield: Array, registration: Registration) -> Array:
+    """What a person judges an alignment by, (H, W, 3) uint8, at most 1000 px wide."""
+    from pipeline.registration_picture import draw
+
+    return draw(dic, brightfield, registration)
