@@ -217,8 +217,9 @@ def cells(
 
 def _units(run: CaseRun, n_cells: int) -> list[tuple[int, int, int]]:
     """(index, first row, end row) of each write unit; a unit owns whole shards."""
-    shard = run.settings.patches.shard
-    return [(i, start, min(start + shard, n_cells)) for i, start in enumerate(range(0, n_cells, shard))]
+    from storage.case_store import plan_units, shard_rows
+
+    return [(u.index, u.start, u.stop) for u in plan_units(n_cells, shard_rows(run.settings.patches))]
 
 
 def unit_key(index: int) -> str:
