@@ -1,0 +1,387 @@
+"""Intake: a case folder becomes a Case, every image validated, hashed and of known pixel size.
+
+`declare` reads the manifest; `inspect_source` opens one file and can run anywhere; `assemble_case`
+joins what was found.  `read_case` does all three.  What makes the whole case unusable is raised as
+BadInput; what costs one image is a Problem of the Case, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadInput, UnreadableImage
+from pipeline.intake_manifest import (
+    Declaration,
+    Source,
+    check_case_id,
+    check_pixel_size,
+    declare,
+    inside,
+)
+from pipeline.settings import IntakeSettings
+from pipeline.types import Case, CaseMode, FieldImage, Problem, SlideRegion, Spec
+
+__all__ = [
+    "Declaration",
+    "Inspected",
+    "Source",
+    "assemble_case",
+    "check_case_id",
+    "check_pixel_size",
+    "declare",
+    "inspect_source",
+    "read_case",
+    "read_field",
+]
+
+MIN_SIDE_PX = 64  # smaller than any leukocyte at any objective that is used for counting
+PIXEL_SIZE_TOLERANCE = 0.10
+MISSING_PIXEL_SIZE = "MISSING_PIXEL_SIZE"
+
+
+class Inspected(Spec):
+    """What one source turned out to be: images to count (several of a slide), and what was wrong."""
+
+    images: tuple[FieldImage, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def _problem(source: Source, code: str, message: str, *, fatal: bool = True) -> Problem:
+    return Problem(
+        code=code,
+        message=message,
+        slide=source.slide,
+        field=source.field or None,
+        file=source.file,
+        fatal_for_field=fatal,
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    import os
+    import stat
+
+    from storage.images import MAX_FILE_BYTES
+
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is not a file")
+        if found.st_size > MAX_FILE_BYTES:
+            raise OSError(f"it has {found.st_size >> 30} GiB; hand it in as a whole-slide file")
+        return stream.read()
+
+
+def _scale(source: Source, in_file_um: float | None) -> tuple[float, Any, list[Problem]] | None:
+    """Pixel size, where it comes from, and a problem where two sources disagree; None where none says."""
+    if source.given_pixel_size_um is not None:
+        size, origin = source.given_pixel_size_um, "command line"
+    elif source.manifest_pixel_size_um is not None:
+        size, origin = source.manifest_pixel_size_um, "manifest"
+    elif in_file_um is not None:
+        return in_file_um, "file", []
+    else:
+        return None
+    others = {"file": in_file_um, "manifest": source.manifest_pixel_size_um}
+    problems = [
+        _problem(
+            source,
+            "PIXEL_SIZE_CONFLICT",
+            f"{source.file}: the {origin} says {size:g} µm a pixel, the {name} {other:.4g} µm; {size:g} µm is used. "
+            "Correct the one that is wrong.",
+            fatal=False,
+        )
+        for name, other in others.items()
+        if other is not None and name != origin and abs(other / size - 1.0) > PIXEL_SIZE_TOLERANCE
+    ]
+    return size, origin, problems
+
+
+def _no_pixel_size(source: Source) -> Inspected:
+    where = f"line {source.line} of manifest.csv" if source.line else "a manifest.csv"
+    message = (
+        f"{source.file}: neither the manifest nor the file states the pixel size; write it into pixel_size_um in "
+        f"{where}, or give --pixel-size."
+    )
+    return Inspected(problems=(_problem(source, MISSING_PIXEL_SIZE, message),))
+
+
+def inspect_source(case_dir: Path | str, source: Source, settings: IntakeSettings) -> Inspected:
+    """Open, hash and decode one source; never raises for what is wrong with the file itself.
+
+    A field image is read once: the bytes that are hashed are the bytes that are decoded.
+    """
+    case_dir = Path(case_dir).absolute()
+    try:
+        path = inside(case_dir, source.file)
+        if not path.exists():
+            message = (
+                f"{source.file} is named in the manifest but is not in the folder; add it or remove its line."
+            )
+            return Inspected(problems=(_problem(source, "MISSING_FILE", message),))
+        if source.kind == "slide":
+            return _inspect_slide(path, source, settings)
+        return _inspect_field(path, source, settings)
+    except UnreadableImage as error:
+        message = str(error).replace(str(case_dir) + "/", "")
+        return Inspected(problems=(_problem(source, "UNREADABLE", message),))
+    except (OSError, BadInput) as error:
+        detail = getattr(error, "strerror", None) or str(error)
+        message = f"{source.file} cannot be read ({detail}); copy it again."
+        return Inspected(problems=(_problem(source, "UNREADABLE", message),))
+
+
+def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
+    from storage.images import decode_image, is_grey
+
+    data = _read_bytes(path)
+    digest = hashlib.sha256(data).hexdigest()
+    info, pixels = decode_image(Path(source.file), data, max_pixels=settings.max_image_pixels)
+    del data
+    if min(info.width, info.height) < MIN_SIDE_PX:
+        message = f"{source.file} has only {info.width} x {info.height} pixels; hand in the whole field."
+        return Inspected(problems=(_problem(source, "TOO_SMALL", message),))
+    if source.modality == "brightfield" and source.stain == "unstained":
+        message = (
+            f"{source.file}: brightfield of an unstained smear shows no cell types; declare its stain, "
+            "or its modality as dic."
+        )
+        return Inspected(problems=(_problem(source, "UNSTAINED_BRIGHTFIELD", message),))
+    if source.modality == "brightfield" and is_grey(pixels):
+        message = (
+            f"{source.file} is declared as {source.stain} brightfield but carries no colour, without which cells "
+            "cannot be named; export it in colour, or declare it as dic."
+        )
+        return Inspected(problems=(_problem(source, "GREY_BRIGHTFIELD", message),))
+    scale = _scale(source, info.pixel_size_um)
+    if scale is None:
+        return _no_pixel_size(source)
+    size, origin, problems = scale
+    problems += [_problem(source, "FILE_NOTE", f"{source.file}: {note}.", fatal=False) for note in info.notes]
+    image = FieldImage(
+        slide=source.slide,
+        field=source.field,
+        modality=source.modality,
+        stain=source.stain,
+        file=source.file,
+        pixel_size_um=size,
+        pixel_size_source=origin,
+        width_px=info.width,
+        height_px=info.height,
+        bits=info.bits,
+        channels=info.channels,
+        sha256=digest,
+        x_um=source.x_um,
+        y_um=source.y_um,
+    )
+    return Inspected(images=(image,), problems=tuple(problems))
+
+
+def _inspect_slide(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
+    from pipeline.intake_manifest import sha256_file
+    from storage.slides import SlideReader, fields_of_slide
+
+    if source.modality == "dic" or source.stain == "unstained":
+        message = f"{source.file}: a whole slide is read as stained brightfield only; export DIC as fields."
+        return Inspected(problems=(_problem(source, "UNREADABLE", message),))
+    digest = sha256_file(path)
+    with SlideReader(path) as reader:
+        scale = _scale(source, reader.file_pixel_size_um)
+        if scale is None:
+            return _no_pixel_size(source)
+        size, origin, problems = scale
+        reader.pixel_size_um = size
+        fields = fields_of_slide(
+            reader,
+            field_width_px=settings.field_width_px,
+            field_height_px=settings.field_height_px,
+            target_pixel_size_um=settings.slide_pixel_size_um,
+            overlap_um=settings.field_overlap_um,
+            min_tissue_fraction=settings.min_tissue_fraction,
+            max_fields=settings.max_slide_fields,
+        )
+    if not fields:
+        message = (
+            f"{source.file}: no stained material was found on the slide; check that it is the right one."
+        )
+        return Inspected(problems=(*problems, _problem(source, "EMPTY_SLIDE", message)))
+    prefix = f"{source.field}-" if source.field else ""
+    images = tuple(
+        FieldImage(
+            slide=source.slide,
+            field=f"{prefix}R{number:04d}",
+            modality=source.modality,
+            stain=source.stain,
+            file=source.file,
+            pixel_size_um=field.pixel_size_um,
+            pixel_size_source=origin,
+            width_px=field.out_width_px,
+            height_px=field.out_height_px,
+            bits=8,
+            channels=3,
+            sha256=digest,
+            # Where the slide itself has a stage position, it is that of its corner.
+            x_um=(source.x_um or 0.0) + field.x_px * size,
+            y_um=(source.y_um or 0.0) + field.y_px * size,
+            region=SlideRegion(
+                x_px=field.x_px, y_px=field.y_px, width_px=field.width_px, height_px=field.height_px
+            ),
+        )
+        for number, field in enumerate(fields, start=1)
+    )
+    return Inspected(images=images, problems=tuple(problems))
+
+
+def _drop_copies(images: list[FieldImage]) -> tuple[list[FieldImage], list[Problem]]:
+    """Leave out a file's contents that stand under a second name: its cells would count twice."""
+    kept: list[FieldImage] = []
+    problems: list[Problem] = []
+    first: dict[str, FieldImage] = {}
+    for image in images:
+        earlier = first.setdefault(image.sha256, image)
+        if earlier is image or (image.region is not None and earlier.file == image.file):
+            kept.append(image)
+            continue
+        message = (
+            f"{image.file} ({image.slide}/{image.field}, {image.modality}) has the same contents as {earlier.file} "
+            f"({earlier.slide}/{earlier.field}, {earlier.modality}) and is left out; check which field it belongs to."
+        )
+        problems.append(
+            Problem(
+                code="DUPLICATE_IMAGE", message=message, slide=image.slide, field=image.field, file=image.file
+            )
+        )
+    return kept, problems
+
+
+def _partners(declared: Declaration, images: list[FieldImage]) -> list[Problem]:
+    """In a case of DIC and brightfield, the fields that were declared in one of them only."""
+    modalities: dict[tuple[str, str], set[str]] = {}
+    for source in declared.sources:
+        modalities.setdefault((source.slide, source.field), set()).add(source.modality)
+    if {m for found in modalities.values() for m in found} != {"brightfield", "dic"}:
+        return []
+    problems: list[Problem] = []
+    lost = {
+        (p.slide, p.field) for p in declared.problems if p.code == "DUPLICATE_FIELD" and p.fatal_for_field
+    }
+    # Perls fields have no DIC partner by nature.
+    for image in images:
+        key = (image.slide, image.field)
+        if len(modalities.get(key, {""})) != 1 or image.stain == "Perls" or key in lost:
+            continue
+        other = "brightfield" if image.modality == "dic" else "dic"
+        counted = "from virtually stained DIC" if image.modality == "dic" else "from brightfield alone"
+        problems.append(
+            Problem(
+                code="NO_PARTNER",
+                message=f"{image.slide}/{image.field} has no {other} image: it is counted {counted}; "
+                "add the missing image to the manifest if it was taken.",
+                slide=image.slide,
+                field=image.field,
+                file=image.file,
+                fatal_for_field=False,
+            )
+        )
+    return problems
+
+
+def case_mode(images: Iterable[FieldImage]) -> CaseMode:
+    """What the images allow: DIC with brightfield is `paired`, MGG with Perls `mgg_perls`."""
+    kinds = {(i.modality, i.stain) for i in images}
+    modalities = {m for m, _ in kinds}
+    if modalities == {"brightfield", "dic"}:
+        return "paired"
+    if modalities == {"dic"}:
+        return "dic"
+    return "mgg_perls" if {s for _, s in kinds} >= {"MGG", "Perls"} else "brightfield"
+
+
+def assemble_case(declared: Declaration, inspected: Iterable[Inspected | Mapping[str, Any]]) -> Case:
+    """The Case of a declaration and what its sources turned out to be, in any order.
+
+    Raises BadInput where a pixel size is missing, or where nothing is left to count.
+    """
+    found = [i if isinstance(i, Inspected) else Inspected.model_validate(i) for i in inspected]
+    problems = [*declared.problems, *(p for i in found for p in i.problems)]
+    for problem in sorted(problems, key=lambda p: p.file or ""):
+        if problem.code == MISSING_PIXEL_SIZE:
+            raise BadInput(f"{declared.case_id}: {problem.message}")
+    images = sorted(
+        (image for i in found for image in i.images), key=lambda i: (i.slide, i.field, i.modality, i.stain)
+    )
+    images, copies = _drop_copies(images)
+    problems += copies
+    if not images:
+        first = problems[0].message if problems else "no image was found"
+        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        raise BadInput(f"{declared.case_id}: no field can be used: {first}{more}")
+    problems += _partners(declared, images)
+    usable = {(i.slide, i.field) for i in images}
+    settled = []
+    for problem in problems:
+        key = (problem.slide or "", problem.field or "")
+        if problem.fatal_for_field and key in usable:
+            rest = " and ".join(sorted(i.modality for i in images if (i.slide, i.field) == key))
+            problem = problem.model_copy(
+                update={
+                    "fatal_for_field": False,
+                    "message": f"{problem.message} The field is counted from its {rest} image.",
+                }
+            )
+        settled.append(problem)
+    of_slides = {(i.slide, i.field) for i in images if i.region is not None}
+    slides_read = {i.file for i in images if i.region is not None}
+    whole = {(s.slide, s.field) for s in declared.sources if s.file in slides_read}
+    return Case(
+        case_id=declared.case_id,
+        specimen=declared.specimen,
+        collected=declared.collected,
+        mode=case_mode(images),
+        images=tuple(images),
+        problems=tuple(sorted(settled, key=lambda p: (p.slide or "", p.field or "", p.code, p.file or ""))),
+        n_fields_declared=len((set(declared.declared_fields) - whole) | of_slides),
+    )
+
+
+def read_case(case_dir: Path | str, settings: IntakeSettings, *, pixel_size_um: float | None = None) -> Case:
+    """The Case of a folder, its files inspected one after the other; raises BadInput."""
+    declared = declare(case_dir, settings, pixel_size_um=pixel_size_um)
+    return assemble_case(
+        declared, [inspect_source(case_dir, source, settings) for source in declared.sources]
+    )
+
+
+def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings) -> np.ndarray:
+    """The pixels of a field as stored: brightfield (H, W, 3), DIC (H, W), uint8 or uint16.
+
+    DIC from a colour camera becomes its luminance.  Raises UnreadableImage where the file is gone or
+    is not the one that intake hashed (a whole slide, many gigabytes, is not hashed again).
+    """
+    path = inside(Path(case_dir).absolute(), image.file)
+    if image.region is not None:
+        from storage.slides import SlideReader
+
+        region = image.region
+        with SlideReader(path) as reader:
+            return reader.read_region_px(
+                region.x_px, region.y_px, region.width_px, region.height_px, image.width_px, image.height_px
+            )
+    from storage.images import decode_image
+
+    try:
+        data = _read_bytes(path)
+    except OSError as error:
+        raise UnreadableImage(f"{image.file} cannot be read any more ({error}); copy it again.") from error
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise UnreadableImage(f"{image.file} was changed while the case was read; run the case again.")
+    _, pixels = decode_image(Path(image.file), data, max_pixels=settings.max_image_pixels)
+    if image.modality == "dic" and pixels.ndim == 3:
+        weights = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+        return np.asarray(np.rint(pixels @ weights).astype(pixels.dtype))
+    return pixels

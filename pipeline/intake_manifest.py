@@ -1,0 +1,437 @@
+"""What a case folder declares: its manifest, its case.yaml, and which files they name.
+
+Everything here refuses the whole case with one sentence (BadInput): a manifest that cannot be
+understood may be about other cells than the person thinks.  No image is opened.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import re
+import stat
+from datetime import date, datetime
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Literal, get_args
+
+from pipeline.errors import BadInput
+from pipeline.settings import IntakeSettings
+from pipeline.types import Modality, Problem, Spec, Specimen, Stain
+
+MANIFEST = "manifest.csv"
+REQUIRED = ("slide", "field", "modality", "stain", "file")
+COLUMNS = (*REQUIRED, "pixel_size_um", "x_um", "y_um")
+MAX_MANIFEST_BYTES, MAX_ROWS = 16 << 20, 100_000
+# Finer than light microscopy resolves by far, or too coarse to show a nucleus.
+PIXEL_SIZE_LIMITS_UM = (0.01, 5.0)
+MAX_POSITION_UM = 1e6
+
+_CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+# Names go into keys, pages and tables: letters of any script, digits and harmless punctuation.
+_NAME = re.compile(r"\w[\w .()#+-]{0,63}")
+
+
+class Source(Spec):
+    """One file that the case declares, and what is declared of it."""
+
+    slide: str
+    field: str  # may be empty where a whole slide becomes many fields
+    modality: Modality
+    stain: Stain
+    file: str
+    kind: Literal["field", "slide"]
+    line: int  # of the manifest; 0 where there is none
+    manifest_pixel_size_um: float | None = None
+    given_pixel_size_um: float | None = None  # from the command line, which overrides the manifest
+    x_um: float | None = None
+    y_um: float | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells this source from the others of the case."""
+        return (self.slide, self.field, self.modality, self.stain, self.file)
+
+    def hash_file(self, case_dir: Path) -> str:
+        """sha256 of the file as it is now; a word where it is missing or cannot be read."""
+        try:
+            return sha256_file(inside(Path(case_dir), self.file))
+        except OSError as error:
+            return type(error).__name__
+        except BadInput:
+            return "outside"
+
+
+class Declaration(Spec):
+    """A case folder as declared: its sources, and what of the declaration had to be left out."""
+
+    case_id: str
+    specimen: Specimen | None
+    collected: str | None
+    sources: tuple[Source, ...]
+    problems: tuple[Problem, ...] = ()
+    declared_fields: tuple[tuple[str, str], ...]  # (slide, field) of every row, left out or not
+
+
+def check_case_id(case_id: str) -> str:
+    """The id itself; raises BadInput unless it can be a folder, a key and a link everywhere."""
+    if not _CASE_ID.fullmatch(case_id) or case_id.startswith("results.db"):
+        raise BadInput(
+            f"'{case_id[:80]}' is no case id; name the folder with 1 to 64 of the characters A-Z a-z 0-9 . _ - "
+            "and no leading dot."
+        )
+    return case_id
+
+
+def inside(case_dir: Path, file: str) -> Path:
+    """The path of a file of the case; raises BadInput where it lies, or is linked, outside the folder."""
+    problem = None
+    if not file or any(ord(c) < 32 or ord(c) == 127 for c in file) or len(file) > 1000:
+        problem = "is no file name"
+    elif PurePosixPath(file).is_absolute() or PureWindowsPath(file).drive or PureWindowsPath(file).root:
+        problem = "is an absolute path"
+    elif ".." in PurePosixPath(file).parts:
+        problem = "leads out of the case folder"
+    if problem is None:
+        path = case_dir / file
+        try:
+            if path.resolve().is_relative_to(case_dir.resolve()):
+                return path
+            problem = "is a link to outside the case folder"
+        except (OSError, RuntimeError, ValueError):
+            problem = "cannot be resolved (a loop of links, or too long a name)"
+    shown = file[:200].encode("unicode_escape").decode("ascii") if not file.isprintable() else file[:200]
+    raise BadInput(f"{case_dir}: the file '{shown}' {problem}; put the image into the case folder.")
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a regular file; raises OSError for anything else, so that a pipe cannot block a night."""
+    digest = hashlib.sha256()
+    # O_NONBLOCK: opening a pipe without a writer must not wait for one.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise IsADirectoryError(f"{path} is not a file")
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_small(case_dir: Path, name: str, limit: int) -> bytes | None:
+    """A small text file of the case folder, or None where there is none."""
+    path = inside(case_dir, name)
+    if not path.is_file():
+        if path.exists():
+            raise BadInput(f"{path} is not a file; replace it by one.")
+        return None
+    try:
+        if path.stat().st_size > limit:
+            raise BadInput(f"{path} is larger than {limit >> 10} kB; it is not what its name says.")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); check who may read it.") from error
+
+
+def _decode(path: Path, data: bytes) -> str:
+    try:
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return data.decode("utf-16")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
+
+
+def read_manifest(case_dir: Path) -> list[tuple[int, dict[str, str]]] | None:
+    """(line, cells by column) of each row of manifest.csv, or None where there is none.
+
+    Commas, semicolons or tabs separate (spreadsheets of some countries write semicolons, and then a
+    comma may be the decimal mark); UTF-8 with or without BOM, or UTF-16 with one.
+    """
+    path = case_dir / MANIFEST
+    data = _read_small(case_dir, MANIFEST, MAX_MANIFEST_BYTES)
+    if data is None:
+        return None
+    text = _decode(path, data)
+    if "\0" in text:
+        raise BadInput(f"{path} holds NUL characters and is no CSV text; save it again as 'CSV UTF-8'.")
+    first = text.lstrip("\r\n").split("\n", 1)[0]
+    delimiter = next((d for d in (",", ";", "\t") if d in first), ",")
+    rows: list[tuple[int, list[str]]] = []
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for cells in reader:
+            if any(c.strip() for c in cells):
+                rows.append((reader.line_num, [c.strip() for c in cells]))
+            if len(rows) > MAX_ROWS:
+                raise BadInput(f"{path} has more than {MAX_ROWS:,} rows; split the case.")
+    except csv.Error as error:
+        raise BadInput(
+            f"{path}, line {reader.line_num}: this is no valid CSV ({error}); save it again."
+        ) from error
+    if not rows:
+        raise BadInput(f"{path} is empty; its first line names the columns {','.join(COLUMNS)}.")
+    header = [c.lower() for c in rows[0][1]]
+    unknown = [c for c in header if c not in COLUMNS]
+    missing = [c for c in REQUIRED if c not in header]
+    if unknown or missing or len(set(header)) != len(header):
+        what = (
+            f"has the unknown column '{unknown[0][:60]}'"
+            if unknown
+            else f"lacks the column '{missing[0]}'"
+            if missing
+            else "names a column twice"
+        )
+        raise BadInput(
+            f"{path} {what}; its columns are {','.join(COLUMNS)} (the last three may be left out)."
+        )
+    if len(rows) == 1:
+        raise BadInput(f"{path} has no rows; write one for each image.")
+    named: list[tuple[int, dict[str, str]]] = []
+    for line, cells in rows[1:]:
+        if len(cells) != len(header):
+            raise BadInput(
+                f"{path}, line {line}: it has {len(cells)} cells where the header has {len(header)}; correct the line."
+            )
+        row = dict(zip(header, cells, strict=True))
+        if delimiter != ",":
+            for column in ("pixel_size_um", "x_um", "y_um"):
+                row[column] = row.get(column, "").replace(",", ".")
+        named.append((line, row))
+    return named
+
+
+def _one_of(where: str, column: str, value: str, allowed: tuple[str, ...]) -> Any:
+    for name in allowed:
+        if value.lower() == name.lower():
+            return name
+    raise BadInput(f"{where}: the {column} '{value[:60]}' is not known; use one of {', '.join(allowed)}.")
+
+
+def _number(where: str, column: str, text: str) -> float | None:
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise BadInput(f"{where}: {column} is '{text[:40]}'; write a number of micrometres.")
+    return value
+
+
+def check_pixel_size(where: str, size_um: float) -> float:
+    """The size itself; raises BadInput where no light microscope image of a smear can have it."""
+    low, high = PIXEL_SIZE_LIMITS_UM
+    if not (math.isfinite(size_um) and low <= size_um <= high):
+        raise BadInput(
+            f"{where}: a pixel size of {size_um:g} µm cannot be right; give it in micrometres, {low:g} to {high:g}."
+        )
+    return size_um
+
+
+def _source(
+    case_dir: Path, line: int, row: dict[str, str], settings: IntakeSettings, given_um: float | None
+) -> Source:
+    from storage.slides import is_slide
+
+    where = f"{case_dir / MANIFEST}, line {line}"
+    modality = _one_of(where, "modality", row["modality"], get_args(Modality))
+    stain = _one_of(where, "stain", row["stain"], get_args(Stain))
+    file = row["file"].replace("\\", "/")
+    if not file:
+        raise BadInput(f"{where}: no file is named; name the image relative to the case folder.")
+    try:
+        path = inside(case_dir, file)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from error
+    file = PurePosixPath(file).as_posix()
+    kind: Literal["field", "slide"] = "field"
+    if path.is_file() and is_slide(path, max_pixels=settings.max_image_pixels):
+        kind = "slide"
+    for column in ("slide", "field"):
+        name = row[column]
+        if (column == "slide" or kind == "field" or name) and not _NAME.fullmatch(name):
+            shown = name[:60] if name.isprintable() else repr(name[:60])
+            raise BadInput(
+                f"{where}: '{shown}' is no {column} name; use 1 to 64 letters, digits, spaces or .()#+-_, "
+                "beginning with a letter or digit."
+            )
+    size = _number(where, "pixel_size_um", row.get("pixel_size_um", ""))
+    x_um, y_um = (_number(where, c, row.get(c, "")) for c in ("x_um", "y_um"))
+    if (x_um is None) != (y_um is None):
+        raise BadInput(f"{where}: a stage position needs both x_um and y_um; give both or neither.")
+    if any(v is not None and abs(v) > MAX_POSITION_UM for v in (x_um, y_um)):
+        raise BadInput(f"{where}: a stage position beyond a metre cannot be right; give it in micrometres.")
+    return Source(
+        slide=row["slide"],
+        field=row["field"],
+        modality=modality,
+        stain=stain,
+        file=file,
+        kind=kind,
+        line=line,
+        manifest_pixel_size_um=None if size is None else check_pixel_size(where, size),
+        given_pixel_size_um=given_um,
+        x_um=x_um,
+        y_um=y_um,
+    )
+
+
+def _without_manifest(case_dir: Path, settings: IntakeSettings, given_um: float | None) -> Source:
+    """The one whole-slide file of a folder without manifest."""
+    from storage.slides import is_slide
+
+    slides: list[str] = []
+    for path in sorted(case_dir.iterdir()):
+        # A link may lead anywhere; where there is no manifest to name it, it is not followed.
+        if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
+            if is_slide(path, max_pixels=settings.max_image_pixels):
+                slides.append(path.name)
+    if len(slides) == 1:
+        # The file's own name may be a patient's; the slide is not called by it.
+        return Source(
+            slide="slide-1",
+            field="",
+            modality="brightfield",
+            stain="MGG",
+            file=slides[0],
+            kind="slide",
+            line=0,
+            given_pixel_size_um=given_um,
+        )
+    what = f"{len(slides)} whole-slide files" if slides else "no whole-slide file"
+    raise BadInput(
+        f"{case_dir}: there is no {MANIFEST} and {what} here; write a {MANIFEST} with the columns {','.join(COLUMNS)}."
+    )
+
+
+def read_case_yaml(case_dir: Path) -> tuple[Specimen | None, str | None]:
+    """Specimen and collection date of case.yaml; (None, None) where there is none."""
+    import yaml
+
+    path = case_dir / "case.yaml"
+    data = _read_small(case_dir, "case.yaml", 64 << 10)
+    if data is None:
+        return None, None
+    try:
+        document = yaml.safe_load(_decode(path, data))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        detail = " ".join(str(error).split())[:160]
+        raise BadInput(
+            f"{path} is no valid YAML ({detail}); write lines such as 'specimen: blood'."
+        ) from error
+    if document is None:
+        return None, None
+    if not isinstance(document, dict):
+        raise BadInput(f"{path} holds no keys; write lines such as 'specimen: blood'.")
+    unknown = sorted(str(k) for k in document if k not in ("specimen", "collected"))
+    if unknown:
+        raise BadInput(
+            f"{path} has the unknown key '{unknown[0][:60]}'; the keys are specimen and collected."
+        )
+    specimen = document.get("specimen")
+    if specimen is not None:
+        specimen = _one_of(str(path), "specimen", str(specimen), get_args(Specimen))
+    collected = document.get("collected")
+    if collected is None:
+        return specimen, None
+    if isinstance(collected, date | datetime):
+        return specimen, collected.isoformat()
+    try:
+        text = str(collected).strip()
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise BadInput(
+            f"{path}: 'collected' is '{str(collected)[:40]}'; write a date such as 2026-11-01."
+        ) from error
+    return specimen, text
+
+
+def _drop_duplicates(sources: list[Source]) -> tuple[list[Source], list[Problem]]:
+    """One source for each slide, field, modality and stain.
+
+    The same line twice is used once; two different files for one image leave it out, for no one can
+    say which of them is meant.
+    """
+    by_image: dict[tuple[str, ...], list[Source]] = {}
+    for source in sources:
+        by_image.setdefault(source.names[:4], []).append(source)
+    kept: list[Source] = []
+    problems: list[Problem] = []
+    for group in by_image.values():
+        first = group[0]
+        if len(group) == 1:
+            kept.append(first)
+            continue
+        lines = ", ".join(str(s.line) for s in group)
+        what = (
+            f"{MANIFEST} names {first.modality} {first.stain} of {first.slide}/{first.field} on lines {lines}"
+        )
+        same = all(s.model_copy(update={"line": first.line}) == first for s in group)
+        if same:
+            kept.append(first)
+            message = f"{what}, with the same file {first.file}: it is used once; remove the repeated lines."
+        else:
+            files = ", ".join(dict.fromkeys(s.file for s in group))
+            message = f"{what}, with different contents ({files}): none is used; keep the right line."
+        problems.append(
+            Problem(
+                code="DUPLICATE_FIELD",
+                message=message,
+                slide=first.slide,
+                field=first.field,
+                file=first.file,
+                fatal_for_field=not same,
+            )
+        )
+    return kept, problems
+
+
+def declare(
+    case_dir: Path | str, settings: IntakeSettings, *, pixel_size_um: float | None = None
+) -> Declaration:
+    """What a case folder declares; raises BadInput with one sentence where the case cannot be taken.
+
+    `pixel_size_um` is a person's own figure for the whole case and goes before the manifest's.
+    """
+    case_dir = Path(case_dir).absolute()
+    if not case_dir.is_dir():
+        raise BadInput(f"{case_dir}: there is no such case folder; check the path.")
+    case_id = check_case_id(case_dir.resolve().name)
+    if pixel_size_um is not None:
+        check_pixel_size("the pixel size given for the case", pixel_size_um)
+    specimen, collected = read_case_yaml(case_dir)
+    try:
+        rows = read_manifest(case_dir)
+        problems: list[Problem] = []
+        if rows is None:
+            sources = [_without_manifest(case_dir, settings, pixel_size_um)]
+            problems.append(
+                Problem(
+                    code="STAIN_ASSUMED",
+                    message=f"There is no {MANIFEST}: {sources[0].file} is taken as brightfield of an MGG stain; "
+                    f"write a {MANIFEST} to say otherwise.",
+                    slide=sources[0].slide,
+                    file=sources[0].file,
+                    fatal_for_field=False,
+                )
+            )
+        else:
+            sources = [_source(case_dir, line, row, settings, pixel_size_um) for line, row in rows]
+    except OSError as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(
+            f"{case_dir} cannot be read ({error.strerror}); check the disk and who may read it."
+        ) from error
+    declared = tuple(dict.fromkeys((s.slide, s.field) for s in sources))
+    kept, doubled = _drop_duplicates(sources)
+    return Declaration(
+        case_id=case_id,
+        specimen=specimen,
+        collected=collected,
+        sources=tuple(kept),
+        problems=(*problems, *doubled),
+        declared_fields=declared,
+    )
