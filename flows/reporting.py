@@ -181,7 +181,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
     """Write everything that a person reads; returns the sha256 of each file."""
     from flows.runs import database_url
     from pipeline.report import build_result
-    from pipeline.report_cells import cells_parquet
+    from pipeline.report_cells import cells_table, parquet_bytes
     from pipeline.report_html import render_html
     from pipeline.report_inputs import Quality, RunInfo
     from storage.packages import ModelPackage
@@ -226,7 +226,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             registration_pictures(run, findings),
             run.settings.report,
         ).encode(),
-        TABLE: cells_parquet(findings.cells, findings.classes),
+        TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, card.classes if card else None)),
     }
     run.store.write_json(f"{run.case_id}/{FINDINGS}", findings.model_dump(mode="json"))
     for name, data in files.items():
@@ -272,39 +272,38 @@ def _around(patch: np.ndarray, cell: Cell, case: Case, patch_pixel_size_um: floa
     return patch[low : low + side, low : low + side]
 
 
-def field_pictures(run: CaseRun, findings: Findings) -> Iterator[Any]:
-    """The reduced field images with the boxes of their cells."""
-    from pipeline.report_images import FieldPicture, decode_jpeg
+def _picture(run: CaseRun, key: str) -> np.ndarray:
+    """A picture that a worker left in the store, (H, W, 3) uint8 RGB."""
+    import cv2
 
-    labels = {c.cell_id: c.label for c in findings.classes}
+    data = np.frombuffer(run.store.read_bytes(key), np.uint8)
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
+
+
+def field_pictures(run: CaseRun, findings: Findings) -> Iterator[Any]:
+    """The reduced field images; the page draws the boxes."""
+    from pipeline.report_images import FieldPicture
+
     for item in findings.images:
         if item.picture is None or item.modality is None:
             continue
         image = findings.case.image(item.slide, item.field, item.modality, item.stain)
         if image is None or not run.store.exists(item.picture):
             continue
-        pixels = decode_jpeg(run.store.read_bytes(item.picture))
-        scale = pixels.shape[1] / image.width_px
-        inside = [
-            c
-            for c in findings.cells
-            if (c.slide, c.field, c.modality, c.stain) == (item.slide, item.field, item.modality, item.stain)
-        ]
         yield FieldPicture(
             slide=item.slide,
             field=item.field,
-            image=pixels,
-            boxes=[tuple(v * scale for v in c.bbox_px) for c in inside],
-            labels=[labels.get(c.cell_id, "") for c in inside],
+            modality=item.modality,
+            stain=image.stain,
+            image=_picture(run, item.picture),
+            width_px=image.width_px,
         )
 
 
 def registration_pictures(run: CaseRun, findings: Findings) -> dict[stages.FieldKey, np.ndarray]:
     """Pictures of registrations in doubt, by (slide, field)."""
-    from pipeline.report_images import decode_jpeg
-
     return {
-        (f.slide, f.field): decode_jpeg(run.store.read_bytes(f.picture))
+        (f.slide, f.field): _picture(run, f.picture)
         for f in findings.registrations
         if f.picture is not None and run.store.exists(f.picture)
     }

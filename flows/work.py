@@ -341,3 +341,12 @@ def classify_unit(
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else round(float(value), 4)
+
+
+def inspect(case_dir: str, source: Any, settings: Settings) -> dict[str, Any]:
+    """Open, hash and decode one source of a case."""
+    from pipeline.intake import inspect_source
+
+    _limit_threads()
+    found: dict[str, Any] = inspect_source(Path(case_dir), source, settings.intake).model_dump(mode="json")
+    return found
