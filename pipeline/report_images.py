@@ -34,8 +34,8 @@ class FieldPicture:
 class Encoded:
     """Pictures as data URIs by key, those left out, and the side or width and quality they have."""
 
-    uris: dict[object, str] = field(default_factory=dict)
-    left_out: tuple[object, ...] = ()
+    uris: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     size_px: int = 0
     quality: int = 0
 
@@ -84,8 +84,8 @@ def reduced(image: np.ndarray, longest_px: int) -> np.ndarray:
 
 
 def encode_within(
-    pictures: Mapping[object, np.ndarray],
-    order: Sequence[object],
+    pictures: Mapping[str, np.ndarray],
+    order: Sequence[str],
     budget_bytes: int,
     ladder: Sequence[tuple[int, int]],
 ) -> Encoded:
@@ -114,10 +114,8 @@ def _uri_bytes(image: np.ndarray, size: int, quality: int) -> float:
     return len(encode_webp(reduced(image, size), quality)) * BASE64 + 24
 
 
-def _dropped(
-    uris: dict[object, str], keys: list[object], budget_bytes: int, size: int, quality: int
-) -> Encoded:
-    kept: dict[object, str] = {}
+def _dropped(uris: dict[str, str], keys: list[str], budget_bytes: int, size: int, quality: int) -> Encoded:
+    kept: dict[str, str] = {}
     used = 0
     for key in keys:
         if used + len(uris[key]) > budget_bytes:
