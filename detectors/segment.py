@@ -21,6 +21,8 @@ MEAN, STD = 0.75, 0.25  # of the transmission in [0, 1.2]
 PATCH_EXTENT_UM = 32.0  # what a patch of unknown scale is first taken to span along its longer side
 CELL_DIAMETER_UM = (7.5, 19.0)  # leukocytes; outside it the assumed scale is corrected once
 SINGLE_CELL_EXTENT_UM = 45.0  # up to here an image is one cell's patch, above it a field
+MIN_LEUKOCYTE_UM2, MIN_NUCLEUS_UM2 = 18.0, 5.0  # smaller bodies are platelets and rims of red cells
+MIN_NUCLEUS_PIECE_UM2, MAX_HOLE_UM2 = 1.2, 6.0
 TILE_UM, OVERLAP_UM = 96.0, 24.0  # the overlap holds the largest leukocyte
 
 
@@ -86,7 +88,39 @@ class UNetSegmenter:
             logits = self._model(tensor.contiguous(memory_format=torch.channels_last))
             logits = logits[:, :, top : top + light.shape[0], left : left + light.shape[1]]
             logits = functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-            return logits[0].argmax(0).to(torch.uint8).numpy()
+            labels = logits[0].argmax(0).to(torch.uint8).numpy()
+            otherwise = logits[0, :CYTOPLASM].argmax(0).to(torch.uint8).numpy()
+        return tidy(labels, otherwise, pixel_size_um)
+
+
+def tidy(labels: np.ndarray, otherwise: np.ndarray, pixel_size_um: float) -> np.ndarray:
+    """Labels (H, W) of which every leukocyte is one: large enough, with a nucleus, without holes.
+
+    A platelet taken for a nucleus, or the rim of a red cell taken for cytoplasm, becomes what
+    `otherwise` (H, W) says, the better of background and red cell.
+    """
+    pixel_um2 = pixel_size_um**2
+    out = labels.copy()
+    leukocyte = (out >= CYTOPLASM).astype(np.uint8)
+    contours, _ = cv2.findContours(leukocyte, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = cv2.drawContours(np.zeros_like(leukocyte), contours, -1, 1, cv2.FILLED)
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(filled - leukocyte, connectivity=4)
+    small = stats[:, cv2.CC_STAT_AREA] * pixel_um2 <= MAX_HOLE_UM2
+    small[0] = False
+    out[small[parts]] = CYTOPLASM
+    _, parts, stats, _ = cv2.connectedComponentsWithStats((out == NUCLEUS).astype(np.uint8), connectivity=8)
+    crumbs = stats[:, cv2.CC_STAT_AREA] * pixel_um2 < MIN_NUCLEUS_PIECE_UM2
+    crumbs[0] = False
+    out[crumbs[parts]] = CYTOPLASM
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(
+        (out >= CYTOPLASM).astype(np.uint8), connectivity=8
+    )
+    nucleus_px = np.bincount(parts[out == NUCLEUS], minlength=count)
+    none = (stats[:, cv2.CC_STAT_AREA] * pixel_um2 < MIN_LEUKOCYTE_UM2) | (
+        nucleus_px * pixel_um2 < MIN_NUCLEUS_UM2
+    )
+    none[0] = False
+    return np.where(none[parts], otherwise, out).astype(np.uint8)
 
 
 def build(package: ModelPackage | None) -> UNetSegmenter:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from detectors.base import CYTOPLASM, NUCLEUS, RED_CELL, Segmenter
-from detectors.segment import _spans, central_cell, segment_image
+from detectors.segment import _spans, central_cell, segment_image, tidy
 from detectors.segment_colour import background_colour
 from detectors.segment_data import IGNORE, labels_of, near_duplicate_groups, read_labelled_cells, split_cells
 from detectors.segment_evaluation import bootstrap_mean, dice, evaluate_segmenter
@@ -310,3 +310,21 @@ def test_unseen_real_cells_of_both_stains_reach_the_stated_dice(real_data: Path)
         cell, nucleus = np.mean(scores, axis=0)
         assert cell > 0.93
         assert nucleus > 0.90
+
+
+def test_platelets_rims_crumbs_and_holes_are_tidied_away() -> None:
+    labels, otherwise = np.zeros((120, 120), np.uint8), np.zeros((120, 120), np.uint8)
+    cv2.circle(labels, (60, 60), 30, CYTOPLASM, -1)
+    cv2.circle(labels, (60, 60), 15, NUCLEUS, -1)
+    cv2.circle(labels, (60, 36), 3, 0, -1)  # a vacuole
+    cv2.circle(labels, (40, 60), 2, NUCLEUS, -1)  # a granule
+    cv2.circle(labels, (100, 20), 8, NUCLEUS, -1)  # a platelet
+    cv2.circle(labels, (20, 100), 15, CYTOPLASM, 2)  # the rim of a red cell
+    otherwise[80:] = RED_CELL
+    clean = tidy(labels, otherwise, 0.2)
+    assert clean[36, 60] == CYTOPLASM
+    assert clean[60, 40] == CYTOPLASM
+    assert clean[20, 100] == 0
+    assert clean[115, 20] == RED_CELL
+    assert clean[60, 60] == NUCLEUS
+    assert np.array_equal(tidy(clean, otherwise, 0.2), clean)
