@@ -146,6 +146,17 @@ RECIPES: dict[str, Recipe] = {
         (8.5, 11.5), nuclei.rounded((0.50, 0.64), 0.6, 0.03), (1.2, 1.6), 0.3, 1.0, (0.1, 0.6), (0.2, 0.6),
         in_red_units=0.7,
     ),
+    "erythroblast_basophilic": Recipe(
+        (12, 15), nuclei.rounded((0.68, 0.76), 0.4), (0.85, 1.05), 0.24, 0.8, (1.4, 2.0), (0.0, 0.15),
+    ),
+    "erythroblast_polychromatic": Recipe(
+        (10, 13), nuclei.rounded((0.56, 0.66), 0.5, 0.03), (1.0, 1.3), 0.34, 1.0, (0.5, 1.0), (0.2, 0.5),
+        in_red_units=0.4,
+    ),
+    "erythroblast_orthochromatic": Recipe(
+        (8.5, 10.5), nuclei.rounded((0.46, 0.56), 0.6, 0.03), (1.35, 1.7), 0.18, 1.0, (0.05, 0.3), (0.2, 0.5),
+        in_red_units=0.9,
+    ),
     "smudge": Recipe((12, 18), nuclei.smeared, (0.45, 0.7), 0.3, 1.2, (0.0, 0.0), (0.0, 0.0), outline=0.2),
 }  # fmt: skip
 
@@ -190,7 +201,7 @@ def draw_leukocyte(cell: TrueCell, pixel_size_um: float) -> Layers:
 
     # optical path: a dome, a somewhat denser nucleus, fine structure, granules
     depth = np.clip(-body / np.float32(0.6 * radius), 0.0, 1.0)
-    path = np.float32(rng.uniform(0.7, 1.3) * (0.4 if bare else 1.0)) * np.sqrt(depth * (2 - depth))
+    path = np.float32(rng.uniform(0.9, 1.5) * (0.4 if bare else 1.0)) * np.sqrt(depth * (2 - depth))
     rise = np.clip(-nuclear / np.float32(1.2), 0.0, 1.0)
     path += np.float32(rng.uniform(0.15, 0.5)) * np.sqrt(rise * (2 - rise))
     path += np.float32(0.07) * clumps * in_nucleus + np.float32(0.04) * (cloud + fine) * cytoplasm
@@ -236,7 +247,7 @@ def draw_red_cell(cell: TrueCell, pixel_size_um: float) -> Layers:
     disc = np.sqrt(np.maximum(1 - rho2, 0)) * (0.81 + 7.83 * rho2 - 4.39 * rho2 * rho2)
     depth = np.clip(-body / np.float32(0.9), 0.0, 1.0)
     flat = np.sqrt(depth * (2 - depth)) * np.float32(2.2)
-    mix = np.float32(np.clip(rng.normal(0.32, 0.22), 0.0, 0.9))
+    mix = np.float32(np.clip(rng.normal(0.2, 0.2), 0.0, 0.9))
     thickness = (mix * flat + (1 - mix) * disc) / np.float32(2.4)
     thickness *= 1 + np.float32(0.02) * grain(grid.shape, 1.0, pixel_size_um, rng)
     amount = np.float32(rng.normal(1.0, 0.10)) * (0.85 * thickness + 0.15 * coverage(body, 0.3))
@@ -265,6 +276,13 @@ def draw(cell: TrueCell, pixel_size_um: float) -> Layers:
     if cell.kind == "platelet":
         return draw_platelet(cell, pixel_size_um)
     return draw_leukocyte(cell, pixel_size_um)
+
+
+def split_kind(recipe: str) -> tuple[str, str | None]:
+    """Canonical class and stage of a recipe: erythroblast_basophilic is an erythroblast."""
+    if recipe.startswith("erythroblast_"):
+        return "erythroblast", recipe.removeprefix("erythroblast_")
+    return recipe, None
 
 
 def random_diameter(kind: str, rng: Rng) -> float:

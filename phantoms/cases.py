@@ -88,6 +88,7 @@ def simulate_case(
     seen_through = optics or (random_optics(rng) if hard else _calm_optics(rng))
     views = lay_fields(n_fields, width_px, height_px, pixel_size_um, overlap_um)
     cover = red_cell_cover if red_cell_cover is not None else (0.22 if marrow else 0.38)
+    nuisance = nuisances if nuisances is not None else (0.5 if marrow else 0.0)
     cells = populate(
         views,
         pixel_size_um,
@@ -96,8 +97,8 @@ def simulate_case(
         n_leukocytes=n_fields * n_leukocytes_per_field,
         red_cell_cover=cover,
         cut_cells=cut_cells,
+        crowding=nuisance if marrow else 0.0,
     )
-    nuisance = nuisances if nuisances is not None else (0.5 if marrow else 0.0)
     drawer: Drawer = draw
     if marrow:
         from phantoms.marrow import assign_types, marrow_drawer

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from phantoms.blood import Layers, TrueCell, draw, random_diameter
+from phantoms.blood import RECIPES, Layers, TrueCell, draw, random_diameter, split_kind
 from phantoms.stains import StainStyle
 from pipeline.errors import BadInput
 
@@ -94,6 +94,9 @@ def lay_fields(
 
 def share_out(n: int, composition: Mapping[str, float]) -> dict[str, int]:
     """Whole numbers that add to `n`, in proportion to a composition, by the largest remainder."""
+    unknown = set(composition) - set(RECIPES)
+    if unknown:
+        raise BadInput(f"cannot draw {', '.join(sorted(unknown))}; known are: {', '.join(sorted(RECIPES))}.")
     total = float(sum(composition.values()))
     if total <= 0 or min(composition.values()) < 0:
         raise BadInput("a composition needs shares of zero or more, at least one above zero.")
@@ -137,14 +140,15 @@ def populate(
     red_cell_cover: float = 0.38,
     platelets_per_red_cell: float = 0.06,
     cut_cells: bool = False,
+    crowding: float = 0.0,
     diameter: Callable[[str, Rng], float] = random_diameter,
 ) -> list[TrueCell]:
     """The cells of a slide: exactly `n_leukocytes`, in the shares of `composition`, and red cells.
 
     Leukocytes lie wholly in at least one field (in crowded ones an irregular outline may lose a rim),
     unless `cut_cells`, which lets them lie across the edge of what is imaged.  They keep apart from
-    each other; red cells may overlap each other.  Raises
-    BadInput where the fields are too small for that many.
+    each other, less so with `crowding` (at 1 they touch and overlap); red cells may overlap each other.
+    Raises BadInput where the fields are too small for that many.
     """
     kinds = [k for k, n in share_out(n_leukocytes, composition).items() for _ in range(n)]
     rooms = [
@@ -153,7 +157,7 @@ def populate(
     for layout in range(8):
         # a crowded field gets smaller cells and less air between them before it is refused
         sizes = sorted(((diameter(k, rng), k) for k in kinds), reverse=True)
-        placed = _place(sizes, rooms, rng, 1 - 0.02 * layout, cut_cells)
+        placed = _place(sizes, rooms, rng, 1 - 0.02 * layout, cut_cells, crowding)
         if placed is not None:
             break
     else:
@@ -178,20 +182,23 @@ def _place(
     rng: Rng,
     shrink: float,
     cut_cells: bool,
+    crowding: float,
 ) -> tuple[list[TrueCell], _Crowd] | None:
     """Put leukocytes, the largest first, into the rooms by turns; None where one finds no place."""
     crowd, cells = _Crowd(), []
+    air = 1 - 0.25 * crowding
     for turn, (size, kind) in enumerate(sizes):
         size *= shrink
         place = None
         for edge, apart in TIGHTNESS:
             for k in range(len(rooms)):
                 room = rooms[(turn + k) % len(rooms)]
-                place = place or _spot(room, crowd, size / 2, edge, apart, cut_cells, rng)
+                place = place or _spot(room, crowd, size / 2, edge, apart * air, cut_cells, rng)
         if place is None:
             return None
         crowd.add(*place, size / 2)
-        cells.append(TrueCell(0, kind, *place, int(rng.integers(2**62)), size))
+        name, stage = split_kind(kind)
+        cells.append(TrueCell(0, name, *place, int(rng.integers(2**62)), size, stage))
     return cells, crowd
 
 
