@@ -141,13 +141,15 @@ def populate(
     platelets_per_red_cell: float = 0.06,
     cut_cells: bool = False,
     crowding: float = 0.0,
+    red_cells_pile: bool = False,
     diameter: Callable[[str, Rng], float] = random_diameter,
 ) -> list[TrueCell]:
     """The cells of a slide: exactly `n_leukocytes`, in the shares of `composition`, and red cells.
 
     Leukocytes lie wholly in at least one field (in crowded ones an irregular outline may lose a rim),
     unless `cut_cells`, which lets them lie across the edge of what is imaged.  They keep apart from
-    each other, less so with `crowding` (at 1 they touch and overlap); red cells may overlap each other.
+    each other, less so with `crowding` (at 1 they touch and overlap).  Some red cells overlap, all may
+    with `red_cells_pile`.
     Raises BadInput where the fields are too small for that many.
     """
     kinds = [k for k, n in share_out(n_leukocytes, composition).items() for _ in range(n)]
@@ -168,7 +170,7 @@ def populate(
     cells, leukocytes = placed
     # numbers do not tell the class or the size
     cells = [cells[i] for i in rng.permutation(len(cells))]
-    cells += _fill(rooms, rng, leukocytes, red_cell_cover, platelets_per_red_cell)
+    cells += _fill(rooms, rng, leukocytes, red_cell_cover, platelets_per_red_cell, red_cells_pile)
     return [replace(c, number=n) for n, c in enumerate(cells)]
 
 
@@ -230,6 +232,7 @@ def _fill(
     leukocytes: _Crowd,
     cover: float,
     platelets: float,
+    pile: bool,
 ) -> list[TrueCell]:
     """Red cells and platelets over every field and 12 um around it, each patch of slide once."""
     reds, out = _Crowd(), []
@@ -241,7 +244,7 @@ def _fill(
         for kind, count in (("red_cell", n), ("platelet", round(n * platelets))):
             for _ in range(count):
                 size = random_diameter(kind, rng)
-                closeness = rng.uniform(0.3, 0.8) if rng.random() < 0.12 else 0.97
+                closeness = rng.uniform(0.3, 0.8) if pile or rng.random() < 0.12 else 0.97
                 seed = int(rng.integers(2**62))
                 for _attempt in range(12):
                     x, y = float(rng.uniform(x0, x0 + w)), float(rng.uniform(y0, y0 + h))

@@ -28,6 +28,7 @@ MarrowStain = Literal["MGG", "Perls"]
 PERINUCLEAR_UM = 0.9  # from the nuclear edge to a granule's centre
 BRIDGE_UM = 1.5  # a gap along the nuclear edge up to this long does not break a ring
 RING_FRACTION = 1 / 3
+CORRELATE_SHIFT = 3.0  # standard deviations of the hidden trait at full strength
 ERYTHROID = ("erythroblast", "proerythroblast")
 
 # Shares of nucleated cells in normal marrow, after Bain, Br. J. Haematol. 94, 206 (1996), rounded.
@@ -204,8 +205,10 @@ def _pixels(points_um: Array, grid: Grid) -> tuple[Array, Array]:
 def marrow_drawer(stain: MarrowStain, correlate: float) -> Drawer:
     """A drawer for `render_field`: Perls shows the iron, MGG what `correlate` lets it show.
 
-    At strength 0 an MGG cell does not depend on its type at all; at 1 ring sideroblasts have bluer,
-    stippled cytoplasm and looser chromatin than their like, with the same spread among themselves.
+    In MGG every erythroblast has a hidden trait (stippling, looser chromatin, bluer cytoplasm) that is
+    normally distributed; in ring sideroblasts its mean is raised by CORRELATE_SHIFT * `correlate`
+    standard deviations.  At 0 an MGG cell does not depend on its type at all; at 1 the trait alone
+    tells type 3 from the rest with an area under the curve of 0.98, at 0.5 of 0.86.
     """
 
     def draw_it(cell: TrueCell, pixel_size_um: float) -> Layers:
@@ -230,15 +233,15 @@ def _with_iron(cell: TrueCell, layers: Layers, iron: Iron) -> Layers:
 
 
 def _with_correlate(cell: TrueCell, layers: Layers, correlate: float) -> Layers:
-    if cell.rs_type != 3 or correlate <= 0:
-        return layers
+    """Stippling, looser chromatin and bluer cytoplasm, as much as the cell's hidden trait says."""
     rng = np.random.default_rng([cell.seed & 0xFFFFFFFF, 5])
-    c = np.float32(correlate)
+    trait = float(rng.standard_normal()) + (CORRELATE_SHIFT * correlate if cell.rs_type == 3 else 0.0)
+    shown = np.float32(1 / (1 + np.exp(-(trait - 1.5))))
     cytoplasm = (layers.labels == 2).astype(np.float32)
-    layers.dyes["blue_cytoplasm"] = layers.dyes["blue_cytoplasm"] + np.float32(0.35) * c * cytoplasm
+    layers.dyes["blue_cytoplasm"] = layers.dyes["blue_cytoplasm"] + np.float32(0.3) * shown * cytoplasm
     stipple = np.clip(grain(layers.grid.shape, 0.35, layers.grid.pixel_size_um, rng) - 1.0, 0, 1.5)
-    layers.dyes["azurophil"] = layers.dyes.get("azurophil", 0) + np.float32(0.7) * c * stipple * cytoplasm
-    layers.dyes["nucleus"] = layers.dyes["nucleus"] * (1 - np.float32(0.18) * c)
+    layers.dyes["azurophil"] = layers.dyes.get("azurophil", 0) + np.float32(0.8) * shown * stipple * cytoplasm
+    layers.dyes["nucleus"] = layers.dyes["nucleus"] * (1 - np.float32(0.15) * shown)
     return layers
 
 
