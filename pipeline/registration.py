@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.registration_evidence import density_correlation, held_out, p_false_accept
+from pipeline.registration_fit import fit_transform, updated
 from pipeline.registration_prepare import (
     MIN_SIDE_PX,
     Unusable,
@@ -24,12 +25,19 @@ from pipeline.registration_prepare import (
     prepare_dic,
     reduction,
 )
-from pipeline.registration_refine import Tiles, fit_affine, measure_tiles, updated
+from pipeline.registration_refine import Tiles, measure_tiles
 from pipeline.registration_search import Start, search
 from pipeline.settings import RegistrationSettings
 from pipeline.types import Box, Matrix, Registration
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+SEARCH_PIXELS = 40_000  # the search image has one to two times as many: 1/8 of a 2064 x 1544 field
+
+
+def tile_side(shape: tuple[int, ...]) -> int:
+    """Side of a tile in working pixels: about 48 tiles a field, none under 48 px."""
+    return int(np.clip(round(float(np.sqrt(shape[0] * shape[1] / 48)) / 16) * 16, 48, 128))
 
 
 def register(
@@ -79,23 +87,29 @@ def _align(
         raise Unusable(f"The images are too small to align: {MIN_SIDE_PX} px are needed on each side.")
     bf = prepare_brightfield(brightfield, factor, pixel_size_um)
     df = prepare_dic(dic, dic_factor, factor * pixel_size_um)
-    half_b, half_d = halve(bf.image), halve(df.image)
-    start = _start(halve(half_b), halve(half_d), factor, settings, expected_shift_px)
-    shear = start.shear_rad
+    levels = [(bf.image, df.image)]
+    while levels[-1][0].size > 2 * SEARCH_PIXELS:
+        levels.append((halve(levels[-1][0]), halve(levels[-1][1])))
+    start = _start(*levels[-1], factor * 2 ** (len(levels) - 1), settings, expected_shift_px)
+    matrix, shear = start.matrix, start.shear_rad
 
-    matrix = _finer(start.matrix)
-    tiles, shear = measure_tiles(half_b, half_d, matrix, shear, side=64, reach=10)
-    matrix, _ = _improved(matrix, tiles, 0.3)
-    matrix = _finer(matrix)
-    for _ in range(2):
-        tiles, shear = measure_tiles(bf.image, df.image, matrix, shear, side=128, reach=4)
-        matrix, _ = _improved(matrix, tiles, 0.1)
-    evidence = held_out(tiles, np.ones(len(tiles.shifts)), 0.1)
+    side = tile_side(bf.image.shape)
+    for level in range(len(levels) - 2, 0, -1):
+        matrix = _finer(matrix)
+        tiles = measure_tiles(*levels[level], matrix, shear, side=max(48, side // 2), reach=8)
+        matrix, shear = updated(matrix, _fit(tiles)), tiles.shear_rad
+    if len(levels) > 1:
+        matrix = _finer(matrix)
+    for reach in (6, 4):
+        tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=reach)
+        step = _fit(tiles)
+        matrix, shear = updated(matrix, step), tiles.shear_rad
+    evidence = held_out(tiles)
     p_false = p_false_accept(start.score, evidence)
     full = np.linalg.inv(df.from_full) @ matrix @ bf.from_full
-    residual, residual_p95 = np.percentile(np.minimum(evidence.residuals, 1e3), [50, 95]) * factor
+    residual, residual_p95 = _percentiles(evidence.residuals) * factor
     values: dict[str, Any] = {
-        "ecc": density_correlation(half_b, half_d, _coarser(matrix), shear),
+        "ecc": _correlation(levels, matrix, shear),
         "residual_px": float(residual),
         "residual_p95_px": float(residual_p95),
         "residual_um": float(residual * pixel_size_um),
@@ -121,8 +135,8 @@ def _align(
             **values,
         )
     back_matrix = np.linalg.inv(matrix)
-    back, _ = measure_tiles(df.image, bf.image, back_matrix, shear, side=128, reach=4, swapped=True)
-    back_matrix, _ = _improved(back_matrix, back, 0.1)
+    back = measure_tiles(df.image, bf.image, back_matrix, shear, side=side, reach=4, swapped=True)
+    back_matrix = updated(back_matrix, _fit(back))
     values["forward_backward_px"] = _round_trip(matrix, back_matrix, bf.image.shape) * factor
     return Registration(status="ok", matrix=_as_matrix(full), **values)
 
@@ -130,11 +144,10 @@ def _align(
 def _start(
     bf: Array,
     df: Array,
-    factor: float,
+    scale: float,
     settings: RegistrationSettings,
     expected_shift_px: tuple[float, float] | None,
 ) -> Start:
-    scale = 4.0 * factor  # the search runs two halvings below the working size
     expected = None
     if expected_shift_px is not None:
         expected = (expected_shift_px[0] / scale, expected_shift_px[1] / scale)
@@ -145,7 +158,7 @@ def _start(
         max_rotation_deg=settings.max_rotation_deg,
         max_scale_change=settings.max_scale_change,
         expected_shift_px=expected,
-    )[0]
+    )
 
 
 _HALF = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
@@ -160,11 +173,24 @@ def _coarser(matrix: Array) -> Array:
     return _HALF @ matrix @ np.linalg.inv(_HALF)
 
 
-def _improved(matrix: Array, tiles: Tiles, floor_px: float) -> tuple[Array, Array]:
-    if len(tiles.shifts) < 6:
+def _fit(tiles: Tiles) -> Array:
+    if len(tiles.shifts) == 0:
         raise Unusable("The two images overlap too little to be aligned.")
-    affine, _ = fit_affine(tiles.centres, tiles.shifts, np.ones(len(tiles.shifts)), floor_px)
-    return updated(matrix, affine), affine
+    return fit_transform(tiles)
+
+
+def _correlation(levels: list[tuple[Array, Array]], matrix: Array, shear_rad: float) -> float:
+    """ECC at the aligned state, at half the working size where there is one."""
+    if len(levels) == 1:
+        return density_correlation(*levels[0], matrix, shear_rad)
+    return density_correlation(*levels[1], _coarser(matrix), shear_rad)
+
+
+def _percentiles(residuals: Array) -> Array:
+    """Median and 95th percentile; infinite where nothing was left to measure them on."""
+    if len(residuals) == 0:
+        return np.array([np.inf, np.inf])
+    return np.percentile(np.minimum(residuals, 1e6), [50, 95])
 
 
 def _round_trip(matrix: Array, back: Array, shape: tuple[int, ...]) -> float:
@@ -242,9 +268,10 @@ def local_residuals(dic: Array, brightfield: Array, registration: Registration) 
         return np.zeros((0, 2)), np.zeros((0, 2))
     matrix = df.from_full @ full @ np.linalg.inv(bf.from_full)
     shear = np.radians(registration.shear_angle_deg or 0.0)
-    tiles, _ = measure_tiles(bf.image, df.image, matrix, shear, side=128, reach=4)
+    tiles = measure_tiles(bf.image, df.image, matrix, shear, side=tile_side(bf.image.shape), reach=4)
     to_full = np.linalg.inv(bf.from_full)
-    return tiles.centres @ to_full[:2, :2].T + to_full[:2, 2], tiles.shifts * factor
+    seen = tiles.informative
+    return tiles.centres[seen] @ to_full[:2, :2].T + to_full[:2, 2], tiles.shifts[seen] * factor
 
 
 def quality_picture(dic: Array, brightfield: Array, registration: Registration) -> Array:

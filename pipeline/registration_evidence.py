@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.registration_fit import fit_transform
 from pipeline.registration_prepare import high_pass
-from pipeline.registration_refine import Tiles, fit_affine, overlap
+from pipeline.registration_refine import Tiles, overlap
 from pipeline.registration_search import frequencies
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,21 +39,19 @@ def folds(centres: Array) -> Array:
     return (columns + rows) % 2 == 0
 
 
-def held_out(tiles: Tiles, weights: Array, floor_px: float) -> Evidence:
-    """Residuals of each half of the tiles against the affine that the other half gives."""
+def held_out(tiles: Tiles) -> Evidence:
+    """Residuals of each half of the tiles against the transform that the other half gives."""
+    even, seen = folds(tiles.centres), tiles.informative
     left = np.full(len(tiles.shifts), np.inf)
-    even = folds(tiles.centres)
     for fold in (even, ~even):
-        if fold.sum() < 3 or (~fold).sum() < 3:
+        if (seen & ~fold).sum() < 3:
             continue
-        affine, _ = fit_affine(tiles.centres[~fold], tiles.shifts[~fold], weights[~fold], floor_px)
+        affine = fit_transform(tiles, ~fold)
         predicted = tiles.centres[fold] @ affine[:, :2].T + affine[:, 2]
         left[fold] = np.hypot(*(tiles.shifts[fold] - predicted).T)
-    counted = weights > 0
-    residuals = left[counted]
-    return Evidence(
-        residuals, float((residuals <= AGREE_PX).mean()) if counted.any() else 0.0, int(counted.sum())
-    )
+    residuals = left[seen]
+    agreement = float((residuals <= AGREE_PX).mean()) if seen.any() else 0.0
+    return Evidence(residuals, agreement, int(seen.sum()))
 
 
 def p_false_accept(score: float, evidence: Evidence) -> float:

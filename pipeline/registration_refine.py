@@ -1,10 +1,10 @@
-"""Sub-pixel refinement: local shifts on tiles, and the affine that fits most of them.
+"""Sub-pixel refinement: local shifts on tiles, and the one transform that explains them.
 
-Each tile compares optical density with DIC, its derivative undone: cross spectrum times i (k.u).
-Instead of whitening each tile on its own, all tiles share one weight, estimated from their mean
-spectra: the coherence weight of the maximum-likelihood delay estimator (Hannan and Thomson 1973;
-Knapp and Carter 1976, eq. 21).  The optics need not be known: what DIC and density do not share, or
-share only as noise, weighs nothing.
+Each tile compares optical density with DIC, its derivative undone: the cross spectrum times
+-i sign(k.u).  Instead of whitening each tile on its own, all tiles share one weight, estimated from
+their mean spectra: the coherence weight of the maximum-likelihood delay estimator (Hannan and
+Thomson 1973; Knapp and Carter 1976, IEEE Trans. ASSP 24, eq. 21).  The optics need not be known:
+what DIC and density do not share, or share only as noise, weighs nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from pipeline.registration_search import frequencies
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+RINGS, SECTORS = 40, 4  # bins of |k| and of its angle to the shear, for the coherence
+TOP_FREQUENCY = 0.45  # cycles a working pixel; above it interpolation, not optics, is compared
+MIN_HEIGHT = 6.0  # a peak lower than this over the plane's spread is found in blank tiles too
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -25,12 +29,20 @@ class Tiles:
 
     centres (N, 2) x, y in brightfield working pixels; shifts (N, 2): the content of the tile is
     found at centre + shift in the DIC that was warped by the matrix of the time; height (N,): peak
-    over the spread of the correlation plane.
+    over the spread of the correlation plane; information (2, 2): inverse covariance of a shift whose
+    height is one; shear_rad: the shear direction that the tiles show.
     """
 
     centres: Array
     shifts: Array
     height: Array
+    information: Array
+    shear_rad: float
+
+    @property
+    def informative(self) -> Array:
+        """Which tiles (N,) bool show enough to have a shift of their own."""
+        return self.height >= MIN_HEIGHT
 
 
 def overlap(matrix: Array, shape: tuple[int, int], dic_shape: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -47,15 +59,14 @@ def overlap(matrix: Array, shape: tuple[int, int], dic_shape: tuple[int, int]) -
     return int(np.ceil(x0)), int(np.ceil(y0)), int(np.floor(x1)) + 1, int(np.floor(y1)) + 1
 
 
-def tile_corners(area: tuple[int, int, int, int], side: int, overlap_share: float) -> Array:
-    """Upper left corners (N, 2) x, y of tiles spread evenly over an area."""
+def tile_corners(area: tuple[int, int, int, int], side: int) -> Array:
+    """Upper left corners (N, 2) x, y of tiles spread evenly over an area, overlapping a little."""
     x0, y0, x1, y1 = area
     if x1 - x0 < side or y1 - y0 < side:
         return np.zeros((0, 2), int)
 
     def along(a: int, b: int) -> Array:
-        step = side * (1 - overlap_share)
-        n = 1 + max(0, int(np.ceil((b - a - side) / step)))
+        n = 1 + max(0, int(np.ceil((b - a - side) / side)))
         return np.round(np.linspace(a, b - side, n)).astype(int)
 
     xs, ys = np.meshgrid(along(x0, x1), along(y0, y1))
@@ -64,8 +75,9 @@ def tile_corners(area: tuple[int, int, int, int], side: int, overlap_share: floa
 
 def _stack(image: Array, corners: Array, side: int, window: Array) -> Array:
     tiles = np.stack([image[y : y + side, x : x + side] for x, y in corners])
-    tiles = tiles - tiles.mean(axis=(1, 2), keepdims=True)
-    return tiles * window
+    tiles -= tiles.mean(axis=(1, 2), keepdims=True)
+    tiles *= window
+    return tiles
 
 
 def measure_tiles(
@@ -76,10 +88,9 @@ def measure_tiles(
     *,
     side: int,
     reach: int,
-    overlap_share: float = 0.0,
     swapped: bool = False,
-) -> tuple[Tiles, float]:
-    """Local shifts on tiles of `side` working pixels, up to `reach`; and the shear direction anew.
+) -> Tiles:
+    """Local shifts up to `reach` on tiles of `side` working pixels, over the whole overlap.
 
     `swapped` says that the roles are exchanged: the tiles are DIC's, what is warped is the density.
     """
@@ -87,53 +98,73 @@ def measure_tiles(
     from scipy import fft as sfft
 
     h, w = brightfield.shape
+    corners = tile_corners(overlap(matrix, (h, w), dic.shape), side)
+    if len(corners) < 4:
+        return Tiles(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), np.eye(2), shear_rad)
     warped = cv2.warpAffine(dic, matrix[:2], (w, h), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
-    corners = tile_corners(overlap(matrix, (h, w), dic.shape), side, overlap_share)
-    if len(corners) < 6:
-        return Tiles(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0)), shear_rad
     hann = np.hanning(side + 2)[1:-1].astype(np.float32)
     window = np.outer(hann, hann)
     fb = sfft.rfft2(_stack(brightfield, corners, side, window))
     fd = sfft.rfft2(_stack(warped, corners, side, window))
     pb = (fb.real**2 + fb.imag**2).mean(0)
     pd = (fd.real**2 + fd.imag**2).mean(0)
+    whiten = 1 / np.sqrt(pb * pd + np.float32(1e-12))
+    cross = np.conj(fb, out=fb)
+    cross *= fd
+    if swapped:
+        cross *= -1  # the derivative now stands on the other side
 
     ky, kx, _ = frequencies(side, side)
-    kx = kx[:, : side // 2 + 1].copy()
-    kx[0, -1] = 0.5
+    kx = np.abs(kx[:, : side // 2 + 1])
     k = np.hypot(ky, kx)
-    cross = np.conj(fb) * fd
-    if swapped:
-        cross = -cross  # the derivative now stands on the other side
-    mean = cross.mean(0)
-    # Direction: the mean cross spectrum's imaginary part is odd along the shear.
-    base = (k > 0.015) & (k < 0.25)
-    unit = mean.imag / np.sqrt(pb * pd + 1e-12)
-    gx, gy = (unit * kx / np.maximum(k, 1e-6))[base].sum(), (unit * ky / np.maximum(k, 1e-6))[base].sum()
-    shear = float(np.arctan2(gy, gx)) if gx * gx + gy * gy > 0 else shear_rad
-    along = (kx * np.cos(shear) + ky * np.sin(shear)) / np.maximum(k, 1e-6)
-    weight = coherence_weight(unit * along, along, k, len(corners)) / np.sqrt(pb * pd + 1e-12)
-    weight[0, 0] = 0
-    plane = sfft.irfft2(cross * (-1j * along * weight), s=(side, side))
+    unit = cross.mean(0).imag * whiten
+    shear_rad = _direction(unit, kx, ky, k, shear_rad)
+    along = (kx * np.cos(shear_rad) + ky * np.sin(shear_rad)) / np.maximum(k, 1e-6)
+    weight = coherence_weight(unit * np.sign(along), along, k)
+    cross *= -1j * np.sign(along) * weight * whiten
+    plane = sfft.irfft2(cross, s=(side, side))
     shifts, height = peaks(plane, reach)
-    centres = corners + (side - 1) / 2
-    return Tiles(centres, shifts, height), shear
+    return Tiles(corners + (side - 1) / 2, shifts, height, _information(weight, kx, ky), shear_rad)
 
 
-def coherence_weight(agreement: Array, along: Array, k: Array, count: int) -> Array:
-    """g^2 / (1 - g^2) of the coherence g that belongs to |k|, from its mean over rings.
+def _direction(unit: Array, kx: Array, ky: Array, k: Array, otherwise: float) -> float:
+    """The shear direction: the imaginary part of the mean cross spectrum is odd along it."""
+    band = (k > 0.015) & (k < 0.25)
+    gx, gy = (float((unit * part / np.maximum(k, 1e-6))[band].sum()) for part in (kx, ky))
+    return float(np.arctan2(gy, gx)) if gx * gx + gy * gy > 0 else otherwise
 
-    `agreement` is the mean cross spectrum, steered and normalised, so that its expectation is
-    g(k) along^2 and noise averages out over a ring.
+
+def coherence_weight(agreement: Array, along: Array, k: Array) -> Array:
+    """g / (1 - g^2) of the coherence g that belongs to |k| and to its angle with the shear.
+
+    `agreement` is the mean cross spectrum, steered and normalised; its mean over a bin is g, as noise
+    averages out.
     """
-    ring = np.minimum((k * 64).astype(int), 40)
-    top = np.bincount(ring.ravel(), agreement.ravel(), 41)
-    bottom = np.bincount(ring.ravel(), (along**2).ravel(), 41)
-    g = np.clip(top / np.maximum(bottom, 1e-9), 0, 0.97)
-    g[g < 0.05] = 0
-    g = g[ring]
-    out: Array = (g / (1 - g**2)).astype(np.float32)
+    ring = np.minimum((k * (2 * RINGS)).astype(int), RINGS - 1)
+    sector = np.minimum((np.abs(along) * SECTORS).astype(int), SECTORS - 1)
+    bins = (ring * SECTORS + sector).ravel()
+    count = np.bincount(bins, minlength=RINGS * SECTORS)
+    g = np.bincount(bins, agreement.ravel(), RINGS * SECTORS) / np.maximum(count, 1)
+    # A mean over few frequencies is believed less: its own spread is about 1 / sqrt(count * tiles).
+    g = np.clip(g - 0.02 - 0.1 / np.sqrt(np.maximum(count, 1)), 0, 0.95)
+    g[count == 0] = 0
+    table = (g / (1 - g**2)).astype(np.float32)
+    out: Array = table[bins].reshape(k.shape)
+    out[k > TOP_FREQUENCY] = 0
+    out[k < 0.5 / k.shape[0]] = 0
     return out
+
+
+def _information(weight: Array, kx: Array, ky: Array) -> Array:
+    """Inverse covariance (2, 2) of a shift at height one: curvature of the peak the weights make.
+
+    For a weight w on whitened spectra the signal's curvature is S = sum(w g kk') and the noise
+    gradient's variance R = sum(w^2 kk'); with w close to g they agree up to a factor, and S carries on.
+    """
+    power = (weight / (1 + weight)) * weight
+    total = float(power.sum()) + 1e-12
+    xx, yy, xy = (float((power * part).sum()) / total for part in (kx * kx, ky * ky, kx * ky))
+    return (2 * np.pi) ** 2 * np.array([[xx, xy], [xy, yy]]) + 1e-6 * np.eye(2)
 
 
 def peaks(plane: Array, reach: int) -> tuple[Array, Array]:
@@ -149,7 +180,7 @@ def peaks(plane: Array, reach: int) -> tuple[Array, Array]:
     block = np.stack([near[i, y + dy, x + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 1)
     offset = quadratic_vertex(block)
     shifts = np.stack([x - reach - 1, y - reach - 1], 1) + offset
-    spread = np.sqrt((plane**2).mean(axis=(1, 2)))
+    spread = np.sqrt(np.square(plane).mean(axis=(1, 2)))
     return shifts, block[:, 4] / np.maximum(spread, 1e-12)
 
 
@@ -168,41 +199,3 @@ def quadratic_vertex(block: Array) -> Array:
     good = (det > 1e-12) & (hxx < 0)
     out = np.where(good[:, None], np.stack([dx, dy], 1), 0.0)
     return np.clip(out, -1.0, 1.0)
-
-
-def fit_affine(
-    centres: Array, shifts: Array, weights: Array, scale_px: float, rounds: int = 12
-) -> tuple[Array, Array]:
-    """Affine (2, 3) from centres to shifts by reweighted least squares (Tukey), and the last weights.
-
-    `scale_px` is the smallest residual spread that is believed.
-    """
-    design = np.column_stack([centres, np.ones(len(centres))])
-    middle, span = design.mean(0), np.maximum(design.std(0), 1.0)
-    middle[2], span[2] = 0, 1
-    scaled = (design - middle) / span
-    w = weights.copy()
-    coefficients = np.zeros((3, 2))
-    for turn in range(rounds):
-        if turn == 0:
-            # Medians first: nothing is known, and a third of the tiles may be wrong.
-            coefficients[2] = np.median(shifts[w > 0], axis=0) if (w > 0).any() else 0
-        else:
-            gram = (scaled * w[:, None]).T @ scaled + 1e-9 * np.eye(3)
-            coefficients = np.linalg.solve(gram, (scaled * w[:, None]).T @ shifts)
-        left = np.hypot(*(shifts - scaled @ coefficients).T)
-        spread = max(scale_px, 1.4826 * float(np.median(left[weights > 0])) if (weights > 0).any() else 0.0)
-        u = left / (4.0 * spread)
-        w = weights * np.where(u < 1, (1 - u**2) ** 2, 0)
-        if w.sum() <= 0:
-            break
-    a = coefficients.T / span
-    a[:, 2] = coefficients[2] - a[:, :2] @ middle[:2]
-    return a, w
-
-
-def updated(matrix: Array, affine: Array) -> Array:
-    """The matrix that follows once tiles were found at centre + affine(centre)."""
-    step = np.eye(3)
-    step[:2] += affine
-    return matrix @ step

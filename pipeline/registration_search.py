@@ -17,8 +17,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ROTATION_STEP_DEG = 0.75
-SCALE_STEP = 0.01
+ROTATION_STEP_DEG = 0.8  # half a step moves a field's corner by one search pixel
 
 
 @dataclass(frozen=True)
@@ -65,71 +64,102 @@ def search(
     max_rotation_deg: float,
     max_scale_change: float,
     expected_shift_px: tuple[float, float] | None = None,
-) -> list[Start]:
-    """Best starts, best first, for two search images (about 1/8 of full size), in search pixels.
+) -> Start:
+    """The best start for two search images (about 50,000 pixels), in search pixels.
 
     Shifts are of the brightfield's centre from the DIC's centre.  `expected_shift_px` (stage) narrows
-    them to a quarter of the range around that shift.
+    them to a quarter of the range around that shift.  All rotations are tried without a change of
+    scale; rotation and scale are then narrowed around the best in ever smaller steps.
     """
-    import cv2
-    from scipy import fft as sfft
+    planes = _Planes(brightfield, dic, max_shift_px, expected_shift_px)
+    tried: dict[tuple[float, float], Start] = {}
 
-    hb, wb = brightfield.shape
-    hd, wd = dic.shape
-    height = sfft.next_fast_len(max(hb, hd))
-    width = sfft.next_fast_len(max(wb, wd))
-    ky, kx, k = frequencies(height, width)
-    # Band: below the cells' own size there is only light, above it noise and unlike detail.
-    band = np.exp(-0.5 * (k / 0.16) ** 2) * (1 - np.exp(-0.5 * (k / 0.02) ** 2))
-    riesz = (1j * kx - ky) / np.maximum(k, 1e-6)  # i (ux kx + uy ky), u = (1, i)
-    fd = sfft.fft2(_placed(dic, height, width))
-    fd = np.conj(fd) / (np.abs(fd) + 1e-3 * np.abs(fd).mean()) * (riesz * band)
+    def at(rotation_deg: float, scale: float) -> Start:
+        key = (round(rotation_deg, 6), round(scale, 6))
+        if key not in tried:
+            tried[key] = planes.best(*key)
+        return tried[key]
 
-    ex, ey = expected_shift_px or (0.0, 0.0)
-    reach = max_shift_px if expected_shift_px is None else max(4.0, 0.25 * max_shift_px)
-    # The plane's peak at r says that brightfield pixel b lies at DIC pixel b - r, both from the corner;
-    # the limits are from centre to centre.
-    ry = np.fft.fftfreq(height, 1 / height)[:, None]
-    rx = np.fft.fftfreq(width, 1 / width)[None, :]
-    offset_x, offset_y = (wd - wb) / 2, (hd - hb) / 2
-
-    rotations = _grid(max_rotation_deg, ROTATION_STEP_DEG)
-    scales = _grid(max_scale_change, SCALE_STEP)
-    centre = ((wb - 1) / 2, (hb - 1) / 2)
-    starts = []
-    for rotation in rotations:
-        for scale in scales:
-            turn = cv2.getRotationMatrix2D(centre, rotation, 1 + scale)  # about the centre
-            turned = cv2.warpAffine(brightfield, turn, (wb, hb), flags=cv2.INTER_LINEAR)
-            fb = sfft.fft2(_placed(turned, height, width))
-            fb /= np.abs(fb) + 1e-3 * np.abs(fb).mean()
-            plane = sfft.ifft2(fb * fd)
-            size = np.abs(plane)
-            allowed = np.hypot(rx + ex + offset_x, ry + ey + offset_y) <= reach
-            spread = float(np.sqrt((size**2).mean()))
-            best = int(np.argmax(np.where(allowed, size, 0)))
-            y, x = divmod(best, width)
-            dy, dx = _subpixel(size, y, x)
-            sy, sx = float(ry[y, 0]) + dy, float(rx[0, x]) + dx
-            matrix = np.vstack([turn, [0, 0, 1]])
-            matrix[0, 2] -= sx
-            matrix[1, 2] -= sy
-            starts.append(Start(matrix, float(np.angle(plane[y, x])), float(size[y, x]) / spread))
-    starts.sort(key=lambda s: -s.score)
-    return starts
+    count = int(np.ceil(max_rotation_deg / ROTATION_STEP_DEG))
+    rotations = np.linspace(-max_rotation_deg, max_rotation_deg, 2 * count + 1)
+    best = max(rotations, key=lambda r: at(float(r), 0.0).score)
+    rotation, scale = float(best), 0.0
+    turn_step, scale_step = max_rotation_deg / count / 2, 2 * max_scale_change / 3
+    for _ in range(3):
+        around = [(rotation + a * turn_step, scale) for a in (-1, 0, 1)]
+        around += [(rotation, scale + b * scale_step) for b in (-1, 1)]
+        rotation, scale = max(around, key=lambda rs: at(*rs).score)
+        turn_step, scale_step = turn_step / 2, scale_step / 2
+    return at(rotation, scale)
 
 
-def _grid(limit: float, step: float) -> Array:
-    count = int(np.floor(limit / step + 1e-9))
-    return np.arange(-count, count + 1) * step
+class _Planes:
+    """Correlation planes of one pair; the DIC's side is transformed once."""
+
+    def __init__(
+        self,
+        brightfield: Array,
+        dic: Array,
+        max_shift_px: float,
+        expected_shift_px: tuple[float, float] | None,
+    ) -> None:
+        from scipy import fft as sfft
+
+        self.brightfield = brightfield
+        hb, wb = brightfield.shape
+        hd, wd = dic.shape
+        self.size = (sfft.next_fast_len(max(hb, hd)), sfft.next_fast_len(max(wb, wd)))
+        height, width = self.size
+        ky, kx, k = frequencies(height, width)
+        # Band: below the cells' own size there is only light, above it noise and unlike detail.
+        band = np.exp(-0.5 * (k / 0.16) ** 2) * (1 - np.exp(-0.5 * (k / 0.02) ** 2))
+        riesz = (1j * kx - ky) / np.maximum(k, 1e-6)  # i (ux kx + uy ky), u = (1, i)
+        fd = sfft.fft2(_placed(dic, height, width))
+        self.steered = (np.conj(_whitened(fd)) * (riesz * band)).astype(np.complex64)
+
+        # The plane's peak at r says that brightfield pixel b lies at DIC pixel b - r, both from the
+        # corner; the limits are from centre to centre.
+        ex, ey = expected_shift_px or (0.0, 0.0)
+        reach = max_shift_px if expected_shift_px is None else max(4.0, 0.25 * max_shift_px)
+        self.ry = np.fft.fftfreq(height, 1 / height)
+        self.rx = np.fft.fftfreq(width, 1 / width)
+        away_x, away_y = self.rx + ex + (wd - wb) / 2, self.ry + ey + (hd - hb) / 2
+        self.allowed = (np.hypot(away_x[None], away_y[:, None]) <= reach).astype(np.float32)
+        self.taper = _taper(hb, wb)
+
+    def best(self, rotation_deg: float, scale_change: float) -> Start:
+        """The best shift at a rotation and a scale about the brightfield's centre."""
+        import cv2
+        from scipy import fft as sfft
+
+        h, w = self.brightfield.shape
+        turn = cv2.getRotationMatrix2D(((w - 1) / 2, (h - 1) / 2), rotation_deg, 1 + scale_change)
+        turned = cv2.warpAffine(self.brightfield, turn, (w, h), flags=cv2.INTER_LINEAR)
+        turned = turned * self.taper
+        plane = sfft.ifft2(_whitened(sfft.fft2(turned, s=self.size)) * self.steered)
+        power = plane.real**2 + plane.imag**2
+        y, x = divmod(int(np.argmax(power * self.allowed)), self.size[1])
+        peak = float(power[y, x])
+        dy, dx = _subpixel(np.sqrt(power[_around(y, self.size[0])][:, _around(x, self.size[1])]))
+        matrix = np.vstack([turn, [0, 0, 1]])
+        matrix[:2, 2] -= [float(self.rx[x]) + dx, float(self.ry[y]) + dy]
+        return Start(matrix, float(np.angle(plane[y, x])), float(np.sqrt(peak / power.mean())))
 
 
-def _subpixel(plane: Array, y: int, x: int) -> tuple[float, float]:
-    """Vertex of the parabolas through a peak and its neighbours, with wrap-around."""
+def _whitened(spectrum: Array) -> Array:
+    """Phase only; what is far below the mean stays small, so that rounding is not blown up."""
+    size = np.abs(spectrum)
+    return spectrum / (size + np.float32(1e-3) * size.mean())
+
+
+def _around(i: int, n: int) -> list[int]:
+    return [(i - 1) % n, i, (i + 1) % n]
+
+
+def _subpixel(block: Array) -> tuple[float, float]:
+    """Vertex (y, x) of the parabolas through the middle of 3 x 3 values."""
     out = []
-    for axis, at in ((0, y), (1, x)):
-        n = plane.shape[axis]
-        values = [float(plane[(at + d) % n, x] if axis == 0 else plane[y, (at + d) % n]) for d in (-1, 0, 1)]
-        bend = values[0] - 2 * values[1] + values[2]
-        out.append(0.0 if bend >= 0 else float(np.clip(0.5 * (values[0] - values[2]) / bend, -0.5, 0.5)))
+    for low, mid, high in (block[:, 1], block[1]):
+        bend = float(low - 2 * mid + high)
+        out.append(0.0 if bend >= 0 else float(np.clip(0.5 * (low - high) / bend, -0.5, 0.5)))
     return out[0], out[1]
