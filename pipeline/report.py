@@ -11,7 +11,9 @@ from collections.abc import Mapping
 
 from classifiers import taxonomy
 from pipeline.counting import Counted, count
-from pipeline.flags import OOD_PERCENTILE, Facts, raise_flags
+from pipeline.flags import raise_flags
+from pipeline.flags_counts import OOD_PERCENTILE
+from pipeline.flags_facts import Facts
 from pipeline.report_inputs import ModelUse, Quality, RunInfo
 from pipeline.report_quality import field_reports, shown_modality, slide_infos
 from pipeline.result import (

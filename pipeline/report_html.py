@@ -35,7 +35,10 @@ CARD_BYTES = 1100
 SMALLEST_PICTURE_BYTES = 1400
 
 # Okabe and Ito's palette (2008), darkened where white paper needs it: distinct to colour-blind readers.
-CLASS_COLOURS = ("#0072b2", "#b34700", "#007a5a", "#a0457f", "#7a5c00", "#3b3b98", "#8a1c1c", "#2f6f8f")
+CLASS_COLOURS = (
+    *("#0072b2", "#b34700", "#007a5a", "#a0457f", "#7a5c00", "#3b3b98", "#8a1c1c", "#2f8f9d"),
+    *("#5b7a12", "#d0357a", "#4a4a4a", "#8052c7"),
+)
 
 
 @dataclass(frozen=True)

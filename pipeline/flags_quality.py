@@ -1,0 +1,122 @@
+"""Rules on the images and on the models that read them."""
+
+from __future__ import annotations
+
+from pipeline.flags_facts import Facts, Finding
+from pipeline.report_inputs import ModelUse
+from pipeline.report_quality import FOCUS_Z, ILLUMINATION_MIN, SATURATION_MAX_PCT
+from pipeline.result import Severity
+from pipeline.types import Case
+
+FIELD_LOSS_REVIEW, FIELD_LOSS_BLOCK = 0.20, 0.50
+SCALE_TOLERANCE = 0.10
+
+
+def field_loss(f: Facts) -> Finding | None:
+    declared = max(f.case.n_fields_declared, len(f.fields))
+    lost = declared - sum(x.status == "used" for x in f.fields)
+    if declared == 0 or lost <= FIELD_LOSS_REVIEW * declared:
+        return None
+    severity: Severity = "block" if lost > FIELD_LOSS_BLOCK * declared else "review"
+    return Finding(
+        f"{lost} of {declared} fields could not be used.", round(100 * lost / declared, 1), severity
+    )
+
+
+def qc_focus(f: Facts) -> Finding | None:
+    soft = [
+        (q.focus_z, f"{x.slide_id} {x.field} {q.modality}")
+        for x in f.fields
+        for q in x.focus
+        if q.focus_z is not None and q.focus_z < FOCUS_Z
+    ]
+    if not soft:
+        return None
+    return Finding(
+        f"Out of focus beside the other fields: {_some([n for _, n in soft])}.", min(z for z, _ in soft)
+    )
+
+
+def qc_illumination(f: Facts) -> Finding | None:
+    dark, bright = [], []
+    lowest: float | None = None
+    for x in f.fields:
+        for q in x.focus:
+            name = f"{x.slide_id} {x.field} {q.modality}"
+            if q.illumination_ratio < ILLUMINATION_MIN:
+                dark.append(name)
+                lowest = min(q.illumination_ratio, 1.0 if lowest is None else lowest)
+            if q.saturation_pct > SATURATION_MAX_PCT:
+                bright.append(name)
+    if not dark and not bright:
+        return None
+    parts = [f"uneven light (corners under 80 % of the centre): {_some(dark)}"] if dark else []
+    parts += [f"over 1 % of pixels saturated: {_some(bright)}"] if bright else []
+    message = "; ".join(parts)
+    return Finding(f"{message[0].upper()}{message[1:]}.", lowest)
+
+
+def qc_registration(f: Facts) -> Finding | None:
+    found = [(x, x.registration) for x in f.fields if x.registration is not None]
+    failed = [f"{x.slide_id} {x.field}" for x, r in found if r.status == "failed"]
+    rough = [f"{x.slide_id} {x.field}" for x, r in found if r.doubtful and r.status == "ok"]
+    if not failed and not rough:
+        return None
+    parts = [f"DIC could not be aligned: {_some(failed)}"] if failed else []
+    parts += [f"aligned, but over 0.5 µm (median) or 1 µm (p95) off: {_some(rough)}"] if rough else []
+    message = "; ".join(parts)
+    return Finding(f"{message[0].upper()}{message[1:]}.", len(failed) + len(rough))
+
+
+def no_pixel_size(f: Facts) -> Finding | None:
+    bad = []
+    for model in f.run.models:
+        trained = model.card.pixel_size_um if model.card else None
+        if trained is None:
+            continue
+        seen = model.seen_pixel_size_um
+        if seen is None:
+            bad.append(f"{model.name} saw pixels of unknown size")
+        elif abs(seen / trained - 1) > SCALE_TOLERANCE:
+            bad.append(f"{model.name} saw {seen:.3g} µm a pixel and was trained at {trained:.3g}")
+    return Finding("; ".join(bad) + ".", len(bad)) if bad else None
+
+
+def domain_mismatch(f: Facts) -> Finding | None:
+    found = [m for model in f.run.models for m in _mismatches(model, f.case)]
+    if f.case.specimen is None:
+        found.append("the specimen is not stated and cannot be compared with the models' cards")
+    return Finding("; ".join(found) + ".", len(found)) if found else None
+
+
+def _mismatches(model: ModelUse, case: Case) -> list[str]:
+    card = model.card
+    if card is None:
+        return []
+    found = []
+    for modality, stain in sorted(set(model.reads)):
+        if modality not in card.modalities or stain not in card.stains:
+            what = "DIC" if modality == "dic" else f"{stain} brightfield"
+            found.append(f"{model.name} was not made for {what} images")
+    if case.specimen is not None and case.specimen not in card.specimens:
+        found.append(f"{model.name} was not made for {case.specimen.replace('_', ' ')}")
+    sources = [i.pixel_size_um for i in case.images if (i.modality, i.stain) in model.reads]
+    if card.pixel_size_um and sources and max(sources) > card.pixel_size_um * (1 + SCALE_TOLERANCE):
+        found.append(
+            f"images of {max(sources):.3g} µm a pixel were enlarged for {model.name}, "
+            f"trained at {card.pixel_size_um:.3g}"
+        )
+    return found
+
+
+def model_hash(f: Facts) -> Finding | None:
+    bad = [m.name for m in f.run.models if m.sha256 is not None and m.found_sha256 != m.sha256]
+    expected = f.run.expected_config_sha256
+    if expected is not None and expected != f.run.config_sha256:
+        bad.append("the configuration")
+    return Finding(f"Not what its manifest names: {', '.join(bad)}.", ", ".join(bad)) if bad else None
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,237 @@
+"""What stands in a denominator, what does not, and what is said where nothing can be known."""
+
+from __future__ import annotations
+
+import pytest
+
+from classifiers import taxonomy
+from pipeline.counting import BLOOD_LOINC, count
+from pipeline.errors import BadInput
+from pipeline.settings import CountingSettings
+from pipeline.statistics import clopper_pearson, wilson
+from tests.report_cases import BLOOD, KNOWN, a_case, both, cells_of, image
+
+FAST = CountingSettings(bootstrap_draws=200)
+VERIFIED_LOINC = {
+    *("26511-6", "26505-8", "26508-2", "26478-8", "13046-8", "26485-3", "26450-7", "30180-4"),
+    *("28541-1", "26498-6", "26524-9", "26446-5", "13047-6", "34992-8", "11138-5"),
+}
+
+
+def counted(counts, specimen="blood", settings=FAST, known=KNOWN, **change):
+    cells, classes = cells_of(counts, known=known)
+    return count(a_case(specimen=specimen), cells, classes, settings, known_classes=known, **change)
+
+
+def row(found, label):
+    return next(r for r in found.differential.rows if r.class_ == label)
+
+
+def test_erythroblasts_are_in_the_marrow_denominator_and_not_in_that_of_blood():
+    counts = BLOOD | {"erythroblast": 50}
+    blood, marrow = counted(counts), counted(counts, "bone_marrow")
+    assert blood.differential.n_denominator == 200
+    assert marrow.differential.n_denominator == 250
+    assert row(marrow, "erythroblast").pct == 20.0
+    assert all(r.class_ != "erythroblast" for r in blood.differential.rows)
+    assert blood.per_100_wbc.nrbc == 25.0
+    assert marrow.per_100_wbc is None
+    assert blood.me_ratio is None
+
+
+@pytest.mark.parametrize("specimen", ["blood", "bone_marrow", None])
+@pytest.mark.parametrize(
+    "label", ["smudge", "artefact", "unidentified", "platelet", "megakaryocyte", "other"]
+)
+def test_what_is_no_countable_cell_stands_in_no_denominator(specimen, label):
+    found = counted(BLOOD | {label: 40}, specimen).differential
+    assert (found.n_detected, found.n_denominator, found.n_excluded) == (240, 200, 40)
+    assert next(e.n for e in found.excluded if e.class_ == label) == 40
+    assert found.n_unidentified == (40 if label == "unidentified" else 0)
+
+
+def test_rows_exclude_each_other_and_their_percentages_add_to_a_hundred():
+    found = counted({"neutrophil": 67, "lymphocyte": 67, "monocyte": 67, "basophil": 1}).differential
+    assert sum(round(10 * r.pct) for r in found.rows) == 1000
+    assert sum(r.n_ai for r in found.rows) == found.n_denominator
+    for r in found.rows:
+        assert r.ci_low <= r.pct <= r.ci_high
+
+
+def test_a_parent_is_counted_once_and_its_total_stands_apart():
+    known = ("neutrophil", "neutrophil_band", "neutrophil_segmented", "lymphocyte", "unidentified")
+    counts = {"neutrophil": 10, "neutrophil_band": 20, "neutrophil_segmented": 90, "lymphocyte": 80}
+    found = counted(counts, known=known).differential
+    assert sum(r.n_ai for r in found.rows) == found.n_denominator == 200
+    (total,) = found.groups
+    assert (total.class_, total.n_ai, total.pct) == ("neutrophil", 120, 60.0)
+    assert total.loinc == "26511-6"
+    own = next(r for r in found.rows if r.class_ == "neutrophil")
+    assert own.n_ai == 10
+    assert own.loinc is None
+    assert "not further specified" in own.display
+
+
+def test_a_zero_has_an_upper_limit_and_a_class_unknown_to_the_model_has_no_row():
+    found = counted(BLOOD)
+    blasts = row(found, "blast")
+    assert (blasts.n_ai, blasts.pct, blasts.ci_low) == (0, 0.0, 0.0)
+    assert blasts.ci_high == pytest.approx(100 * clopper_pearson(0, 200)[1], abs=0.005)
+    without = tuple(k for k in KNOWN if k not in ("blast", "erythroblast", "smudge"))
+    found = counted(BLOOD, known=without)
+    assert all(r.class_ != "blast" for r in found.differential.rows)
+    note = next(n for n in found.not_assessed if n.code == "CLASS_UNKNOWN_TO_MODEL")
+    assert "Blasts" in note.what
+    assert found.per_100_wbc.nrbc is None
+    assert found.per_100_wbc.smudge is None
+
+
+def test_the_interval_is_the_one_that_the_settings_name_and_the_method_says_which():
+    exact = counted(BLOOD)
+    score = counted(BLOOD, settings=FAST.model_copy(update={"interval": "wilson"}))
+    assert (exact.method.interval, score.method.interval) == ("Clopper-Pearson", "Wilson")
+    assert row(exact, "monocyte").ci_high == pytest.approx(100 * clopper_pearson(12, 200)[1], abs=0.005)
+    assert row(score, "monocyte").ci_high == pytest.approx(100 * wilson(12, 200)[1], abs=0.005)
+
+
+def test_nothing_counted_gives_no_percentage_and_an_interval_that_says_nothing():
+    found = counted({})
+    assert found.differential.n_denominator == 0
+    assert found.differential.pct_blocked
+    for r in found.differential.rows:
+        assert (r.pct, r.ci_low, r.ci_high) == (None, 0.0, 100.0)
+    assert found.per_100_wbc.nrbc is None
+
+
+def test_rates_per_hundred_white_cells_leave_the_others_out_of_the_base():
+    found = counted(BLOOD | {"smudge": 30, "erythroblast": 10, "artefact": 4}).per_100_wbc
+    assert (found.n_wbc, found.smudge, found.nrbc, found.artefact) == (200, 15.0, 5.0, 2.0)
+    assert found.nrbc_ci_low < 5 < found.nrbc_ci_high
+    assert found.smudge_loinc == "34992-8"
+
+
+def test_the_me_ratio_states_its_convention_and_has_no_value_without_erythroblasts():
+    counts = {"neutrophil": 200, "immature_granulocyte": 60, "monocyte": 40, "lymphocyte": 50, "blast": 9}
+    with_e = counted(counts | {"erythroblast": 100}, "bone_marrow")
+    assert (with_e.me_ratio.myeloid, with_e.me_ratio.erythroid, with_e.me_ratio.value) == (300, 100, 3.0)
+    assert with_e.me_ratio.ci_low < 3 < with_e.me_ratio.ci_high
+    assert "monocytes" in with_e.method.me_convention
+    no_mono = FAST.model_copy(update={"monocytes_in_myeloid": False})
+    assert counted(counts | {"erythroblast": 100}, "bone_marrow", no_mono).me_ratio.myeloid == 260
+    none = counted(counts, "bone_marrow").me_ratio
+    assert (none.value, none.ci_low, none.ci_high) == (None, None, None)
+
+
+def test_an_unknown_specimen_is_said_and_counted_by_the_rules_of_blood():
+    found = counted(BLOOD | {"erythroblast": 5}, None)
+    assert found.differential.n_denominator == 200
+    assert found.per_100_wbc is not None
+    assert any(n.code == "SPECIMEN_UNKNOWN" for n in found.not_assessed)
+    assert all(r.loinc is None for r in found.differential.rows)
+
+
+def test_only_verified_loinc_codes_are_known_and_none_is_printed_for_marrow_percentages():
+    assert set(BLOOD_LOINC.values()) < VERIFIED_LOINC
+    assert all(taxonomy.in_denominator(label, "blood") for label in BLOOD_LOINC)
+    blood = counted(BLOOD).differential
+    assert {r.loinc for r in blood.rows if r.loinc} <= VERIFIED_LOINC
+    assert all(r.loinc_verified == (r.loinc is not None) for r in blood.rows)
+    marrow = counted(BLOOD, "bone_marrow")
+    assert all(r.loinc is None for r in marrow.differential.rows)
+    assert marrow.me_ratio.loinc == "11138-5"
+
+
+def test_a_cell_without_a_class_counts_as_unidentified_and_is_spoken_of():
+    cells, classes = cells_of(BLOOD)
+    found = count(a_case(), cells, classes[:-3], FAST, known_classes=KNOWN)
+    assert found.differential.n_unidentified == 3
+    assert any(n.code == "NOT_CLASSIFIED" for n in found.not_assessed)
+
+
+def test_a_reviewers_label_counts_and_the_models_is_kept_beside_it():
+    cells, classes = cells_of(BLOOD)
+    target = next(c for c in classes if c.label == "neutrophil")
+    found = count(a_case(), cells, classes, FAST, known_classes=KNOWN, reviewed={target.cell_id: "blast"})
+    assert (row(found, "blast").n_ai, row(found, "blast").n_reviewed) == (0, 1)
+    assert (row(found, "neutrophil").n_ai, row(found, "neutrophil").n_reviewed) == (120, 119)
+    assert row(found, "blast").pct == 0.5
+
+
+def test_a_class_of_no_cell_or_an_unknown_label_is_refused_by_name():
+    cells, classes = cells_of(BLOOD)
+    stray = classes[0].model_copy(update={"cell_id": "s9/F1/1"})
+    with pytest.raises(BadInput, match="s9/F1/1"):
+        count(a_case(), cells, (*classes, stray), FAST)
+    with pytest.raises(BadInput, match="granulozyt"):
+        count(a_case(), cells, (classes[0].model_copy(update={"label": "granulozyt"}), *classes[1:]), FAST)
+    with pytest.raises(BadInput, match="twice"):
+        count(a_case(), cells, (*classes, classes[0]), FAST)
+
+
+def test_clustered_cells_widen_the_bootstrap_and_mixed_ones_do_not():
+    mixed = counted({"neutrophil": 100, "lymphocyte": 100})
+    a, b = cells_of({"neutrophil": 100}, 1), cells_of({"lymphocyte": 100}, 1, start=200)
+    cells = tuple(c.model_copy(update={"field": f"F{i % 3 + 1}"}) for i, c in enumerate(a[0]))
+    cells += tuple(c.model_copy(update={"field": f"F{i % 3 + 4}"}) for i, c in enumerate(b[0]))
+    clustered = count(a_case(6), cells, a[1] + b[1], FAST, known_classes=KNOWN)
+    assert clustered.width_ratio["neutrophil"] > 3 > 1.5 > mixed.width_ratio["neutrophil"]
+
+
+def perls_case(specimen="bone_marrow"):
+    images = (*(image(f"F{i + 1}") for i in range(5)), image("P1", stain="Perls", slide="s2"))
+    return a_case(specimen=specimen, images=images, mode="mgg_perls")
+
+
+def iron(types, **change):
+    parts = [
+        cells_of({"erythroblast": n}, 1, rs_type=t, start=1000 * (i + 1), **change)
+        for i, (t, n) in enumerate(types.items())
+    ]
+    return both(*parts)
+
+
+def test_ring_sideroblasts_are_type_three_of_the_assessed_and_indeterminate_stand_apart():
+    cells, classes = both(
+        cells_of(BLOOD), iron({"0": 60, "1": 15, "2": 10, "3": 15, "indeterminate": 7}, stain="Perls")
+    )
+    found = count(perls_case(), cells, classes, FAST, known_classes=KNOWN)
+    rs = found.sideroblasts
+    assert (rs.evidence, rs.n_erythroblasts, rs.type3, rs.indeterminate) == ("perls", 100, 15, 7)
+    assert (rs.rs_pct, rs.ci_low, rs.ci_high) == (15.0, 8.65, 23.53)
+    assert [s.standing for s in rs.standings] == ["at_or_over", "spans"]
+    assert rs.standings[1].more_cells is None  # 15 of 100 is the limit itself
+    assert found.differential.n_denominator == 200  # the Perls slide's cells are no second differential
+
+
+def test_a_virtual_ring_sideroblast_is_never_like_a_real_one():
+    virtual = iron({"0": 50, "3": 5}, stain="MGG", virtual=True)
+    found = count(a_case(specimen="bone_marrow"), *virtual, FAST, known_classes=KNOWN).sideroblasts
+    assert found.evidence == "virtual_perls"
+    real = iron({"0": 40, "3": 2}, stain="Perls")
+    both_read = both(
+        virtual,
+        (
+            tuple(c.model_copy(update={"cell_id": "p" + c.cell_id}) for c in real[0]),
+            tuple(c.model_copy(update={"cell_id": "p" + c.cell_id}) for c in real[1]),
+        ),
+    )
+    mixed = count(perls_case(), *both_read, FAST, known_classes=KNOWN).sideroblasts
+    assert (mixed.evidence, mixed.n_erythroblasts, mixed.type3) == ("perls", 42, 2)
+    assert mixed.code != found.code
+
+
+def test_no_perls_image_gives_no_sideroblasts_and_the_case_says_why():
+    found = counted(BLOOD, "bone_marrow")
+    assert found.sideroblasts is None
+    assert any(n.code == "NO_PERLS" for n in found.not_assessed)
+    unread = count(perls_case(), *cells_of(BLOOD), FAST, known_classes=KNOWN)
+    assert unread.sideroblasts is None
+    assert any(n.code == "PERLS_NOT_READ" for n in unread.not_assessed)
+    assert not any("PERLS" in n.code for n in counted(BLOOD).not_assessed)
+
+
+def test_the_order_of_the_cells_changes_nothing():
+    cells, classes = cells_of(BLOOD | {"smudge": 5})
+    one = count(a_case(), cells, classes, FAST, known_classes=KNOWN)
+    other = count(a_case(), cells[::-1], classes[::-1], FAST, known_classes=KNOWN)
+    assert one.differential == other.differential
