@@ -122,7 +122,7 @@ class Workers:
         first = [f for f in (submit() for _ in range(width)) if f is not None]
         if not first:
             return
-        running = as_completed(first)
+        running = as_completed(first, loop=self.client.loop)
         for future in running:
             key = keys.pop(future)
             error = future.exception() if future.status == "error" else None

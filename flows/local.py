@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is imported below)
+
+# isort: split
 import logging
 from pathlib import Path
 from typing import Any

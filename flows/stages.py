@@ -219,7 +219,8 @@ def _units(run: CaseRun, n_cells: int) -> list[tuple[int, int, int]]:
     """(index, first row, end row) of each write unit; a unit owns whole shards."""
     from storage.case_store import plan_units, shard_rows
 
-    return [(u.index, u.start, u.stop) for u in plan_units(n_cells, shard_rows(run.settings.patches))]
+    units = plan_units("patches", n_cells, shard_rows(run.settings.patches))
+    return [(u.index, u.start, u.stop) for u in units]
 
 
 def unit_key(index: int) -> str:
