@@ -399,3 +399,7 @@ def read_result(text: str | bytes, name: str = "result.json") -> Result:
         raise BadInput(f"{name} is not JSON ({error}); make it again with `smearflow run`.") from error
     validate_document(document, name)
     return Result.model_validate(document)
+
+
+if __name__ == "__main__":  # python -m pipeline.result > docs/result.schema.json
+    print(schema_text(), end="")

@@ -1,0 +1,212 @@
+"""The page as a file: self-contained, escaped, within its budget, and saying what it leaves out."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from pipeline.report_html import render_html
+from pipeline.report_images import (
+    THUMBNAIL_LADDER,
+    FieldPicture,
+    encode_jpeg,
+    encode_webp,
+    encode_within,
+    reduced,
+)
+from pipeline.result import USE_LABEL
+from pipeline.settings import CountingSettings, ReportSettings, Settings
+from pipeline.types import Problem
+from tests.report_cases import BLOOD, a_case, a_picture, a_result, both, cells_of, image
+
+QUICK = Settings(counting=CountingSettings(bootstrap_draws=100))
+HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
+
+
+def pictures_of(cells, size=96):
+    kinds = [a_picture(i, size) for i in range(12)]
+    return {c.cell_id: kinds[i % 12] for i, c in enumerate(cells)}
+
+
+def overview(field="F1", width=900):
+    y, x = np.mgrid[: width * 3 // 4, :width]
+    picture = np.stack(
+        [200 + 20 * np.sin(x / 9), 190 + 20 * np.sin(y / 7), 205 + 10 * np.sin((x + y) / 5)], -1
+    )
+    return FieldPicture("s1", field, "brightfield", "MGG", picture.astype(np.uint8), 2064)
+
+
+def page(counts=BLOOD, **change):
+    read = change.pop("read", None) or cells_of(counts)
+    result = a_result(settings=QUICK, read=read, **change)
+    return render_html(result, pictures_of(read[0]), [overview()])
+
+
+def test_the_page_holds_everything_and_loads_nothing():
+    html = page()
+    assert "default-src 'none'" in html
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", html)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert html.count("<script>") == 1
+    assert USE_LABEL in html
+    assert '<html lang="en">' in html
+
+
+def test_the_pages_script_is_the_one_that_its_policy_allows():
+    import base64
+    import hashlib
+
+    html = page()
+    script = re.search(r"<script>(.*?)</script>", html, re.S).group(1)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html
+
+
+def test_text_of_the_case_is_escaped_wherever_it_stands():
+    cells, classes = cells_of({"neutrophil": 3}, 1)
+    cells = tuple(
+        c.model_copy(update={"cell_id": HOSTILE + str(i), "slide": HOSTILE, "field": HOSTILE})
+        for i, c in enumerate(cells)
+    )
+    classes = tuple(c.model_copy(update={"cell_id": HOSTILE + str(i)}) for i, c in enumerate(classes))
+    case = a_case(
+        case_id=HOSTILE,
+        collected=HOSTILE,
+        images=(image(HOSTILE, slide=HOSTILE, file=HOSTILE),),
+        problems=(Problem(code="UNREADABLE", message=HOSTILE, slide=HOSTILE, field="F7", file=HOSTILE),),
+    )
+    result = a_result(settings=QUICK, case=case, read=(cells, classes))
+    picture = FieldPicture(HOSTILE, HOSTILE, "brightfield", "MGG", a_picture(), 2064)
+    html = render_html(result, pictures_of(cells), [picture], {(HOSTILE, HOSTILE): a_picture()})
+    assert "<img src=x" not in html
+    assert "<script>alert" not in html
+    assert html.count("</script>") == 1
+    assert "&lt;img src=x onerror=alert(1)&gt;" in html
+
+
+def test_flags_stand_before_the_figures_and_the_figures_before_the_cells():
+    html = page()
+    places = [
+        html.index(f'id="{name}"') for name in ("h-flags", "h-dx", "h-not", "h-cells", "h-fields", "h-prov")
+    ]
+    assert places == sorted(places)
+
+
+def test_the_table_has_its_headers_and_every_picture_its_words():
+    html = page()
+    assert html.count('scope="col"') >= 7
+    assert html.count('scope="row"') >= 8
+    for tag in re.findall(r"<img[^>]*>", html.split("<dialog")[0]):
+        assert re.search(r'alt="[^"]+"', tag)
+
+
+def test_percentages_of_too_few_cells_are_withheld():
+    html = page({"neutrophil": 37, "lymphocyte": 13})
+    assert "Percentages are withheld" in html
+    assert "74.0" not in html
+    assert 'class="pct"' not in html
+
+
+def test_ring_sideroblasts_stand_before_the_differential_with_their_evidence():
+    images = (*(image(f"F{i + 1}") for i in range(5)), image("P1", stain="Perls", slide="s2"))
+    case = a_case(specimen="bone_marrow", images=images, mode="mgg_perls")
+    stained = both(
+        cells_of({"neutrophil": 300}),
+        cells_of({"erythroblast": 88}, rs_type="0", stain="Perls", start=1000),
+        cells_of({"erythroblast": 12}, rs_type="3", stain="Perls", start=2000),
+    )
+    html = page(case=case, read=stained)
+    assert html.index('id="h-rs"') < html.index('id="h-dx"')
+    assert "12.0 %" in html
+    assert 'about <b class="num">455</b> more erythroblasts' in html
+    assert 'class="rs rs-virtual"' not in html
+    virtual = both(
+        cells_of({"neutrophil": 300}),
+        cells_of({"erythroblast": 88}, rs_type="0", virtual=True, start=1000),
+        cells_of({"erythroblast": 12}, rs_type="3", virtual=True, start=2000),
+    )
+    html = page(case=case, read=virtual)
+    assert 'class="rs rs-virtual"' in html
+    assert "from virtual Perls, not from a stain" in html
+
+
+def test_a_case_without_cells_still_has_a_page():
+    html = page(case=a_case(0), read=((), ()))
+    assert "No cell was found" in html
+
+
+def test_five_hundred_cells_are_all_shown_under_five_megabytes():
+    counts = {"neutrophil": 290, "lymphocyte": 150, "monocyte": 40, "eosinophil": 20}
+    cells, classes = cells_of(counts, 12)
+    case = a_case(12)
+    result = a_result(settings=QUICK, case=case, read=(cells, classes))
+    html = render_html(result, pictures_of(cells, 160), [overview(f"F{i + 1}") for i in range(12)])
+    assert len(html.encode()) < 5_000_000
+    assert html.count('class="card') == 500
+    assert html.count('<img class="pic"') == 500
+    assert html.count("<image ") == 12
+
+
+def test_a_page_that_would_grow_too_large_leaves_out_the_surest_cells_and_says_so():
+    sure, unsure = cells_of({"neutrophil": 300}), cells_of({"neutrophil": 20}, confidence=0.4, start=1000)
+    read = both(sure, unsure, cells_of({"basophil": 3}, start=2000))
+    result = a_result(settings=QUICK, read=read)
+    settings = ReportSettings(max_bytes=600_000)
+    html = render_html(result, pictures_of(read[0]), [overview()], settings=settings)
+    assert len(html.encode()) < 600_000
+    left_out = int(re.search(r"(\d+) surer cells are left out", html).group(1))
+    assert 0 < left_out < 300
+    assert html.count('class="card') == 323 - left_out
+    for cell in (*unsure[0], *read[0][-3:]):
+        assert f'data-id="{cell.cell_id}"' in html
+
+
+def test_a_cell_without_a_picture_is_still_shown():
+    read = cells_of({"neutrophil": 4})
+    html = render_html(a_result(settings=QUICK, read=read), {})
+    assert html.count("no picture") == 4
+
+
+def test_boxes_are_drawn_at_the_scale_of_the_picture():
+    cells, classes = cells_of({"neutrophil": 1}, 1)
+    html = render_html(a_result(settings=QUICK, case=a_case(1), read=(cells, classes)), {}, [overview()])
+    x, y, w, h = (
+        float(v)
+        for v in re.search(
+            r'<rect id="b0" x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', html
+        ).groups()
+    )
+    scale = 900 / 2064
+    assert (x, y, w, h) == pytest.approx((60 * scale, 60 * scale, 80 * scale, 78 * scale), abs=0.06)
+
+
+def test_the_ladder_gives_up_size_before_it_gives_up_pictures():
+    pictures = {str(i): a_picture(i, 160) for i in range(20)}
+    order = list(pictures)
+    ample = encode_within(pictures, order, 10_000_000, THUMBNAIL_LADDER)
+    assert (ample.size_px, ample.left_out) == (160, ())
+    tight = encode_within(pictures, order, ample.bytes // 3, THUMBNAIL_LADDER)
+    assert tight.size_px < 160
+    assert tight.bytes <= ample.bytes // 3
+    least = encode_within(pictures, order, 4_000, THUMBNAIL_LADDER)
+    assert least.bytes <= 4_000
+    assert set(least.uris) == set(order[: len(least.uris)])
+    assert len(least.uris) + len(least.left_out) == 20
+
+
+def test_encoders_keep_colours_and_refuse_what_is_no_picture():
+    import cv2
+
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 200
+    for encode in (encode_jpeg, encode_webp):
+        back = cv2.imdecode(np.frombuffer(encode(red, 90), np.uint8), cv2.IMREAD_COLOR)
+        assert back[16, 16, 2] > 180
+        assert back[16, 16, 0] < 20
+        with pytest.raises(ValueError, match="uint8"):
+            encode(red.astype(np.float32))
+    assert reduced(red, 64) is red
+    assert reduced(red, 16).shape == (16, 16, 3)
