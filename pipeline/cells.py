@@ -1,199 +1,218 @@
-"""From detections per image to the cells of the case, each once.
+"""The cells of a case, each once, out of the boxes of its fields.
 
-Where stage positions are known, boxes of all fields of a slide are compared in slide micrometres and
-those that overlap are one cell, kept as it is seen best: whole before cut, then farthest from its
-field's edge.  Where positions are not known, fields are taken as separate (the report says so).
+Which image speaks for a field: its brightfield (MGG) where boxes were sought there, mapped to DIC by
+the registration; else its DIC.  Perls images are a count of their own (a restained field shows the
+same cells a second time, for another question).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from pipeline.registration import transform_box
 from pipeline.settings import DetectionSettings
 from pipeline.types import Box, Cell, Detections, FieldImage, Registration
 
-EDGE_PX = 2.0  # a box this close to the edge is cut by it: detectors stop at the last pixel
+# A box that comes this near to the image's edge may go on beyond it; detectors stop a pixel short.
+BORDER_PX = 1.5
+# A cell cut by one field's edge shows its rest in the next: the part lies in the whole.
+SAME_CELL_PART = 0.6
+_BIN_UM = 64.0  # larger than any leukocyte's box
 
 
 @dataclass(frozen=True)
 class _View:
-    """One cell as one field shows it."""
+    """A box in one image, and where it lies on the slide (None where no stage position is known)."""
 
     image: FieldImage
     box: Box
     score: float
-    box_um: Box | None  # in slide micrometres
+    edge_px: float  # from the box to the nearest edge of the image
+    box_um: Box | None
 
     @property
     def at_border(self) -> bool:
-        x0, y0, x1, y1 = self.box
-        return (
-            x0 <= EDGE_PX
-            or y0 <= EDGE_PX
-            or x1 >= self.image.width_px - EDGE_PX
-            or y1 >= self.image.height_px - EDGE_PX
-        )
+        return self.edge_px <= BORDER_PX
 
     @property
-    def room_um(self) -> float:
-        """Distance of the box's centre to its field's nearest edge."""
-        x, y = (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
-        return min(x, y, self.image.width_px - x, self.image.height_px - y) * self.image.pixel_size_um
+    def rank(self) -> tuple[float, ...]:
+        """Better views sort first: whole, really stained, far from the edge, sure; then by place."""
+        return (
+            self.at_border,
+            self.image.modality != "brightfield",
+            -self.edge_px * self.image.pixel_size_um,
+            -self.score,
+            *self.box,
+        )
 
 
-def merge_cells(
-    images: tuple[FieldImage, ...],
-    detections: list[Detections],
-    registrations: Mapping[tuple[str, str], Registration],
-    settings: DetectionSettings,
-) -> tuple[Cell, ...]:
-    """The cells of a case, sorted by slide, field and place; ids are `<slide>/<field>/<number>`.
+@dataclass
+class _Sighting:
+    """One cell: its best view and the fields that show it."""
 
-    Boxes under the threshold are no cells.  A cell cut by the edge of its field is kept and marked, or
-    dropped by the border policy `drop`, unless another field shows it whole.  A cell of a brightfield
-    field whose DIC partner is registered also gets its box there.
-    """
-    by_key: dict[tuple[str, str, str, str], FieldImage] = {
-        (i.slide, i.field, i.modality, i.stain): i for i in images
-    }
-    groups: dict[tuple[str, str], list[_View]] = {}
-    for found in detections:
-        image = by_key[found.slide, found.field, found.modality, found.stain]
-        # Views are compared within a slide and a stain: MGG and Perls are different smears even if one
-        # manifest calls them by one name, and DIC-only fields may overlap stained ones.
-        kind = "Perls" if image.stain == "Perls" else "smear"
-        for box, score in zip(found.boxes, found.scores, strict=True):
-            if score >= settings.threshold:
-                groups.setdefault((found.slide, kind), []).append(
-                    _View(image, box, score, _slide_box(image, box))
-                )
-    kept = [
-        (best, n)
-        for key in sorted(groups)
-        for best, n in _unique(groups[key], settings.same_cell_iou)
-        if settings.border_policy == "keep" or not best.at_border
-    ]
-    kept.sort(key=lambda v: (v[0].image.slide, v[0].image.field, v[0].image.stain, v[0].box[1], v[0].box[0]))
-    cells: list[Cell] = []
-    numbers: dict[tuple[str, str], int] = {}
-    for view, n_seen in kept:
-        image = view.image
-        place = (image.slide, image.field)
-        numbers[place] = numbers.get(place, 0) + 1
-        cells.append(_cell(view, n_seen, numbers[place], by_key, registrations.get(place)))
-    return tuple(cells)
+    best: _View
+    fields: set[str] = field(default_factory=set)
 
 
-def _slide_box(image: FieldImage, box: Box) -> Box | None:
-    if image.x_um is None or image.y_um is None:
-        return None
-    size = image.pixel_size_um
-    x0, y0, x1, y1 = box
-    return (image.x_um + x0 * size, image.y_um + y0 * size, image.x_um + x1 * size, image.y_um + y1 * size)
+def _area(box: Box) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
-def _unique(views: list[_View], same_iou: float) -> list[tuple[_View, int]]:
-    """The best view of each cell and in how many fields it was seen.
+def overlap(a: Box, b: Box) -> tuple[float, float]:
+    """Intersection over union, and intersection over the smaller box."""
+    shared = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    if shared <= 0:
+        return 0.0, 0.0
+    areas = _area(a), _area(b)
+    return shared / (areas[0] + areas[1] - shared), shared / min(areas)
 
-    Greedy from the best view on: each takes the views of other fields that overlap it.  Two boxes of
-    one field are two cells; the detector has already merged what was one.
-    """
-    order = sorted(
-        range(len(views)),
-        key=lambda i: (
-            views[i].at_border,
-            -round(views[i].room_um, 3),
-            -views[i].score,
-            views[i].image.field,
-            views[i].box,
-        ),
-    )
-    placed = [i for i in order if views[i].box_um is not None]
-    boxes = np.array([views[i].box_um for i in placed], np.float64).reshape(-1, 4)
-    taken: set[int] = set()
-    found: list[tuple[_View, int]] = [(views[i], 1) for i in order if views[i].box_um is None]
-    for rank, index in enumerate(placed):
-        if index in taken:
+
+def _views(image: FieldImage, found: Detections, threshold: float) -> list[_View]:
+    width, height = image.width_px, image.height_px
+    views: list[_View] = []
+    for raw, score in zip(found.boxes, found.scores, strict=True):
+        if score < threshold or not all(math.isfinite(v) for v in raw):
             continue
-        taken.add(index)
-        overlap = _overlap(boxes[rank], boxes)
-        fields = {_field_of(views[index])}
-        for other in np.argsort(-overlap, kind="stable"):
-            candidate = placed[other]
-            if overlap[other] < same_iou:
-                break
-            if candidate not in taken and _field_of(views[candidate]) not in fields:
-                taken.add(candidate)
-                fields.add(_field_of(views[candidate]))
-        found.append((views[index], len(fields)))
-    return found
+        box = (max(0.0, raw[0]), max(0.0, raw[1]), min(float(width), raw[2]), min(float(height), raw[3]))
+        if box[2] <= box[0] or box[3] <= box[1]:
+            continue
+        box_um: Box | None = None
+        if image.x_um is not None and image.y_um is not None:
+            x, y, s = image.x_um, image.y_um, image.pixel_size_um
+            box_um = (x + box[0] * s, y + box[1] * s, x + box[2] * s, y + box[3] * s)
+        edge = min(box[0], box[1], width - box[2], height - box[3])
+        views.append(_View(image, box, score, edge, box_um))
+    return views
 
 
-def _field_of(view: _View) -> tuple[str, str, str]:
-    return (view.image.slide, view.image.field, view.image.modality)
+def _speaking(
+    images: Iterable[FieldImage], detections: Iterable[Detections]
+) -> list[tuple[FieldImage, Detections]]:
+    """The images whose boxes count, in a fixed order."""
+    by_key = {(i.slide, i.field, i.modality, i.stain): i for i in images}
+    found = [d for d in detections if (d.slide, d.field, d.modality, d.stain) in by_key]
+    stained = {(d.slide, d.field) for d in found if d.modality == "brightfield" and d.stain != "Perls"}
+    chosen = [d for d in found if d.modality == "brightfield" or (d.slide, d.field) not in stained]
+    chosen.sort(key=lambda d: (d.slide, d.field, d.modality, d.stain))
+    return [(by_key[d.slide, d.field, d.modality, d.stain], d) for d in chosen]
 
 
-def _overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over the smaller area: a cell cut by an edge lies whole inside its whole view.
-
-    For two whole views of one cell this is at least their intersection over union.
-    """
-    low = np.maximum(boxes[:, :2], box[:2])
-    high = np.minimum(boxes[:, 2:], box[2:])
-    shared = np.prod(np.clip(high - low, 0, None), axis=1)
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    smaller = np.minimum(area, np.prod(box[2:] - box[:2]))
-    result: np.ndarray = shared / np.maximum(smaller, 1e-9)
-    return result
-
-
-def _cell(
-    view: _View,
-    n_seen: int,
-    number: int,
-    by_key: Mapping[tuple[str, str, str, str], FieldImage],
-    registration: Registration | None,
-) -> Cell:
-    image = view.image
-    dic_box: Box | None = None
-    partner = by_key.get((image.slide, image.field, "dic", "unstained"))
-    if (
-        image.modality == "brightfield"
-        and image.stain != "Perls"
-        and partner is not None
-        and registration is not None
-        and registration.status == "ok"
-    ):
-        dic_box = _within(transform_box(view.box, registration), partner)
-    centre = None
-    if view.box_um is not None:
-        centre = ((view.box_um[0] + view.box_um[2]) / 2, (view.box_um[1] + view.box_um[3]) / 2)
-    return Cell(
-        cell_id=f"{image.slide}/{image.field}/{number:04d}",
-        slide=image.slide,
-        field=image.field,
-        modality=image.modality,
-        stain=image.stain,
-        bbox_px=_rounded(view.box),
-        score=round(view.score, 4),
-        x_um=None if centre is None else round(centre[0], 3),
-        y_um=None if centre is None else round(centre[1], 3),
-        at_border=view.at_border,
-        n_fields_seen=n_seen,
-        dic_bbox_px=None if dic_box is None else _rounded(dic_box),
+def _same_cell(a: _View, b: _View, same_cell_iou: float) -> float:
+    """How surely two views of different fields show one cell; 0 = they do not."""
+    if a.box_um is None or b.box_um is None:
+        return 0.0
+    iou, part = overlap(a.box_um, b.box_um)
+    if iou >= same_cell_iou:
+        return 1.0 + iou
+    cut = (a.at_border and _area(a.box_um) <= _area(b.box_um)) or (
+        b.at_border and _area(b.box_um) <= _area(a.box_um)
     )
+    return part if cut and part >= SAME_CELL_PART else 0.0
+
+
+def _bins(box: Box) -> list[tuple[int, int]]:
+    xs = range(math.floor(box[0] / _BIN_UM), math.floor(box[2] / _BIN_UM) + 1)
+    ys = range(math.floor(box[1] / _BIN_UM), math.floor(box[3] / _BIN_UM) + 1)
+    return [(x, y) for y in ys for x in xs]
+
+
+def _sightings(views: list[_View], same_cell_iou: float) -> list[_Sighting]:
+    """Views of one slide and stain as cells.
+
+    Best views first, each joins the cell it matches best, but never a cell that its own field shows
+    already: two touching cells of one field stay two.
+    """
+    cells: list[_Sighting] = []
+    at: dict[tuple[int, int], list[int]] = {}
+    for view in sorted(views, key=lambda v: (*v.rank, v.image.field)):
+        joined: int | None = None
+        if view.box_um is not None:
+            near = sorted({i for b in _bins(view.box_um) for i in at.get(b, ())})
+            scored = [
+                (_same_cell(view, cells[i].best, same_cell_iou), -i)
+                for i in near
+                if view.image.field not in cells[i].fields
+            ]
+            best = max(scored, default=(0.0, 0))
+            joined = -best[1] if best[0] > 0 else None
+        if joined is not None:
+            cells[joined].fields.add(view.image.field)
+            continue
+        cells.append(_Sighting(view, {view.image.field}))
+        if view.box_um is not None:
+            for b in _bins(view.box_um):
+                at.setdefault(b, []).append(len(cells) - 1)
+    return cells
+
+
+def _dic_box(view: _View, dic: FieldImage | None, registration: Registration | None) -> Box | None:
+    """The view's box in the DIC partner; None where there is none, no alignment, or it lies outside."""
+    if dic is None or registration is None or registration.status != "ok" or registration.matrix is None:
+        return None
+    from pipeline.registration import transform_box
+
+    box = transform_box(view.box, registration)
+    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    return _rounded(box) if 0 <= x < dic.width_px and 0 <= y < dic.height_px else None
 
 
 def _rounded(box: Box) -> Box:
+    """To a hundredth of a pixel: what a report can carry, the same on every machine."""
     x0, y0, x1, y1 = (round(float(v), 2) for v in box)
     return (x0, y0, x1, y1)
 
 
-def _within(box: Box, image: FieldImage) -> Box | None:
-    """The box, if its centre lies in the image; None where the partner does not show the cell."""
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-    return box if 0 <= x < image.width_px and 0 <= y < image.height_px else None
+def merge_cells(
+    images: Iterable[FieldImage],
+    detections: Iterable[Detections],
+    registrations: Mapping[tuple[str, str], Registration],
+    settings: DetectionSettings,
+) -> tuple[Cell, ...]:
+    """The cells of a case, in order of slide, field and position; the same for any order of the input.
+
+    Boxes under `settings.threshold` are no cells.  Where stage positions are known, boxes of
+    different fields of a slide that overlap on the slide (`settings.same_cell_iou`, or a part cut by
+    the edge lying in the whole) are one cell, shown by the view that is whole and farthest from its
+    image's edge.  With border_policy `drop`, a cell that no field shows whole is left out.
+    """
+    images = list(images)
+    groups: dict[tuple[str, bool], list[_View]] = {}
+    for image, found in _speaking(images, detections):
+        group = groups.setdefault((image.slide, image.stain == "Perls"), [])
+        group.extend(_views(image, found, settings.threshold))
+    partners = {(i.slide, i.field): i for i in images if i.modality == "dic"}
+    seen = [s for _, views in sorted(groups.items()) for s in _sightings(views, settings.same_cell_iou)]
+    if settings.border_policy == "drop":
+        seen = [s for s in seen if not s.best.at_border]
+    seen.sort(key=_place)
+    numbers: dict[tuple[str, str], int] = {}
+    cells: list[Cell] = []
+    for sighting in seen:
+        view, image = sighting.best, sighting.best.image
+        key = (image.slide, image.field)
+        numbers[key] = numbers.get(key, 0) + 1
+        position = view.box_um
+        paired = image.modality == "brightfield" and image.stain != "Perls"
+        cells.append(
+            Cell(
+                cell_id=f"{image.slide}/{image.field}/{numbers[key]:04d}",
+                slide=image.slide,
+                field=image.field,
+                modality=image.modality,
+                stain=image.stain,
+                bbox_px=_rounded(view.box),
+                score=round(view.score, 4),
+                x_um=None if position is None else round((position[0] + position[2]) / 2, 3),
+                y_um=None if position is None else round((position[1] + position[3]) / 2, 3),
+                at_border=view.at_border,
+                n_fields_seen=len(sighting.fields),
+                dic_bbox_px=_dic_box(view, partners.get(key), registrations.get(key)) if paired else None,
+            )
+        )
+    return tuple(cells)
+
+
+def _place(sighting: _Sighting) -> tuple[str | float, ...]:
+    image, box = sighting.best.image, sighting.best.box
+    return (image.slide, image.field, image.stain, image.modality, box[1], box[0], box[3], box[2])

@@ -1,118 +1,104 @@
-"""Patches centred on cells, at one physical scale.
-
-A patch that reaches over the edge of the field is filled by the stated policy: `reflect` mirrors the
-field about its edge, `background` continues the glass (the median of the field's brightest tenth).
-"""
+"""Patches around cells: a square of fixed physical size with the cell in its middle."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 
-from pipeline.errors import BadInput
+# Below this difference of scale a patch is cut, not resampled: 1 % is under 2 px at a patch's edge.
+SAME_SCALE = 0.01
 
-SAME_SCALE = 0.01  # a pixel size this close to the target's is taken as it is: no pixel is resampled
+
+def patch_centres(boxes: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """(N, 2) float64 centres (x, y) of boxes (N, 4) x0, y0, x1, y1, in the boxes' pixels."""
+    found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    return np.stack([(found[:, 0] + found[:, 2]) / 2, (found[:, 1] + found[:, 3]) / 2], axis=1)
 
 
 def crop_patches(
-    image: npt.NDArray[np.uint8],
-    centres: Sequence[tuple[float, float]],
+    image: np.ndarray,
+    centres: Sequence[Sequence[float]] | np.ndarray,
     *,
     size_px: int,
     pixel_size_um: float,
     target_pixel_size_um: float,
-    fill: str = "reflect",
-) -> npt.NDArray[np.uint8]:
-    """(N, size_px, size_px[, C]) uint8 patches of `image` (H, W[, C]) uint8 around `centres` (x, y) in px.
+    fill: Literal["reflect", "background"] = "reflect",
+) -> np.ndarray:
+    """Patches (N, size_px, size_px, C) uint8 of an image (H, W) or (H, W, C) uint8 around centres (N, 2).
 
-    The patch covers size_px * target_pixel_size_um; where the scales are the same the centre is rounded
-    to a whole pixel and pixels are copied, else they are interpolated about the exact centre (area
-    averaging when the field is finer than the target).  The centre lies at patch pixel size_px // 2.
+    A centre (x, y) is in pixels of the image with (0, 0) at the upper left corner of the first pixel,
+    as boxes are, and falls on the middle of its patch, (size_px / 2, size_px / 2).  Where the image's
+    pixel size is within 1 % of the target the patch is the image's own pixels, the centre moved by at
+    most half a pixel, so nothing is blurred; else it is resampled at sub-pixel positions, after a
+    Gaussian where it is made smaller, so that nothing aliases.
+
+    Beyond the image's edge stands, with `reflect`, its mirror image about the edge; with
+    `background`, the median colour of the image.  Both keep a cell at the border in the middle of its
+    patch.  The same centre gives the same patch whatever else is cut.
     """
-    if fill not in ("reflect", "background"):
-        raise BadInput(f"border fill '{fill}' is not known; use 'reflect' or 'background'.")
-    factor = target_pixel_size_um / pixel_size_um  # field pixels per patch pixel
-    shape = (len(centres), size_px, size_px, *image.shape[2:])
-    out = np.empty(shape, np.uint8)
-    if not len(centres):
-        return out
-    glass = _glass(image) if fill == "background" else None
-    if abs(factor - 1.0) <= SAME_SCALE:
-        for patch, (x, y) in zip(out, centres, strict=True):
-            left, top = round(x) - size_px // 2, round(y) - size_px // 2
-            patch[...] = _window(image, left, top, size_px, size_px, glass)
-        return out
-    for patch, centre in zip(out, centres, strict=True):
-        patch[...] = _resampled(image, centre, size_px, factor, glass)
+    import cv2
+
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise TypeError(f"crop_patches takes (H, W) or (H, W, C) uint8, not {image.shape} {image.dtype}")
+    if min(size_px, pixel_size_um, target_pixel_size_um) <= 0:
+        raise ValueError("patch size and pixel sizes must be positive")
+    points = np.asarray(centres, dtype=np.float64).reshape(-1, 2)
+    if not np.isfinite(points).all():
+        raise ValueError("a patch centre is not a number")
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    source = image.reshape(*image.shape[:2], channels)
+    background = _background(source) if fill == "background" else None
+    step = target_pixel_size_um / pixel_size_um  # image pixels per patch pixel
+    exact = abs(step - 1.0) <= SAME_SCALE
+    out = np.empty((len(points), size_px, size_px, channels), np.uint8)
+    for i, (x, y) in enumerate(points):
+        if exact:
+            left, top = (int(np.floor(v - size_px / 2 + 0.5)) for v in (x, y))
+            out[i] = _window(source, left, top, size_px, size_px, background)
+            continue
+        half = size_px * step / 2
+        margin = int(np.ceil(3 * step)) + 2
+        left, top = int(np.floor(x - half)) - margin, int(np.floor(y - half)) - margin
+        side = int(np.ceil(2 * half)) + 2 * margin + 2
+        block = _window(source, left, top, side, side, background)
+        if step > 1.25:
+            # A pixel of the patch stands for `step` pixels of the image; this is close to their mean.
+            block = cv2.GaussianBlur(block, (0, 0), 0.4 * step, borderType=cv2.BORDER_REFLECT)
+        # Patch pixel (u, v) has its centre at centre + (u + 0.5 - size / 2) * step.
+        shift_x = x - left + (0.5 - size_px / 2) * step - 0.5
+        shift_y = y - top + (0.5 - size_px / 2) * step - 0.5
+        matrix = np.array([[step, 0, shift_x], [0, step, shift_y]])
+        flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_CUBIC if step < 0.8 else cv2.INTER_LINEAR)
+        warped = cv2.warpAffine(block, matrix, (size_px, size_px), flags=flags, borderMode=cv2.BORDER_REFLECT)
+        out[i] = warped.reshape(size_px, size_px, channels)
     return out
 
 
-def _resampled(
-    image: npt.NDArray[np.uint8],
-    centre: tuple[float, float],
-    size_px: int,
-    factor: float,
-    glass: npt.NDArray[np.uint8] | None,
-) -> npt.NDArray[np.uint8]:
-    x, y = centre
-    reach = size_px // 2 * factor
-    margin = int(np.ceil(factor)) + 2
-    left, top = int(np.floor(x - reach)) - margin, int(np.floor(y - reach)) - margin
-    extent = int(np.ceil(size_px * factor)) + 2 * margin + 1
-    window = _window(image, left, top, extent, extent, glass)
-    if factor > 1.0:
-        # Interpolation alone would skip pixels; a blur to the target's pixel keeps the light they carry.
-        sigma = 0.5 * np.sqrt(factor**2 - 1.0)
-        window = cv2.GaussianBlur(window, (0, 0), sigma)
-    half = size_px // 2
-    matrix = np.array([[factor, 0.0, x - left - half * factor], [0.0, factor, y - top - half * factor]])
-    found: npt.NDArray[np.uint8] = cv2.warpAffine(
-        window,
-        matrix,
-        (size_px, size_px),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    ).reshape(size_px, size_px, *image.shape[2:])
-    return found
+def _background(image: np.ndarray) -> np.ndarray:
+    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 100_000)))
+    median = np.median(image[::step, ::step].reshape(-1, image.shape[2]), axis=0)
+    return np.asarray(np.rint(median).astype(np.uint8))
 
 
 def _window(
-    image: npt.NDArray[np.uint8],
-    left: int,
-    top: int,
-    width: int,
-    height: int,
-    glass: npt.NDArray[np.uint8] | None,
-) -> npt.NDArray[np.uint8]:
-    """A window that may reach over the edge, filled as asked."""
-    rows = np.arange(top, top + height)
-    columns = np.arange(left, left + width)
-    found: npt.NDArray[np.uint8] = image[_mirror(rows, image.shape[0])][:, _mirror(columns, image.shape[1])]
-    if glass is not None:
-        outside = ((rows < 0) | (rows >= image.shape[0]))[:, None] | (
-            (columns < 0) | (columns >= image.shape[1])
-        )[None, :]
-        found = found.copy()
-        found[outside] = glass
-    return found
+    image: np.ndarray, left: int, top: int, width: int, height: int, background: np.ndarray | None
+) -> np.ndarray:
+    """A rectangle of the image that may reach beyond it, as far as it likes."""
+    xs, ys = np.arange(left, left + width), np.arange(top, top + height)
+    if background is None:
+        return image[_mirrored(ys, image.shape[0])[:, None], _mirrored(xs, image.shape[1])[None, :]]
+    out = np.empty((height, width, image.shape[2]), np.uint8)
+    out[:] = background
+    inside_x = (xs >= 0) & (xs < image.shape[1])
+    inside_y = (ys >= 0) & (ys < image.shape[0])
+    if inside_x.any() and inside_y.any():
+        out[np.ix_(inside_y, inside_x)] = image[ys[inside_y][:, None], xs[inside_x][None, :]]
+    return out
 
 
-def _mirror(index: npt.NDArray[np.int_], length: int) -> npt.NDArray[np.int_]:
-    """Indices reflected about the first and last pixel, however far outside they lie."""
-    if length == 1:
-        return np.zeros_like(index)
-    period = 2 * (length - 1)
-    folded = np.mod(index, period)
-    return np.where(folded >= length, period - folded, folded)
-
-
-def _glass(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The colour of empty glass: the median of the brightest tenth (the median itself for grey DIC)."""
-    if image.ndim == 2 or image.shape[2] == 1:
-        return np.asarray(np.median(image.reshape(-1)), np.uint8).reshape((1,) * (image.ndim - 2))
-    flat = image.reshape(-1, image.shape[2])[:: max(1, image.shape[0] * image.shape[1] // 100_000)]
-    bright = flat[flat.sum(1) >= np.percentile(flat.sum(1), 90)]
-    return np.median(bright, axis=0).astype(np.uint8)
+def _mirrored(index: np.ndarray, length: int) -> np.ndarray:
+    """Indices reflected about the edges (…1 0 | 0 1 2…), as often as needed."""
+    folded = np.mod(index, 2 * length)
+    return np.asarray(np.where(folded < length, folded, 2 * length - 1 - folded))

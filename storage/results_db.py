@@ -1,14 +1,16 @@
-"""The results database: one row per case and report, SQLite by default, PostgreSQL by URL.
+"""The results database: one row a report, for tables across cases.
 
-SQLite serves one laboratory machine: write-ahead log, a long busy timeout, and a bounded retry, since
-several flow runs may end in the same second.  Reports stay whole in the store; the row is what a
-person searches by.
+SQLite by default, beside the cases, or any database that SQLAlchemy speaks to.  A report that is
+written again replaces its own row; nothing else is ever changed.
 """
 
 from __future__ import annotations
 
+import logging
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -16,34 +18,52 @@ from sqlalchemy import (
     JSON,
     Column,
     DateTime,
+    Engine,
     Float,
     Index,
     Integer,
     MetaData,
     String,
     Table,
+    UniqueConstraint,
     create_engine,
     event,
     insert,
     select,
     update,
 )
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from pipeline.errors import BadInput
 
-BUSY_SECONDS = 30.0
-RETRIES = 6
+log = logging.getLogger("smearflow")
 
-metadata = MetaData()
+# Constraint names are fixed, so that a migration can name them on every database.
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
 
 results = Table(
     "results",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("case_id", String(128), nullable=False),
-    Column("report_uuid", String(36), nullable=False, unique=True),
-    Column("fingerprint", String(64), nullable=False),
+    Column("report_uuid", String(36), nullable=False),
+    Column("fingerprint", String(64), nullable=False),  # of everything the report was made from
     Column("created", DateTime(timezone=True), nullable=False),
     Column("status", String(16), nullable=False),
     Column("specimen", String(16)),
@@ -55,27 +75,76 @@ results = Table(
     Column("rs_ci_high", Float),
     Column("rs_evidence", String(16)),
     Column("flags", JSON, nullable=False),
-    Column("software_version", String(32), nullable=False),
+    Column("software_version", String(64), nullable=False),
     Column("result_sha256", String(64), nullable=False),
+    UniqueConstraint("case_id", "fingerprint"),
     Index("ix_results_case_created", "case_id", "created"),
 )
 
+ATTEMPTS = 8
+BUSY_TIMEOUT_S = 20.0
 T = TypeVar("T")
 
 
+def _is_busy(error: Exception) -> bool:
+    text = str(error).lower()
+    return any(
+        w in text for w in ("locked", "busy", "deadlock", "could not serialize", "connection", "closed")
+    )
+
+
+def masked_url(url: str | URL) -> str:
+    """A database URL without its password, for messages."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return "the database URL"
+
+
 class ResultsDatabase:
-    """Rows of results by URL; a context manager."""
+    """Results by URL, e.g. `sqlite:////stores/lab/results.db` or `postgresql+psycopg://…`.
+
+    Raises BadInput where the database cannot be opened.
+    """
 
     def __init__(self, url: str) -> None:
         try:
-            self._engine = create_engine(url, pool_pre_ping=True)
+            parsed = make_url(url)
+            if parsed.drivername == "postgresql":
+                parsed = parsed.set(drivername="postgresql+psycopg")
+            sqlite = parsed.get_backend_name() == "sqlite"
+            arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {}
+            self._engine: Engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise BadInput(
-                f"the results database URL cannot be used ({error}); set SMEARFLOW_DATABASE."
+                f"{masked_url(url)} is no database that can be used ({type(error).__name__}); "
+                "give sqlite:///PATH or postgresql://USER@HOST/NAME."
             ) from error
-        if self._engine.dialect.name == "sqlite":
+        if sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
-        self._patiently(lambda: metadata.create_all(self._engine))
+        self.url = masked_url(parsed)
+        try:
+            # Two processes may make the table at once; the loser finds it made.
+            self._retry(lambda: metadata.create_all(self._engine))
+        except DatabaseError as error:
+            raise BadInput(
+                f"{self.url}: the results database cannot be opened ({_reason(error)}); check the URL, "
+                "the disk and who may write."
+            ) from error
+
+    def _retry(self, work: Callable[[], T]) -> T:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return work()
+            except (OperationalError, IntegrityError, ProgrammingError) as error:
+                # Another process made the table, or wrote the same report, between two of our statements.
+                raced = isinstance(error, IntegrityError) or "already exists" in str(error).lower()
+                if attempt == ATTEMPTS or not (raced or _is_busy(error)):
+                    raise
+                pause = min(5.0, 0.05 * 2**attempt) * (0.5 + random.random())
+                log.info("results database busy (attempt %d of %d): %s", attempt, ATTEMPTS, _reason(error))
+                time.sleep(pause)
+        raise AssertionError("unreachable")
 
     def __enter__(self) -> ResultsDatabase:
         return self
@@ -83,71 +152,76 @@ class ResultsDatabase:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._engine.dispose()
+        self.close()
 
-    def record(self, result: dict[str, Any], *, fingerprint: str, result_sha256: str) -> None:
-        """Insert the row of a result, or replace the one of the same report."""
-        from datetime import datetime
+    def record(self, result: Mapping[str, Any], *, fingerprint: str, result_sha256: str) -> None:
+        """Write the row of a result.json document, in place of an earlier one of the same report.
 
-        created = result["created"]
-        iron = result.get("sideroblasts") or {}
-        row = {
-            "case_id": result["case"]["pseudo_id"],
-            "report_uuid": result["report_uuid"],
-            "fingerprint": fingerprint,
-            "created": datetime.fromisoformat(created) if isinstance(created, str) else created,
-            "status": result["status"],
-            "specimen": result["case"]["specimen"],
-            "n_cells": result["differential"]["n_detected"],
-            "n_denominator": result["differential"]["n_denominator"],
-            "differential": result["differential"]["rows"],
-            "rs_pct": iron.get("rs_pct"),
-            "rs_ci_low": iron.get("ci_low"),
-            "rs_ci_high": iron.get("ci_high"),
-            "rs_evidence": iron.get("evidence"),
-            "flags": [f["code"] for f in result["flags"]],
-            "software_version": result["software"]["version"],
-            "result_sha256": result_sha256,
-        }
+        One transaction, so a reader sees the old row or the new one.
+        """
+        row = row_of(result, fingerprint, result_sha256)
+        same = (results.c.case_id == row["case_id"]) & (results.c.fingerprint == fingerprint)
 
         def write() -> None:
             with self._engine.begin() as connection:
-                changed = connection.execute(
-                    update(results).where(results.c.report_uuid == row["report_uuid"]).values(row)
-                )
+                changed = connection.execute(update(results).where(same).values(row))
                 if changed.rowcount == 0:
                     connection.execute(insert(results).values(row))
 
-        self._patiently(write)
+        self._retry(write)
 
     def rows(self, case_id: str | None = None) -> list[dict[str, Any]]:
-        """Rows of one case or all, oldest first."""
+        """Rows oldest first, of one case or of all."""
         query = select(results).order_by(results.c.created, results.c.id)
         if case_id is not None:
             query = query.where(results.c.case_id == case_id)
 
         def read() -> list[dict[str, Any]]:
             with self._engine.connect() as connection:
-                return [dict(r) for r in connection.execute(query).mappings()]
+                return [dict(r._mapping) for r in connection.execute(query)]
 
-        return self._patiently(read)
+        return self._retry(read)
 
-    def _patiently(self, work: Callable[[], T]) -> T:
-        """Retry what failed because another process held the database; the last error is raised as it is."""
-        for attempt in range(RETRIES):
-            try:
-                return work()
-            except OperationalError as error:
-                busy = any(word in str(error).lower() for word in ("locked", "busy", "already exists"))
-                if not busy or attempt == RETRIES - 1:
-                    raise
-                time.sleep(0.1 * 2**attempt)
-        raise AssertionError("unreachable")
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "orig", None) or error).split())[:160]
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    """Readers do not wait for the writer, and a writer waits for another instead of failing."""
     cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+    # Needs a lock itself; where another process holds it, that one switches the mode for both.
+    try:
+        cursor.execute("PRAGMA journal_mode=WAL")
+    except Exception as error:  # sqlite3.OperationalError; a read-only or network disk keeps its mode
+        log.info("results database keeps its journal mode: %s", error)
+    cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+
+
+def row_of(result: Mapping[str, Any], fingerprint: str, result_sha256: str) -> dict[str, Any]:
+    """The row of a result.json document (docs/result.md)."""
+    created = result["created"]
+    iron = result.get("sideroblasts") or {}
+    return {
+        "case_id": result["case"]["pseudo_id"],
+        "report_uuid": result["report_uuid"],
+        "fingerprint": fingerprint,
+        "created": datetime.fromisoformat(created) if isinstance(created, str) else created,
+        "status": result["status"],
+        "specimen": result["case"].get("specimen"),
+        "n_cells": result["differential"]["n_detected"],
+        "n_denominator": result["differential"]["n_denominator"],
+        "differential": result["differential"]["rows"],
+        "rs_pct": iron.get("rs_pct"),
+        "rs_ci_low": iron.get("ci_low"),
+        "rs_ci_high": iron.get("ci_high"),
+        "rs_evidence": iron.get("evidence"),
+        "flags": [flag["code"] for flag in result["flags"]],
+        "software_version": result["software"]["version"],
+        "result_sha256": result_sha256,
+    }
