@@ -1,0 +1,29 @@
+"""What stains: generators, their training, and how far a stained patch can be trusted.
+
+Importing this room registers the architectures; the code behind a model is imported when one is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage.registry import register
+
+
+@register(
+    "stainer",
+    "unet-film",
+    licence="AGPL-3.0-or-later",
+    summary="small U-Net, target stain by feature-wise modulation, latent-noise confidence",
+)
+def _unet_film(package: Any) -> Any:
+    from stainers.unet_film import load
+
+    return load(package)
+
+
+def stain_image(stainer: Any, image: Any, target: str | None = None) -> Any:
+    """Stain an image of any size; see `stainers.field.stain_image`."""
+    from stainers.field import stain_image as stain
+
+    return stain(stainer, image, target)

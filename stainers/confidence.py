@@ -1,0 +1,256 @@
+"""How far a stained patch can be trusted: noise in the latent representation, and what came in.
+
+Method: blood-cell thesis, chapter 7 (equations 7.1-7.5).  One encoder pass; k decoder passes with noise of
+alpha channel-wise standard deviations put where the output shows something (the `bin` mask: glass is left
+alone); the variance of the outputs (7.4) is an uncertainty map, the mutual information between them and
+the output without noise (7.5) a confidence score.
+
+Mutual information has no scale of its own: it grows with the content of a patch.  So it is not shown
+raw.  A calibration turns it, with the variance, the error that the decoder expects, and plain properties of
+the input, into one number in [0, 1]: 0.5 stands at the edge of what unspoilt validation patches reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stainers.networks import Latent
+
+Array = np.ndarray[Any, Any]
+
+FEATURES = (
+    "mutual_information",
+    "information_share",
+    "log_variance",
+    "log_variance_p95",
+    "log_expected_error",
+    "log_expected_error_p95",
+    "input_offset",
+    "input_skew",
+    "input_log_kurtosis",
+    "input_anisotropy",
+    "input_log_sharpness",
+    "input_extreme_share",
+    "input_log_spread",
+    "input_saturated_share",
+)
+
+
+class EncoderDecoder(Protocol):
+    """What a generator must offer for its latent representation to be disturbed."""
+
+    def encode(self, x: Tensor) -> Latent: ...
+
+    def decode(self, latent: Latent, target: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class NoiseOptions:
+    """k outputs, noise of alpha deviations; with `skips` the finer maps are disturbed as well."""
+
+    samples: int = 4
+    alpha: float = 0.5
+    skips: bool = True
+    seed: int = 20261121
+
+
+def _disturb(latent: Tensor, mask: Tensor, options: NoiseOptions, generator: torch.Generator) -> Tensor:
+    """Equations 7.1 and 7.2 for one map (1, C, h, w) -> (k, C, h, w); mask (1, 1, h, w) is `bin`."""
+    sigma = latent.std(dim=(2, 3), keepdim=True, unbiased=False)
+    noise = torch.randn((options.samples, *latent.shape[1:]), generator=generator)
+    return latent + options.alpha * sigma * noise.to(latent) * mask
+
+
+@torch.no_grad()
+def disturbed_outputs(
+    net: EncoderDecoder, x: Tensor, target: int, options: NoiseOptions
+) -> tuple[Tensor, Tensor]:
+    """Output without noise (C, H, W) and k outputs with noise (k, C, H, W) for an input (1, c, H, W).
+
+    The noise depends on the seed and the shape alone, so that equal patches get equal scores.
+    """
+    latent = net.encode(x)
+    index = torch.tensor([target], device=x.device)
+    primary = net.decode(latent, index)
+    grey = primary[:, :3].mean(dim=1, keepdim=True)
+    shown = (grey < torch.quantile(grey.flatten()[::7], 0.98) - 0.06).float()
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def masked(h: Tensor) -> Tensor:
+        mask = torch.nn.functional.interpolate(shown, size=h.shape[2:], mode="area")
+        return _disturb(h, mask, options, generator)
+
+    k = options.samples
+    code = masked(latent.code)
+    skips = tuple(masked(s) if options.skips else s.expand(k, -1, -1, -1) for s in latent.skips)
+    return primary[0], net.decode(Latent(code, skips), index.expand(k))
+
+
+def mutual_information(a: Array, b: Array) -> tuple[float, float]:
+    """(mutual information of two images in [0, 1], entropy of the first), nats.
+
+    Joint histogram of floor(sqrt(n / 5)) bins each way (thesis, section 7.1, after Cellucci et al. 2005),
+    n the number of pixels.
+    """
+    bins = max(2, int(np.sqrt(a.size / 5)))
+    ia = np.minimum((np.clip(a, 0, 1) * bins).astype(np.int32), bins - 1).ravel()
+    ib = np.minimum((np.clip(b, 0, 1) * bins).astype(np.int32), bins - 1).ravel()
+    joint = np.bincount(ia * bins + ib, minlength=bins * bins).reshape(bins, bins) / a.size
+    pa, pb = joint.sum(axis=1), joint.sum(axis=0)
+
+    def entropy(p: Array) -> float:
+        p = p[p > 0]
+        return float(-(p * np.log(p)).sum())
+
+    own = entropy(pa)
+    return own + entropy(pb) - entropy(joint.ravel()), own
+
+
+def output_features(primary: Array, others: Array, log_expected: Array) -> dict[str, float]:
+    """Features of the outputs: (3, H, W) without and (k, 3, H, W) with noise, (H, W) log expected error."""
+    grey = primary.mean(axis=0)
+    pairs = [mutual_information(grey, other.mean(axis=0)) for other in others]
+    information = float(np.mean([p[0] for p in pairs]))
+    variance = others.var(axis=0).mean(axis=0)
+    expected = np.exp(np.clip(log_expected, -6, 1))
+    return {
+        "mutual_information": information,
+        "information_share": information / max(pairs[0][1], 1e-3),
+        "log_variance": float(np.log(variance.mean() + 1e-7)),
+        "log_variance_p95": float(np.log(np.percentile(variance[::3, ::3], 95) + 1e-7)),
+        "log_expected_error": float(np.log(expected.mean())),
+        "log_expected_error_p95": float(np.log(np.percentile(expected[::3, ::3], 95))),
+    }
+
+
+def input_features(grey: Array, normalised: Array, spread: float, anisotropy: float) -> dict[str, float]:
+    """Features of a DIC patch that a spoilt or wrong input changes."""
+    x = normalised[::2, ::2]
+    centred = x - x.mean()
+    second = float((centred**2).mean()) + 1e-6
+    laplacian = 4 * normalised[1:-1, 1:-1] - normalised[:-2, 1:-1] - normalised[2:, 1:-1]
+    laplacian = laplacian - normalised[1:-1, :-2] - normalised[1:-1, 2:]
+    sharp = float(laplacian.std()) if laplacian.size else 0.0
+    return {
+        "input_offset": float(x.mean()),
+        "input_skew": float((centred**3).mean() / second**1.5),
+        "input_log_kurtosis": float(np.log((centred**4).mean() / second**2 + 1e-3)),
+        "input_anisotropy": anisotropy,
+        "input_log_sharpness": float(np.log(sharp / np.sqrt(second) + 1e-3)),
+        "input_extreme_share": float(np.mean(np.abs(x) > 2.5)),
+        "input_log_spread": float(np.log(spread)),
+        "input_saturated_share": float(np.log10(np.mean((grey <= 0.5) | (grey >= 254.5)) + 1e-4)),
+    }
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Features -> confidence in [0, 1].
+
+    Two readings of the same standardised features f and their squares f^2: the log error to expect, and
+    the odds that the input is spoilt; each is placed on a logistic curve whose middle is the 99th
+    percentile of unspoilt validation patches, and the lower of the two counts.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    error_weights: tuple[float, ...]
+    error_middle: float
+    error_width: float
+    spoilt_weights: tuple[float, ...]
+    spoilt_middle: float
+    spoilt_width: float
+
+    def design(self, features: Array) -> Array:
+        """(n, len(FEATURES)) -> (n, 2 len + 1) standardised, squared, and one; limited to 8 deviations."""
+        z = np.clip((features - np.asarray(self.mean)) / np.asarray(self.std), -8, 8)
+        return np.concatenate([z, z**2, np.ones((len(z), 1))], axis=1)
+
+    def expected_log_error(self, features: Array) -> Array:
+        return self.design(features) @ np.asarray(self.error_weights)
+
+    def confidence(self, features: Array) -> Array:
+        """(n,) float32 in [0, 1] of features (n, len(FEATURES))."""
+        design = self.design(features)
+        error = (design @ np.asarray(self.error_weights) - self.error_middle) / self.error_width
+        spoilt = (design @ np.asarray(self.spoilt_weights) - self.spoilt_middle) / self.spoilt_width
+        worse = np.clip(np.maximum(error, spoilt), -40, 40)
+        return (1 / (1 + np.exp(worse))).astype(np.float32)
+
+    def to_card(self) -> dict[str, Any]:
+        return {"features": list(FEATURES), **{k: getattr(self, k) for k in self.__dataclass_fields__}}
+
+    @classmethod
+    def from_card(cls, values: Mapping[str, Any]) -> Calibration:
+        """Raises ValueError where the card's features are not the code's."""
+        rest = dict(values)
+        if tuple(rest.pop("features", ())) != FEATURES:
+            raise ValueError("the calibration was made for other features")
+        return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else float(v) for k, v in rest.items()})
+
+
+def feature_row(features: Mapping[str, float]) -> Array:
+    return np.asarray([features[name] for name in FEATURES], dtype=np.float64)
+
+
+def fit_calibration(clean: Array, clean_error: Array, spoilt: Array, spoilt_error: Array) -> Calibration:
+    """Fit on features (n, len(FEATURES)) and true errors (n,) of unspoilt and spoilt validation patches."""
+    mean, std = clean.mean(axis=0), clean.std(axis=0) + 1e-3
+    blank = Calibration(tuple(mean), tuple(std), (), 0.0, 1.0, (), 0.0, 1.0)
+    inputs = np.concatenate([blank.design(clean), blank.design(spoilt)])
+    errors = np.log(np.concatenate([clean_error, spoilt_error]) + 1e-4)
+    ridge = 0.03 * len(inputs) * np.eye(inputs.shape[1])
+    ridge[-1, -1] = 0.0
+    error_weights = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ errors)
+    labels = torch.cat([torch.zeros(len(clean)), torch.ones(len(spoilt))]).double()
+    spoilt_weights = _logistic(torch.from_numpy(inputs), labels)
+    n = len(clean)
+
+    def place(values: Array) -> tuple[float, float]:
+        middle = float(np.percentile(values[:n], 99))
+        return middle, float(max((middle - np.percentile(values[:n], 50)) / 3, 1e-3))
+
+    return Calibration(
+        tuple(map(float, mean)),
+        tuple(map(float, std)),
+        tuple(map(float, error_weights)),
+        *place(inputs @ error_weights),
+        tuple(map(float, spoilt_weights)),
+        *place(inputs @ spoilt_weights),
+    )
+
+
+def _logistic(inputs: Tensor, labels: Tensor, penalty: float = 2e-3) -> Array:
+    """Weights of a balanced logistic regression with an L2 penalty."""
+    weights = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    balance = torch.where(labels > 0, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
+    optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(inputs @ weights, labels, weight=balance)
+        loss = loss + penalty * (weights[:-1] ** 2).sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weights.detach().numpy()
+
+
+def auroc(negative: Array, positive: Array) -> float:
+    """Chance that a positive scores above a negative; ties count half."""
+    values = np.concatenate([negative, positive])
+    order = np.argsort(values, kind="stable")
+    ranks = np.empty(len(values))
+    ranks[order] = np.arange(1, len(values) + 1)
+    for value in np.unique(values):
+        same = values == value
+        ranks[same] = ranks[same].mean()
+    n, p = len(negative), len(positive)
+    return float((ranks[n:].sum() - p * (p + 1) / 2) / (n * p))

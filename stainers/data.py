@@ -1,0 +1,277 @@
+"""Paired data computed from stained smears: a real stained crop and the DIC that optics would show.
+
+The brightfield side is photographed, the DIC side is computed by `phantoms.optics`; every figure
+measured on such pairs is a figure on computed DIC.  Images are brought to 0.1 µm a pixel by the size of
+their red cells (7.5 µm); near-duplicates are kept on one side of every split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadInput
+from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
+
+Array = np.ndarray[Any, Any]
+
+PIXEL_SIZE_UM = 0.1
+RED_CELL_UM = 7.5
+DOMAINS = ("barcelona", "bccd", "raabin")  # alphabetical; the stain targets
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Smear:
+    """One stained field at 0.1 µm a pixel.
+
+    image: (H, W, 3) uint8; leukocytes, red_cells: (n, 4) float32 boxes in its pixels; background_rgb and
+    red_cell_density as `phantoms.optics` wants them, read from the whole field.
+    """
+
+    file: str
+    domain: str
+    split: str
+    image: Array
+    leukocytes: Array
+    red_cells: Array
+    background_rgb: tuple[float, float, float]
+    red_cell_density: float
+
+
+def domain_of(width: int, height: int) -> str | None:
+    """The source of a TXL-PBC smear by its size in pixels; None where it is none of the three."""
+    if (width, height) == (575, 575):
+        return "raabin"
+    if 358 <= width <= 370 and 358 <= height <= 370:
+        return "barcelona"
+    if (width, height) in ((416, 416), (640, 480)):
+        return "bccd"
+    return None
+
+
+def read_boxes(path: Path, width: int, height: int) -> Array:
+    """A YOLO label file as (n, 5) float32: class, x0, y0, x1, y1 in pixels; no file, no boxes."""
+    if not path.is_file():
+        return np.zeros((0, 5), np.float32)
+    rows = [[float(v) for v in line.split()[:5]] for line in path.read_text().splitlines() if line.strip()]
+    if not rows:
+        return np.zeros((0, 5), np.float32)
+    table = np.asarray(rows, np.float32)
+    centre, size = table[:, 1:3], table[:, 3:5]
+    scale = np.asarray([width, height], np.float32)
+    return np.concatenate([table[:, :1], (centre - size / 2) * scale, (centre + size / 2) * scale], axis=1)
+
+
+def smear_files(data_dir: Path) -> list[tuple[Path, Path]]:
+    """(image, label file) of every smear under `data_dir`/images, sorted by name."""
+    images = sorted((data_dir / "images").rglob("*.jpg"), key=lambda p: p.name)
+    return [(p, data_dir / "labels" / p.parent.name / f"{p.stem}.txt") for p in images]
+
+
+def near_duplicate_groups(thumbnails: Array, threshold: float = 0.92) -> Array:
+    """Group numbers (n,) of thumbnails (n, h, w): connected by a correlation above the threshold.
+
+    Thumbnails squash every image to one shape, so that a resized copy meets its original.
+    """
+    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6
+    groups = np.arange(len(flat))
+    for i, j in np.argwhere(np.triu(flat @ flat.T > threshold, 1)):
+        groups[groups == groups[j]] = groups[i]
+    return groups
+
+
+def split_of(group_name: str, seed: int = 0) -> str:
+    """The split of a group, by the hash of its name: 80 % train, 8 % validation, 12 % test."""
+    draw = int(hashlib.sha256(f"{seed}/{group_name}".encode()).hexdigest()[:8], 16) / 2**32
+    return "train" if draw < 0.80 else "validation" if draw < 0.88 else "test"
+
+
+def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> list[Smear]:
+    """Every usable smear of `data_dir` (a folder with images/ and labels/), split in groups.
+
+    Smears with fewer than three boxed red cells have no scale and are left out.
+    """
+    import cv2
+
+    raw: list[tuple[str, str, Array, Array]] = []
+    thumbnails = []
+    for path, label_path in smear_files(data_dir)[:limit]:
+        bgr = cv2.imread(str(path))
+        if bgr is None:
+            continue
+        height, width = bgr.shape[:2]
+        domain = domain_of(width, height)
+        boxes = read_boxes(label_path, width, height)
+        red = boxes[boxes[:, 0] == 1]
+        # cells cut by the border are too small to measure
+        inside = (red[:, 1] > 2) & (red[:, 2] > 2) & (red[:, 3] < width - 2) & (red[:, 4] < height - 2)
+        if domain is None or inside.sum() < 3:
+            continue
+        sides = red[inside, 3:5] - red[inside, 1:3]
+        size_px = float(np.median(np.sqrt(sides[:, 0] * sides[:, 1])))
+        factor = RED_CELL_UM / PIXEL_SIZE_UM / size_px
+        interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+        rgb = cv2.resize(bgr, None, fx=factor, fy=factor, interpolation=interpolation)[..., ::-1]
+        boxes[:, 1:] *= factor
+        raw.append((path.stem, domain, np.ascontiguousarray(rgb), boxes))
+        grey = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
+        thumbnails.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA))
+    if not raw:
+        raise BadInput(
+            f"{data_dir} holds no smears to learn from: give a YOLO-format folder with images/ and labels/."
+        )
+    groups = near_duplicate_groups(np.stack(thumbnails))
+    smears = []
+    for (stem, domain, rgb, boxes), group in zip(raw, groups, strict=True):
+        background, density = glass_and_red_cell(rgb)
+        smears.append(
+            Smear(
+                file=stem,
+                domain=domain,
+                split=split_of(raw[group][0], seed),
+                image=rgb,
+                leukocytes=boxes[boxes[:, 0] == 0, 1:],
+                red_cells=boxes[boxes[:, 0] == 1, 1:],
+                background_rgb=background,
+                red_cell_density=density,
+            )
+        )
+    return smears
+
+
+def glass_and_red_cell(rgb: Array) -> tuple[tuple[float, float, float], float]:
+    """Colour of the empty glass and the green density of a red cell of a stained field."""
+    sample = rgb[::3, ::3].reshape(-1, 3).astype(np.float32)
+    bright = sample[sample[:, 1] >= np.percentile(sample[:, 1], 85)]
+    background = np.median(bright, axis=0)
+    density = np.log10(max(background[1], 8.0) / np.maximum(sample[:, 1], 1.0))
+    stained = density[density > 0.06]
+    red = float(np.clip(np.percentile(stained, 40), 0.12, 0.4)) if stained.size > 50 else 0.22
+    return (float(background[0]), float(background[1]), float(background[2])), red
+
+
+def window(image: Array, centre_xy: Sequence[float], size_px: int) -> Array:
+    """A square window, reflected where it leaves the image."""
+    half = size_px // 2
+    x0, y0 = round(float(centre_xy[0])) - half, round(float(centre_xy[1])) - half
+    height, width = image.shape[:2]
+
+    def reflected(start: int, length: int) -> Array:
+        index = np.arange(start, start + size_px)
+        index = np.abs(index) % max(2 * length - 2, 1)
+        return np.where(index >= length, 2 * length - 2 - index, index)
+
+    return np.ascontiguousarray(image[reflected(y0, height)][:, reflected(x0, width)])
+
+
+def leukocyte_windows(smears: Sequence[Smear], size_px: int) -> list[tuple[Smear, Array]]:
+    """(smear, (size, size, 3) uint8) around every leukocyte box."""
+    return [
+        (s, window(s.image, ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2), size_px))
+        for s in smears
+        for b in s.leukocytes
+    ]
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How training pairs are drawn."""
+
+    crop_px: int = 128
+    context_px: int = 192  # DIC is computed on this much, so that its scale and integral have context
+    leukocyte_share: float = 0.7
+    shear_jitter_deg: float = 6.0  # how wrong an estimated shear may be
+    scale_jitter: float = 0.25  # natural log, half-width, of the estimated contrast
+    spoilt_share: float = 0.08  # inputs with a part missing or out of focus, for the expected error
+    pool: int = 0  # above 0: this many pairs are made once and kept, each draw a new crop of one of them
+
+
+class PairSampler:
+    """Endless pairs of a seed; draw number n is the same whenever and wherever it is made."""
+
+    def __init__(self, smears: Sequence[Smear], options: PairOptions, seed: int) -> None:
+        self.by_domain = [[s for s in smears if s.domain == d] for d in DOMAINS]
+        if not any(self.by_domain):
+            raise ValueError("no smears to draw pairs from")
+        self.options, self.seed = options, seed
+        self._kept: dict[int, tuple[Array, Array, int]] = {}
+
+    def draw(self, number: int) -> tuple[Array, Array, int]:
+        """Pair `number`: input (2, c, c) float32, stained (3, c, c) float32 in [0, 1], domain index."""
+        options = self.options
+        rng = np.random.default_rng([self.seed, 1, number])
+        which = number if options.pool == 0 else int(rng.integers(options.pool))
+        if which in self._kept:
+            channels, stained, domain = self._kept[which]
+        else:
+            channels, stained, domain = self._make(which)
+            if options.pool:
+                self._kept[which] = channels, stained, domain
+        margin = options.context_px - options.crop_px
+        y, x = (int(v) for v in rng.integers(margin // 6, margin - margin // 6 + 1, 2)) if margin else (0, 0)
+        c = options.crop_px
+        source = channels[:, y : y + c, x : x + c].astype(np.float32)
+        source *= np.float32(np.exp(rng.uniform(-options.scale_jitter, options.scale_jitter)))
+        target = stained[y : y + c, x : x + c].transpose(2, 0, 1).astype(np.float32) / 255.0
+        return source, target, domain
+
+    def _make(self, number: int) -> tuple[Array, Array, int]:
+        """Context-sized pair `number`: (2, s, s) float16, (s, s, 3) uint8, domain index."""
+        from phantoms.optics import compute_dic, random_optics
+
+        options = self.options
+        rng = np.random.default_rng([self.seed, number])
+        domain = int(rng.choice([i for i, group in enumerate(self.by_domain) if group]))
+        smear = self.by_domain[domain][rng.integers(len(self.by_domain[domain]))]
+        height, width = smear.image.shape[:2]
+        if len(smear.leukocytes) and rng.random() < options.leukocyte_share:
+            box = smear.leukocytes[rng.integers(len(smear.leukocytes))]
+            centre = np.asarray([box[0] + box[2], box[1] + box[3]]) / 2 + rng.normal(0, 24, 2)
+        else:
+            centre = rng.uniform([0.2 * width, 0.2 * height], [0.8 * width, 0.8 * height])
+        stained = window(smear.image, centre, options.context_px)
+        quarter, mirror = rng.integers(4), rng.integers(2)  # of the stained crop, before its DIC is made
+        stained = np.rot90(stained[::-1] if mirror else stained, quarter).copy()
+        optics = random_optics(rng)
+        dic = compute_dic(
+            stained,
+            PIXEL_SIZE_UM,
+            optics,
+            rng,
+            background_rgb=smear.background_rgb,
+            red_cell_density=smear.red_cell_density,
+        )
+        grey = to_grey(dic)
+        scale = measure_scale(grey)
+        estimate = optics.shear_angle_deg + rng.normal(0, options.shear_jitter_deg)
+        turn = canonical_turn(estimate)
+        grey, stained = turn.apply(grey), turn.apply(stained)
+        normalised = normalise(grey, scale)
+        if rng.random() < options.spoilt_share:
+            normalised = spoil(normalised, rng)
+        channels = np.stack([normalised, integrate(normalised, turn.angle(estimate))])
+        return channels.astype(np.float16), stained, domain
+
+
+def spoil(normalised: Array, rng: np.random.Generator) -> Array:
+    """Lose a part of an input: rectangles of any one level or of noise, or strong defocus."""
+    import cv2
+
+    spoilt = normalised.copy()
+    height, width = spoilt.shape
+    if rng.random() < 0.35:
+        return cv2.GaussianBlur(spoilt, (0, 0), float(rng.uniform(3, 9)))
+    for _ in range(rng.integers(1, 4)):
+        h, w = (int(v) for v in rng.integers(12, 80, 2))
+        y, x = rng.integers(0, height), rng.integers(0, width)
+        part = spoilt[y : y + h, x : x + w]
+        part[:] = rng.uniform(-6, 6) if rng.random() < 0.7 else rng.normal(0, 1, part.shape)
+    return spoilt

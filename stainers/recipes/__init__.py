@@ -1,0 +1,101 @@
+"""Training recipes: one YAML file each, read strictly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pipeline.errors import BadInput
+from stainers.data import PairOptions
+
+
+@dataclass(frozen=True)
+class NetworkRecipe:
+    """The generator."""
+
+    widths: tuple[int, ...] = (24, 48, 96, 160)
+    blocks: tuple[int, ...] = (1, 1, 2, 2)
+    embedding: int = 32
+
+
+@dataclass(frozen=True)
+class LossRecipe:
+    """Weights of the losses; an adversarial weight above 0 adds a patch discriminator late."""
+
+    l1: float = 1.0
+    mse: float = 2.0
+    ssim: float = 0.5
+    gradient: float = 1.0
+    expected_error: float = 0.02
+    adversarial: float = 0.0
+    adversarial_from: float = 0.7  # share of the steps
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a training run is made of, but the data folder and the place for its results."""
+
+    architecture: str = "unet-film"
+    steps: int = 4000
+    batch: int = 8
+    learning_rate: float = 1.2e-3
+    warm_up: int = 100
+    weight_decay: float = 1e-4
+    ema: float = 0.998
+    latent_noise: float = 0.0  # alpha of the noise put into half of the latents (thesis, section 7.4)
+    seed: int = 0
+    checkpoint_every: int = 200
+    sample_every: int = 500
+    polarity_steps: int = 600
+    network: NetworkRecipe = field(default_factory=NetworkRecipe)
+    pairs: PairOptions = field(default_factory=PairOptions)
+    losses: LossRecipe = field(default_factory=LossRecipe)
+
+
+def _build(kind: type[Any], values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise BadInput(f"{where} must hold keys and values, not {type(values).__name__}.")
+    hints = get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    made: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise BadInput(f"{where}: '{key}' is not a key of a recipe; known are: {', '.join(known)}.")
+        wanted = hints[key]
+        if is_dataclass(wanted):
+            made[key] = _build(wanted, value, f"{where}: {key}")  # type: ignore[arg-type]
+        elif wanted in (int, float, str):
+            fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(
+                value, bool
+            )
+            if not fits:
+                raise BadInput(f"{where}: '{key}' must be {wanted.__name__}, not {value!r}.")
+            made[key] = wanted(value)
+        else:
+            fits = isinstance(value, list) and all(isinstance(v, int) for v in value)
+            if not fits:
+                raise BadInput(f"{where}: '{key}' must be a list of whole numbers, not {value!r}.")
+            made[key] = tuple(value)
+    return kind(**made)
+
+
+def recipe_names() -> list[str]:
+    """Recipes that come with the package."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.yaml"))
+
+
+def read_recipe(name_or_path: str | Path) -> Recipe:
+    """A shipped recipe by name, or a YAML file; unknown keys and wrong kinds of value are refused."""
+    import yaml
+
+    path = Path(__file__).parent / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise BadInput(f"recipe '{name_or_path}' is not a file and not one of: {', '.join(recipe_names())}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise BadInput(f"{path}: not a YAML recipe ({error}); docs/staining.md shows one.") from error
+    return _build(Recipe, values, str(path))

@@ -1,0 +1,291 @@
+"""Training of paired generators: seeded, resumable, with an averaged copy of the weights.
+
+A run folder holds `checkpoint.pt` (all that a resumed run needs; read with weights only, nothing is
+unpickled), `losses.csv`, and `samples-<step>.png` (DIC, stained, real).  Pair number n is the same in any
+run of a seed, so a resumed run ends with the weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import BadInput
+from stainers.data import DOMAINS, PairSampler, Smear, load_smears
+from stainers.losses import expected_error_loss, gradient_loss, ssim
+from stainers.networks import Latent, PatchDiscriminator, build_generator
+from stainers.recipes import Recipe, read_recipe
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+class PairDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    """Pairs first .. last of a sampler, in order."""
+
+    def __init__(self, sampler: PairSampler, first: int, last: int) -> None:
+        self.sampler, self.first, self.last = sampler, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        if index >= len(self):
+            raise IndexError(index)
+        source, stained, domain = self.sampler.draw(self.first + index)
+        return torch.from_numpy(source), torch.from_numpy(stained), domain
+
+
+def _one_thread(_: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then half a cosine to 2 % of the peak."""
+    if step < recipe.warm_up:
+        return recipe.learning_rate * (step + 1) / recipe.warm_up
+    t = (step - recipe.warm_up) / max(1, recipe.steps - recipe.warm_up)
+    return recipe.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(t, 1.0))))
+
+
+def add_latent_noise(latent: Latent, alpha: float, generator: torch.Generator) -> Latent:
+    """Noise of alpha channel-wise deviations in the code of half of the batch (thesis, section 7.4)."""
+    code = latent.code
+    sigma = code.detach().std(dim=(2, 3), keepdim=True)
+    noise = torch.randn(code.shape, generator=generator).to(code) * sigma * alpha
+    noise[::2] = 0
+    return Latent(code + noise, latent.skips)
+
+
+class Run:
+    """One training run: generator, its average, optimiser, and where it stands."""
+
+    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.device, self.step = recipe, device, 0
+        options = asdict(recipe.network)
+        self.generator = build_generator(recipe.architecture, len(DOMAINS), **options).to(device)
+        self.average = build_generator(recipe.architecture, len(DOMAINS), **options).to(device)
+        self.average.load_state_dict(self.generator.state_dict())
+        self.average.eval().requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            self.generator.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        self.judge: nn.Module | None = None
+        if recipe.losses.adversarial > 0:
+            self.judge = PatchDiscriminator(len(DOMAINS)).to(device)
+            self.judge_optimiser = torch.optim.Adam(self.judge.parameters(), lr=2e-4, betas=(0.5, 0.9))
+        if device.type == "cpu":
+            self.generator.to(memory_format=torch.channels_last)
+
+    def train_step(self, source: Tensor, stained: Tensor, domain: Tensor) -> dict[str, float]:
+        recipe, weights = self.recipe, self.recipe.losses
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(recipe, self.step)
+        self.generator.train()
+        latent = self.generator.encode(source)
+        if recipe.latent_noise > 0:
+            noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+            latent = add_latent_noise(latent, recipe.latent_noise, noise)
+        output = self.generator.decode(latent, domain)
+        image, log_scale = output[:, :3], output[:, 3:]
+        error = (image - stained).abs()
+        parts = {
+            "l1": error.mean(),
+            "mse": ((image - stained) ** 2).mean(),
+            "ssim": 1 - ssim(image.mean(dim=1, keepdim=True), stained.mean(dim=1, keepdim=True)).mean(),
+            "gradient": gradient_loss(image, stained),
+            "expected_error": expected_error_loss(log_scale, error.mean(dim=1, keepdim=True)),
+        }
+        if self.judge is not None and self.step >= weights.adversarial_from * recipe.steps:
+            parts["adversarial"] = self._adversarial(source, stained, image, domain)
+        total = sum((getattr(weights, k) * v for k, v in parts.items()), image.new_zeros(()))
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
+        self.optimiser.step()
+        self._follow()
+        self.step += 1
+        return {k: float(v.detach()) for k, v in parts.items()}
+
+    def _adversarial(self, source: Tensor, stained: Tensor, image: Tensor, domain: Tensor) -> Tensor:
+        assert self.judge is not None
+        real = self.judge(stained, source, domain)
+        fake = self.judge(image.detach(), source, domain)
+        loss = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
+        self.judge_optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.judge_optimiser.step()
+        return -self.judge(image, source, domain).mean()
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        for mean, value in zip(
+            self.average.state_dict().values(), self.generator.state_dict().values(), strict=True
+        ):
+            if mean.dtype.is_floating_point:
+                mean.lerp_(value, 1 - keep)
+            else:
+                mean.copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        state = {
+            "step": self.step,
+            "recipe": repr(self.recipe),
+            "generator": self.generator.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        if self.judge is not None:
+            state |= {"judge": self.judge.state_dict(), "judge_optimiser": self.judge_optimiser.state_dict()}
+        return state
+
+    def save(self, path: Path) -> None:
+        draft = path.with_suffix(".tmp")
+        torch.save(self.state(), draft)
+        os.replace(draft, path)  # complete or absent, whenever the run is killed
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint; raises BadInput where it was made with another recipe."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != repr(self.recipe):
+            raise BadInput(
+                f"{path} was made with another recipe; resume with that one, or train into another folder."
+            )
+        self.generator.load_state_dict(state["generator"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step = int(state["step"])
+        if self.judge is not None:
+            self.judge.load_state_dict(state["judge"])
+            self.judge_optimiser.load_state_dict(state["judge_optimiser"])
+
+
+def train_generator(
+    smears: Sequence[Smear],
+    out_dir: Path,
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    workers: int = 0,
+    stop_at: int | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train on the smears of split `train`; `stop_at` ends early, as a kill would, but with a checkpoint."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    run = Run(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    checkpoint = out_dir / "checkpoint.pt"
+    if resume and checkpoint.is_file():
+        run.load(checkpoint)
+    last = min(recipe.steps, stop_at or recipe.steps)
+    sampler = PairSampler([s for s in smears if s.split == "train"], recipe.pairs, recipe.seed)
+    held_out = PairSampler(
+        [s for s in smears if s.split == "validation"] or smears, recipe.pairs, recipe.seed + 1
+    )
+    loader = torch.utils.data.DataLoader(
+        PairDataset(sampler, run.step * recipe.batch, last * recipe.batch),
+        batch_size=recipe.batch,
+        num_workers=workers,
+        worker_init_fn=_one_thread if workers else None,
+        persistent_workers=False,
+    )
+    rows: list[dict[str, float]] = []
+    for source, stained, domain in loader:
+        source = source.to(run.device).contiguous(memory_format=torch.channels_last)
+        parts = run.train_step(source, stained.to(run.device), domain.to(run.device))
+        rows.append({"step": run.step, **parts})
+        if progress is not None:
+            progress(run.step, recipe.steps, parts)
+        if run.step % recipe.sample_every == 0 or run.step == recipe.steps:
+            save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
+        if run.step % recipe.checkpoint_every == 0 or run.step == last:
+            run.save(checkpoint)
+            _append_losses(out_dir / "losses.csv", rows)
+            rows = []
+    return run
+
+
+def _append_losses(path: Path, rows: list[dict[str, float]]) -> None:
+    names = ["step", "l1", "mse", "ssim", "gradient", "expected_error", "adversarial"]
+    fresh = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, names, restval="")
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+@torch.no_grad()
+def save_samples(run: Run, sampler: PairSampler, path: Path, n: int = 6) -> None:
+    """A picture of held-out pairs: DIC, integrated DIC, stained, real, expected error; a row each."""
+    from PIL import Image
+
+    rows = []
+    for number in range(n):
+        source, stained, domain = sampler.draw(number)
+        output = run.average(
+            torch.from_numpy(source)[None].to(run.device), torch.tensor([domain], device=run.device)
+        )
+        output = output[0].cpu().numpy()
+        grey = [np.repeat((source[i] * g + 0.5)[None], 3, 0) for i, g in ((0, 0.25), (1, 0.15))]
+        doubt = np.repeat(np.exp(output[3:]) * 4, 3, 0)
+        rows.append(np.concatenate([*grey, output[:3], stained, doubt], axis=2))
+    picture = (np.clip(np.concatenate(rows, axis=1), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    Image.fromarray(picture).save(path)
+
+
+def train_stainer(
+    data_dir: Path,
+    out_dir: Path,
+    *,
+    recipe: str | Path | Recipe = "unet-film",
+    architecture: str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    resume: bool = False,
+    workers: int = 0,
+    limit: int | None = None,
+    cells_per_domain: int = 40,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train generator and polarity network on the smears of `data_dir` and write `out_dir`/package.
+
+    `steps`, `seed` and `architecture` override the recipe (a shipped one by name, a YAML file, or the
+    value itself); `limit` takes the first so many images alone.  The confidence is calibrated on the
+    validation smears, the card's metrics, which are returned, are measured on the test smears.
+    """
+    from stainers.export import export_package
+    from stainers.polarity import train_polarity
+
+    plan = recipe if isinstance(recipe, Recipe) else read_recipe(recipe)
+    plan = replace(
+        plan,
+        steps=plan.steps if steps is None else steps,
+        seed=plan.seed if seed is None else seed,
+        architecture=plan.architecture if architecture is None else architecture,
+    )
+    smears = load_smears(data_dir, limit=limit)
+    run = train_generator(smears, out_dir, plan, resume=resume, workers=workers, progress=progress)
+    polarity = train_polarity(smears, plan.polarity_steps, plan.seed)
+    package = export_package(
+        run.average,
+        polarity,
+        smears,
+        plan,
+        out_dir / "package",
+        steps_done=run.step,
+        cells_per_domain=cells_per_domain,
+    )
+    return package.card.metrics
