@@ -16,7 +16,7 @@ from detectors.datasets import LEUKOCYTE, LEUKOCYTE_UM, RED_CELL, RED_CELL_UM, i
 from pipeline.errors import BadInput
 
 DEFAULT_DETECTORS = {"brightfield": "leukocyte-brightfield", "dic": "leukocyte-dic"}
-HYPOTHESES_UM = tuple(float(v) for v in 0.035 * 1.5 ** np.arange(9))  # 0.035 ... 0.9 µm
+HYPOTHESES_UM = tuple(float(v) for v in 0.036 * 1.65 ** np.arange(7))  # 0.036 ... 0.73 µm
 CONSISTENT = 0.28  # standard deviation, in ln, of the error that a look at a wrong scale forgives
 MIN_SCORE = 0.25
 WINDOW_UM = 110.0  # side of the middle that is looked at: some hundred red cells

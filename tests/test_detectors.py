@@ -1,0 +1,203 @@
+"""What every registered detector promises, and what the shipped networks do beyond that."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detectors.base import Detector
+from detectors.boxes import iou_matrix, suppress
+from detectors.evaluation import average_precision, match, precision_recall
+from pipeline.errors import BadInput
+from storage.registry import available, load
+from tests.detector_scenes import smear
+
+CELLS_UM = [(20.0, 22.0), (62.0, 30.0), (38.0, 66.0)]
+
+
+@pytest.fixture(params=available("detector"))
+def detector(request):
+    return load("detector", request.param)
+
+
+def reads_stain(detector) -> bool:
+    """Whether stained leukocytes are its business; one that states no modalities finds other cells."""
+    return "brightfield" in getattr(detector, "modalities", ())
+
+
+def found(detector, image, pixel_size_um, threshold=0.3):
+    boxes, scores = detector.detect(image, pixel_size_um)
+    return boxes[scores >= threshold]
+
+
+# --- contract: holds for whatever is registered -------------------------------------------------
+
+
+def test_a_detector_keeps_the_protocol_and_its_types(detector):
+    assert isinstance(detector, Detector)
+    image, _ = smear((60, 60), [(30.0, 30.0)], 0.2)
+    boxes, scores = detector.detect(image, 0.2)
+    assert boxes.dtype == np.float32
+    assert scores.dtype == np.float32
+    assert boxes.shape == (len(scores), 4)
+    assert (np.diff(scores) <= 0).all()
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert boxes.min(initial=0) >= 0
+    assert boxes.max(initial=0) <= 300
+
+
+def test_the_same_image_gives_the_same_boxes_whatever_was_seen_before(detector):
+    image, _ = smear((60, 60), [(30.0, 30.0)], 0.2)
+    other, _ = smear((45, 80), [(20.0, 20.0)], 0.2, seed=3)
+    first = detector.detect(image, 0.2)
+    detector.detect(other, 0.2)
+    again = detector.detect(image, 0.2)
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 1), (8, 900), (700, 6), (33, 65)])
+def test_tiny_and_narrow_images_are_no_trouble(detector, shape):
+    image = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    boxes, scores = detector.detect(image, 0.1)
+    assert boxes.shape == (len(scores), 4)
+    assert (boxes[:, [0, 2]] <= shape[1]).all()
+    assert (boxes[:, [1, 3]] <= shape[0]).all()
+
+
+@pytest.mark.parametrize("colour", [(235, 230, 225), (255, 255, 255), (0, 0, 5), (250, 235, 150)])
+def test_an_empty_field_has_no_cells(detector, colour):
+    image = np.empty((400, 500, 3), np.uint8)
+    image[:] = colour
+    assert len(found(detector, image, 0.2)) == 0
+
+
+@pytest.mark.parametrize("pixel_size_um", [0.0, -0.1, float("nan"), float("inf"), 50.0])
+def test_an_impossible_pixel_size_is_refused(detector, pixel_size_um):
+    image, _ = smear((30, 30), [], 0.2)
+    with pytest.raises(BadInput, match="pixel size"):
+        detector.detect(image, pixel_size_um)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((9, 9), np.uint16), np.zeros((9, 9, 4), np.uint8), np.zeros(9, np.uint8)]
+)
+def test_an_image_of_another_kind_is_refused_in_one_sentence(detector, image):
+    if not hasattr(detector, "modalities"):
+        pytest.skip("states no modalities")
+    with pytest.raises(BadInput, match=r"reads .*\.$"):
+        detector.detect(image, 0.1)
+
+
+def test_leukocytes_are_found_where_they_are_and_red_cells_are_not(detector):
+    if not reads_stain(detector):
+        pytest.skip("reads no stain")
+    image, truth = smear((90, 90), CELLS_UM, 0.2)
+    boxes = found(detector, image, 0.2)
+    assert len(boxes) == len(truth)
+    assert (iou_matrix(truth, boxes).max(1) > 0.6).all()
+
+
+@pytest.mark.parametrize("pixel_size_um", [0.08, 0.15, 0.3])
+def test_the_pixel_size_does_not_change_what_is_found(detector, pixel_size_um):
+    if not reads_stain(detector):
+        pytest.skip("reads no stain")
+    image, truth = smear((90, 90), CELLS_UM, pixel_size_um)
+    boxes = found(detector, image, pixel_size_um)
+    assert len(boxes) == len(truth)
+    assert (iou_matrix(truth, boxes).max(1) > 0.6).all()
+
+
+# --- the networks -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def network():
+    """A detector of its own, so that a test may change its windows."""
+    import copy
+
+    networks = [load("detector", n) for n in available("detector")]
+    return copy.copy(next(n for n in networks if hasattr(n, "look") and reads_stain(n)))
+
+
+def test_a_cell_on_a_seam_is_one_box_wherever_the_seam_lies(network):
+    # One leukocyte each 26 µm: whatever the windows, several lie on a seam.
+    cells = [(16.0 + 26 * i, 16.0 + 26 * j) for i in range(5) for j in range(3)]
+    image, truth = smear((84, 136), cells, 0.25)
+    whole = found(network, image, 0.25)
+    assert len(whole) == len(truth)
+    for window in (256, 300, 352):
+        network.window_px, network.overlap_px = window, 120
+        tiled = found(network, image, 0.25)
+        assert len(tiled) == len(truth), window
+        assert (iou_matrix(truth, tiled).max(1) > 0.6).all()
+        assert iou_matrix(whole, tiled).max(1).min() > 0.8
+
+
+def test_memory_is_bounded_as_a_slide_is_read_window_by_window(network):
+    class Slide:
+        """A 40,000 x 40,000 px slide that remembers the largest piece anyone asked for."""
+
+        shape, dtype, largest = (40_000, 40_000, 3), np.dtype(np.uint8), 0
+
+        def __getitem__(self, where):
+            rows, columns = where
+            size = (rows.stop - rows.start, columns.stop - columns.start)
+            self.largest = max(self.largest, size[0] * size[1])
+            raise StopIteration
+
+    slide = Slide()
+    with pytest.raises(StopIteration):
+        network.look(slide, 0.1)
+    assert 0 < slide.largest < 4000**2
+
+
+def test_red_cells_are_seen_as_red_cells(network):
+    image, _ = smear((90, 90), CELLS_UM, 0.2)
+    seen = network.look(image, 0.2)
+    assert (seen.scores[seen.classes == 1] > 0.3).sum() > 30
+
+
+# --- boxes and figures --------------------------------------------------------------------------
+
+
+def test_overlap_is_what_a_ruler_says():
+    a = np.array([[0, 0, 10, 10]])
+    b = np.array([[5, 0, 15, 10], [0, 0, 10, 10], [20, 20, 30, 30]])
+    np.testing.assert_allclose(iou_matrix(a, b)[0], [1 / 3, 1, 0])
+
+
+def test_the_better_of_two_boxes_of_a_cell_stays_and_a_neighbour_too():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [11, 0, 21, 10]], np.float32)
+    assert suppress(boxes, np.array([0.5, 0.9, 0.8]), 0.5).tolist() == [1, 2]
+
+
+def test_half_a_cell_inside_a_whole_one_goes():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 4, 10]], np.float32)
+    assert suppress(boxes, np.array([0.6, 0.9]), 0.5).tolist() == [1, 0]
+    assert suppress(boxes, np.array([0.9, 0.6]), 0.5, 0.8).tolist() == [0]
+
+
+def test_a_truth_is_found_once():
+    truth = np.array([[0, 0, 10, 10.0]])
+    boxes = np.array([[0, 0, 10, 10.0], [0, 0, 10, 9.0]])
+    assert match(boxes, np.array([0.3, 0.8]), truth, 0.5).tolist() == [False, True]
+
+
+def test_average_precision_of_known_lists():
+    truth = [np.array([[0, 0, 10, 10.0], [20, 0, 30, 10.0]])]
+    perfect = average_precision([truth[0]], [np.array([0.9, 0.8])], truth)
+    assert perfect[:2] == (1.0, 1.0)
+    # A false box scored above both halves... precision 1/2 then 2/3 at full recall, envelope 2/3.
+    boxes = [np.vstack([[50, 50, 60, 60.0], truth[0]])]
+    ap50, _, _ = average_precision(boxes, [np.array([0.95, 0.9, 0.8])], truth)
+    assert ap50 == pytest.approx(2 / 3)
+    precision, recall, _ = precision_recall(boxes, [np.array([0.95, 0.9, 0.8])], truth)
+    np.testing.assert_allclose(precision, [0, 1 / 2, 2 / 3])
+    np.testing.assert_allclose(recall, [0, 1 / 2, 1])
+
+
+def test_nothing_found_is_average_precision_zero():
+    none = [np.zeros((0, 4))]
+    assert average_precision(none, [np.zeros(0)], [np.array([[0, 0, 1, 1.0]])])[:2] == (0.0, 0.0)

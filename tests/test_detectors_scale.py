@@ -1,0 +1,91 @@
+"""The scale of an image that does not state one, its modality, and the weight-free detector."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detectors.classical import ClassicalDetector
+from detectors.scale import guess_modality, infer_pixel_size_um
+from pipeline.errors import BadInput
+from tests.detector_scenes import smear
+
+CELLS_UM = [(20.0, 22.0), (62.0, 30.0), (38.0, 66.0)]
+
+
+@pytest.mark.parametrize("pixel_size_um", [0.07, 0.2, 0.4])
+def test_the_scale_of_a_smear_is_read_from_its_red_cells(pixel_size_um):
+    image, _ = smear((90, 90), CELLS_UM, pixel_size_um)
+    estimate = infer_pixel_size_um(image)
+    assert estimate.pixel_size_um == pytest.approx(pixel_size_um, rel=0.15)
+    assert estimate.n_red_cells > 10
+    assert "red cells" in estimate.how
+
+
+def test_without_red_cells_a_leukocyte_gives_a_rough_scale_that_says_so():
+    image, _ = smear((24, 24), [(12.0, 12.0)], 0.2, red_cells=False)
+    sure = infer_pixel_size_um(smear((90, 90), CELLS_UM, 0.2)[0])
+    rough = infer_pixel_size_um(image)
+    assert rough.pixel_size_um == pytest.approx(0.2, rel=0.4)
+    assert "rough" in rough.how
+    assert rough.confidence < sure.confidence
+
+
+def test_an_image_without_cells_is_refused_with_the_way_out():
+    with pytest.raises(BadInput, match="--pixel-size"):
+        infer_pixel_size_um(np.full((128, 128, 3), 230, np.uint8))
+
+
+def test_an_unknown_modality_is_refused():
+    with pytest.raises(BadInput, match="brightfield or dic"):
+        infer_pixel_size_um(np.full((64, 64, 3), 230, np.uint8), "phase")
+
+
+def relief(image: np.ndarray) -> np.ndarray:
+    """The directional derivative of a stained image: what DIC looks like."""
+    dark = 255.0 - image.mean(-1)
+    return np.clip(120 + 2.0 * (np.roll(dark, 2, 1) - np.roll(dark, -2, 1)), 0, 255).astype(np.uint8)
+
+
+def test_colour_is_brightfield_relief_is_dic_and_grey_absorption_is_brightfield():
+    image, _ = smear((90, 90), CELLS_UM, 0.2)
+    grey = image.mean(-1).astype(np.uint8)
+    assert guess_modality(image) == "brightfield"
+    assert guess_modality(grey) == "brightfield"
+    assert guess_modality(np.repeat(grey[..., None], 3, 2)) == "brightfield"
+    assert guess_modality(relief(image)) == "dic"
+    assert guess_modality(np.repeat(relief(image)[..., None], 3, 2)) == "dic"
+
+
+def test_the_classical_detector_refuses_dic_with_a_clear_sentence():
+    image, _ = smear((60, 60), [(30.0, 30.0)], 0.2)
+    with pytest.raises(BadInput, match="stained colour image"):
+        ClassicalDetector().detect(relief(image), 0.2)
+
+
+def test_the_classical_detector_counts_a_cell_on_a_window_edge_once(monkeypatch):
+    cells = [(16.0 + 26 * i, 16.0 + 26 * j) for i in range(5) for j in range(3)]
+    image, truth = smear((84, 136), cells, 0.25)
+    monkeypatch.setattr("detectors.classical.WINDOW_UM", 40.0)
+    boxes, _ = ClassicalDetector().detect(image, 0.25)
+    assert len(boxes) == len(truth)
+
+
+def test_the_classical_detector_keeps_one_box_for_a_lobed_nucleus_and_two_for_two_cells():
+    image, truth = smear((50, 60), [(18.0, 25.0), (34.0, 25.0)], 0.1)
+    boxes, _ = ClassicalDetector().detect(image, 0.1)
+    assert len(boxes) == len(truth) == 2
+
+
+@pytest.mark.real
+def test_known_smears_are_measured_within_a_fifth(real_data):
+    from detectors.datasets import image_scale_um, label_path, read_image, read_labels
+
+    paths = sorted((real_data / "smears" / "images" / "val").glob("*.jpg"))[::60]
+    for path in paths:
+        image = read_image(path)
+        height, width = image.shape[:2]
+        truth = image_scale_um(*read_labels(label_path(path), width, height), width, height)
+        if truth is None:  # too few labelled red cells to say
+            continue
+        assert infer_pixel_size_um(image).pixel_size_um == pytest.approx(truth, rel=0.2), path.name
