@@ -80,20 +80,17 @@ def render_html(
     fields: Sequence[FieldPicture] = (),
     registrations: Mapping[tuple[str, str], np.ndarray] | None = None,
     settings: ReportSettings | None = None,
-    min_confidence: float | None = None,
 ) -> str:
     """The page of a result.
 
     `thumbnails` maps cell ids to pictures (H, W, 3) uint8 of any size, best twice as large as they
     are shown; `registrations` maps (slide, field) to quality pictures.  Pictures are encoded smaller
     until the page is under `settings.max_bytes`; where that is not enough, the surest cells are left
-    out and the page says so.  `min_confidence` marks the cells below it as in doubt.
+    out and the page says so.  Cells under the calibrated confidence of the result are marked.
     """
     settings = settings or ReportSettings()
     chosen = _choose(result, settings)
-    bare = len(
-        _render(result, chosen, {}, Encoded(), Encoded(), (), fields, settings, min_confidence).encode()
-    )
+    bare = len(_render(result, chosen, {}, Encoded(), Encoded(), (), fields, settings).encode())
     room = max(0, settings.max_bytes - bare - 20_000)
     overviews = {f"f{i}": p.image for i, p in enumerate(fields)}
     field_images = encode_within(overviews, list(overviews), int(0.40 * room), FIELD_LADDER)
@@ -113,9 +110,7 @@ def render_html(
     if cell_images.left_out:
         gone = set(cell_images.left_out)
         chosen = {k: tuple(c for c in cells if c.cell_id not in gone) for k, cells in chosen.items()}
-    return _render(
-        result, chosen, pictures, field_images, check_images, checked, fields, settings, min_confidence
-    )
+    return _render(result, chosen, pictures, field_images, check_images, checked, fields, settings)
 
 
 def _choose(result: Result, settings: ReportSettings) -> dict[str, tuple[GalleryCell, ...]]:
@@ -150,8 +145,8 @@ def _render(
     checked: Sequence[tuple[str, str]],
     fields: Sequence[FieldPicture],
     settings: ReportSettings,
-    min_confidence: float | None,
 ) -> str:
+    min_confidence = result.method.min_confidence
     colours = {g.class_: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, g in enumerate(result.galleries)}
     anchors = {(p.slide, p.field, _shown(p.modality), p.stain): f"f{i}" for i, p in enumerate(fields)}
     shelves: list[Shelf] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Literal
 
@@ -83,7 +83,8 @@ def field_reports(
     scores = focus_scores(quality)
     reports = []
     for slide, name in sorted(set(images) | {(s, f) for s, f in named if s and f}):
-        reason = _rejected(slide, name, images.get((slide, name), []), quality, case.problems)
+        own = [p for p in problems if (p.slide, p.field) == (slide, name)]
+        reason = _rejected(images.get((slide, name), []), own)
         here = [c for c in cells if (c.slide, c.field) == (slide, name)]
         registration = quality.registrations.get((slide, name))
         reports.append(
@@ -105,22 +106,17 @@ def field_reports(
     return tuple(reports)
 
 
-def _rejected(
-    slide: str,
-    name: str,
-    images: list[FieldImage],
-    quality: Quality,
-    intake: Iterable[Problem],
-) -> str | None:
+def _rejected(images: list[FieldImage], problems: list[Problem]) -> str | None:
+    """Why a field is not used; `images` and `problems` are those of the field."""
+    fatal = [p for p in problems if p.fatal_for_field]
     if not images:
-        own = [p for p in intake if (p.slide, p.field) == (slide, name) and p.fatal_for_field]
-        return own[0].message if own else "no image of the field could be used"
-    # A later stage's problem names the file that it lost; the field is gone when all that could be
+        return fatal[0].message if fatal else "no image of the field could be used"
+    # A problem of a later stage names the file that it lost; the field is gone when all that could be
     # counted is.
-    lost = {p.file: p for p in quality.problems if (p.slide, p.field) == (slide, name) and p.fatal_for_field}
+    lost = {p.file for p in fatal}
     countable = [i for i in images if i.modality == "brightfield"] or images
-    if lost and all(i.file in lost or None in lost for i in countable):
-        return next(iter(lost.values())).message
+    if all(i.file in lost for i in countable):
+        return next(p.message for p in fatal if p.file == countable[0].file)
     return None
 
 

@@ -131,6 +131,9 @@ class Method(Part):
     level: float
     rounding: str
     taxonomy_version: str
+    min_confidence: float | None = Field(
+        None, description="calibrated confidence below which a cell is in doubt; null: the model states none"
+    )
 
 
 class Row(Part):
