@@ -144,12 +144,14 @@ def simulate_case(
     if perls:
         from phantoms.marrow import perls_fields
 
-        for view, image, entry in perls_fields(
+        for view, image, labels, entry in perls_fields(
             cells, views, pixel_size_um, seed=seed, bits=bits, nuisances=nuisance, hard=hard, where=where
         ):
             file = f"{view.name}_BF{SUFFIX[format]}"
             _write(folder / file, image, pixel_size_um, format)
             rows.append(_row("slide-2", view, "brightfield", "Perls", file, pixel_size_um))
+            if write_masks:
+                _write_mask(folder / "truth" / f"{view.name}.png", labels)
             truth["fields"][view.name] = entry
     truth["cells"] = [_cell_truth(c, where.get(c.number, [])) for c in cells if c.number in where]
     truth["counts"] = _counts(truth["cells"])

@@ -296,10 +296,10 @@ def perls_fields(
     hard: bool,
     where: dict[int, list[str]],
     style: StainStyle | None = None,
-) -> Iterator[tuple[FieldView, Array, dict[str, Any]]]:
+) -> Iterator[tuple[FieldView, Array, Array, dict[str, Any]]]:
     """The Perls slide of a marrow: the same cells in fields named P001…, with the truth of each.
 
-    Yields (view, image, truth).  Truth adds to boxes and classes what each erythroblast holds:
+    Yields (view, image, labels, truth).  Truth adds to boxes and classes what each erythroblast holds:
     granules in pixels of the field, how many are perinuclear, the arc covered, the type.
     """
     rng = np.random.default_rng([seed, 2])
@@ -331,7 +331,7 @@ def perls_fields(
                 if "iron" in drawn.truth
             ],
         }
-        yield view, develop(density, pixel_size_um, light, field_rng, bits=bits), entry
+        yield view, develop(density, pixel_size_um, light, field_rng, bits=bits), layers.labels, entry
 
 
 def iron_truth(cell: TrueCell, layers: Layers, view: FieldView, pixel_size_um: float) -> dict[str, Any]:
