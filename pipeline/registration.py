@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.registration_evidence import density_correlation, held_out, p_false_accept
-from pipeline.registration_fit import fit_transform, updated
+from pipeline.registration_fit import fit_transform, shifted, updated
 from pipeline.registration_prepare import (
     MIN_SIDE_PX,
     Unusable,
@@ -104,6 +104,7 @@ def _align(
         tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=reach)
         step = _fit(tiles)
         matrix, shear = updated(matrix, step), tiles.shear_rad
+    matrix = shifted(matrix, tiles.bias)
     evidence = held_out(tiles)
     p_false = p_false_accept(start.score, evidence)
     full = np.linalg.inv(df.from_full) @ matrix @ bf.from_full
@@ -136,7 +137,7 @@ def _align(
         )
     back_matrix = np.linalg.inv(matrix)
     back = measure_tiles(df.image, bf.image, back_matrix, shear, side=side, reach=4, swapped=True)
-    back_matrix = updated(back_matrix, _fit(back))
+    back_matrix = shifted(updated(back_matrix, _fit(back)), back.bias)
     values["forward_backward_px"] = _round_trip(matrix, back_matrix, bf.image.shape) * factor
     return Registration(status="ok", matrix=_as_matrix(full), **values)
 

@@ -117,3 +117,8 @@ def updated(matrix: Array, affine: Array) -> Array:
     step[:2] += affine
     out: Array = matrix @ step
     return out
+
+
+def shifted(matrix: Array, shift: Array) -> Array:
+    """The matrix that follows once all content was found at a place + shift (2,)."""
+    return updated(matrix, np.column_stack([np.zeros((2, 2)), shift]))

@@ -30,7 +30,8 @@ class Tiles:
     centres (N, 2) x, y in brightfield working pixels; shifts (N, 2): the content of the tile is
     found at centre + shift in the DIC that was warped by the matrix of the time; height (N,): peak
     over the spread of the correlation plane; information (2, 2): inverse covariance of a shift whose
-    height is one; shear_rad: the shear direction that the tiles show.
+    height is one; shear_rad: the shear direction that the tiles show; bias (2,): what the shifts
+    lack because the DIC also absorbs a little (`absorption_bias`).
     """
 
     centres: Array
@@ -38,6 +39,7 @@ class Tiles:
     height: Array
     information: Array
     shear_rad: float
+    bias: Array
 
     @property
     def informative(self) -> Array:
@@ -100,7 +102,7 @@ def measure_tiles(
     h, w = brightfield.shape
     corners = tile_corners(overlap(matrix, (h, w), dic.shape), side)
     if len(corners) < 4:
-        return Tiles(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), np.eye(2), shear_rad)
+        return Tiles(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), np.eye(2), shear_rad, np.zeros(2))
     warped = cv2.warpAffine(dic, matrix[:2], (w, h), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
     hann = np.hanning(side + 2)[1:-1].astype(np.float32)
     window = np.outer(hann, hann)
@@ -117,14 +119,18 @@ def measure_tiles(
     ky, kx, _ = frequencies(side, side)
     kx = np.abs(kx[:, : side // 2 + 1])
     k = np.hypot(ky, kx)
-    unit = cross.mean(0).imag * whiten
-    shear_rad = _direction(unit, kx, ky, k, shear_rad)
+    mean = cross.mean(0) * whiten
+    shear_rad = _direction(mean.imag, kx, ky, k, shear_rad)
     along = (kx * np.cos(shear_rad) + ky * np.sin(shear_rad)) / np.maximum(k, 1e-6)
-    weight = coherence_weight(unit * np.sign(along), along, k)
+    weight = coherence_weight(mean.imag * np.sign(along), along, k)
     cross *= -1j * np.sign(along) * weight * whiten
-    plane = sfft.irfft2(cross, s=(side, side))
-    shifts, height = peaks(plane, reach)
-    return Tiles(corners + (side - 1) / 2, shifts, height, _information(weight, kx, ky), shear_rad)
+    shifts, height, value = peaks(cross, reach)
+    u = np.array([np.cos(shear_rad), np.sin(shear_rad)])
+    value = np.where(height >= MIN_HEIGHT, value, 0)
+    seen = float((shifts @ u * value).sum() / max(float(value.sum()), 1e-12))
+    drift = absorption_drift(mean * (-1j * np.sign(along)), along * k, k)
+    bias = np.zeros(2) if drift is None else float(np.clip(-drift - seen, -0.3, 0.3)) * u
+    return Tiles(corners + (side - 1) / 2, shifts, height, _information(weight, kx, ky), shear_rad, bias)
 
 
 def _direction(unit: Array, kx: Array, ky: Array, k: Array, otherwise: float) -> float:
@@ -155,6 +161,32 @@ def coherence_weight(agreement: Array, along: Array, k: Array) -> Array:
     return out
 
 
+def absorption_drift(steered: Array, along: Array, k: Array) -> float | None:
+    """How far along the shear the DIC lies off, in working pixels, told apart from its absorption.
+
+    What a DIC image still absorbs, or the square of a strong phase, is even where the derivative is
+    odd: it turns the phase of the cross spectrum by about c / k, most where structures are broad.  A
+    shift d turns it by 2 pi d k.  Both are fitted to the phases of rings of frequencies, as far up as
+    the coherence carries; None where fewer than four rings do.
+    """
+    forward = np.abs(along) > 0.6 * np.maximum(k, 1e-6)
+    ring = np.where(forward, (k * 40).astype(int), 0).ravel()
+    count = np.maximum(np.bincount(ring, minlength=40), 1)
+    at, even, odd = (
+        (np.bincount(ring, part.ravel(), 40) / count)[1:17]
+        for part in (np.abs(along), steered.real, steered.imag * np.sign(along))
+    )
+    good = even > 0.3
+    last = len(good) if good.all() else int(np.argmin(good))
+    if last < 4:
+        return None
+    at, even, phase = at[:last], np.minimum(even[:last], 0.97), np.arctan2(odd, even)[:last]
+    weight = even / np.sqrt(1 - even**2) * at
+    design = np.stack([2 * np.pi * at, 0.05 / at], 1)
+    gram = (design * weight[:, None]).T @ design + np.diag([0.3, 0.3])
+    return float(np.linalg.solve(gram, (design * weight[:, None]).T @ phase)[0])
+
+
 def _information(weight: Array, kx: Array, ky: Array) -> Array:
     """Inverse covariance (2, 2) of a shift at height one: curvature of the peak the weights make.
 
@@ -167,21 +199,34 @@ def _information(weight: Array, kx: Array, ky: Array) -> Array:
     return (2 * np.pi) ** 2 * np.array([[xx, xy], [xy, yy]]) + 1e-6 * np.eye(2)
 
 
-def peaks(plane: Array, reach: int) -> tuple[Array, Array]:
-    """Sub-pixel peaks (N, 2) x, y within `reach` of the origin of planes (N, S, S), and heights."""
-    n = len(plane)
-    near = np.concatenate([plane[:, -reach - 1 :], plane[:, : reach + 2]], 1)
-    near = np.concatenate([near[:, :, -reach - 1 :], near[:, :, : reach + 2]], 2)
-    side = near.shape[1]
+def peaks(spectra: Array, reach: int) -> tuple[Array, Array, Array]:
+    """Sub-pixel peaks (N, 2) x, y within `reach` of the origin, their heights (N,) and values (N,).
+
+    A height is a value over the plane's spread.
+
+    `spectra` (N, S, S // 2 + 1) complex are half spectra of correlation planes.  Only the planes'
+    middle is transformed back, as two matrix products; their spread comes from Parseval's theorem.
+    """
+    n, side, half = spectra.shape
+    at = np.arange(-reach - 1, reach + 2)
+    rows = np.exp(2j * np.pi / side * np.outer(at, np.fft.fftfreq(side, 1 / side))).astype(np.complex64)
+    columns = np.exp(2j * np.pi / side * np.outer(np.arange(half), at)).astype(np.complex64)
+    twice = np.full(half, 2.0, np.float32)  # the half that a real plane's spectrum leaves out
+    twice[0] = 1
+    twice[-1] = 1 if side % 2 == 0 else 2
+    columns *= twice[:, None]
+    near = (rows @ (spectra @ columns)).real  # times S^2, as is the spread below
+    power = np.square(spectra.real) + np.square(spectra.imag)
+    spread = np.sqrt((power * twice).sum(axis=(1, 2)))
+
+    width = near.shape[1]
     inner = near[:, 1:-1, 1:-1].reshape(n, -1)
-    at = inner.argmax(1)
-    y, x = at // (side - 2) + 1, at % (side - 2) + 1
+    best = inner.argmax(1)
+    y, x = best // (width - 2) + 1, best % (width - 2) + 1
     i = np.arange(n)
     block = np.stack([near[i, y + dy, x + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)], 1)
-    offset = quadratic_vertex(block)
-    shifts = np.stack([x - reach - 1, y - reach - 1], 1) + offset
-    spread = np.sqrt(np.square(plane).mean(axis=(1, 2)))
-    return shifts, block[:, 4] / np.maximum(spread, 1e-12)
+    shifts = np.stack([x - reach - 1, y - reach - 1], 1) + quadratic_vertex(block)
+    return shifts, block[:, 4] / np.maximum(spread, 1e-12), block[:, 4]
 
 
 def quadratic_vertex(block: Array) -> Array:
