@@ -33,10 +33,8 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     detections, quality, overviews, problems = wrap("detection", stages.detection)(run, case)
     found = wrap("cells", stages.cells)(run, case, detections, registrations)
     patches_mark = wrap("patches", stages.patches)(run, case, found)
-    staining_mark, confidence = wrap("staining", stages.staining)(run, found, patches_mark)
-    classes = wrap("classification", stages.classification)(
-        run, found, patches_mark, staining_mark, confidence
-    )
+    staining_mark, doubt = wrap("staining", stages.staining)(run, case, found, patches_mark)
+    classes = wrap("classification", stages.classification)(run, found, patches_mark, staining_mark, doubt)
     findings = reporting.gather(
         case.model_copy(update={"problems": (*case.problems, *problems)}),
         found,

@@ -190,6 +190,9 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
 
     classifier = describe("classifier", run.settings.classification.classifier)
     card = classifier.card if isinstance(classifier, ModelPackage) else None
+    min_confidence = run.settings.classification.min_confidence
+    if min_confidence is None and card is not None:
+        min_confidence = card.parameters.get("min_confidence")
     case = findings.case.model_copy(update={"case_id": pseudonym(run.case_id)})
     result = build_result(
         case,
@@ -213,7 +216,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             version=version("smearflow"),
             commit=source_commit(),
             known_classes=card.classes if card else None,
-            min_confidence=card.parameters.get("min_confidence") if card else None,
+            min_confidence=min_confidence,
         ),
         run.settings,
     )
@@ -225,6 +228,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             list(field_pictures(run, findings)),
             registration_pictures(run, findings),
             run.settings.report,
+            min_confidence,
         ).encode(),
         TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, card.classes if card else None)),
     }

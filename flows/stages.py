@@ -292,8 +292,14 @@ def virtual_rows(found: tuple[Cell, ...]) -> list[bool]:
     return [c.modality == "dic" for c in found]
 
 
-def staining(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> tuple[str, dict[str, float]]:
-    """Virtual MGG of the cells that were never stained: the store's mark, and each cell's confidence."""
+def staining(
+    run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str
+) -> tuple[str, dict[str, tuple[float, bool]]]:
+    """Virtual MGG of the cells that were never stained.
+
+    Returns the fingerprint of what the store now holds and, by cell, the confidence and whether it
+    reaches the model's threshold.
+    """
     from storage.case_store import CaseStore
 
     settings = run.settings.staining
@@ -314,25 +320,27 @@ def staining(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> tuple[
                 mark,
                 [c.cell_id for c in found],
             )
+    units = [u for u in _units(run, len(found)) if any(virtual_rows(found[u[1] : u[2]]))]
     items = [
         Item(
             key=unit_key(index),
             function=work.stain_unit,
             gpu=True,
             args=(
+                str(run.case_dir),
                 run.store.url,
                 run.case_id,
                 index,
                 start,
                 len(found),
                 mark,
-                [c.modality == "dic" for c in found[start:end]],
+                list(found[start:end]),
+                [i for i in case.images if i.modality == "dic"],
                 run.settings,
             ),
             fingerprint=fingerprint(mark, index),
         )
-        for index, start, end in _units(run, len(found))
-        if any(virtual_rows(found[start:end]))
+        for index, start, end in units
     ]
     outcomes = run.run_items(
         "staining",
@@ -340,17 +348,23 @@ def staining(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> tuple[
         intact=lambda key: all(store.unit_is_intact(n, int(key.split("-")[1]), mark) for n in names),
     )
     _need_all(run, "staining", outcomes)
-    confidence: dict[str, float] = {}
-    for index, start, end in _units(run, len(found)):
-        output = outcomes[unit_key(index)].output if unit_key(index) in outcomes else None
-        for cell, value in zip(found[start:end], (output or {}).get("confidence", []), strict=False):
+    doubt: dict[str, tuple[float, bool]] = {}
+    for index, start, end in units:
+        output = outcomes[unit_key(index)].output or {}
+        for cell, value, enough in zip(
+            found[start:end], output["confidence"], output["trusted"], strict=True
+        ):
             if value is not None:
-                confidence[cell.cell_id] = value
-    return mark, confidence
+                doubt[cell.cell_id] = (value, enough)
+    return mark, doubt
 
 
 def classification(
-    run: CaseRun, found: tuple[Cell, ...], patches_mark: str, staining_mark: str, confidence: dict[str, float]
+    run: CaseRun,
+    found: tuple[Cell, ...],
+    patches_mark: str,
+    staining_mark: str,
+    doubt: dict[str, tuple[float, bool]],
 ) -> tuple[CellClass, ...]:
     """Class, confidence, novelty and measures of every cell."""
     settings = run.settings.classification
@@ -378,7 +392,13 @@ def classification(
     outcomes = run.run_items("classification", items)
     _need_all(run, "classification", outcomes)
     classes = [CellClass.model_validate(c) for o in outcomes.values() for c in (o.output or {})["classes"]]
-    return tuple(
-        c.model_copy(update={"stain_confidence": confidence[c.cell_id]}) if c.cell_id in confidence else c
-        for c in classes
-    )
+    return tuple(_with_doubt(c, doubt.get(c.cell_id)) for c in classes)
+
+
+def _with_doubt(found: CellClass, doubt: tuple[float, bool] | None) -> CellClass:
+    """A cell whose virtual image is less sure than the stainer's card demands is not named."""
+    if doubt is None:
+        return found
+    confidence, enough = doubt
+    label = found.label if enough else "unidentified"
+    return found.model_copy(update={"stain_confidence": confidence, "label": label})

@@ -240,17 +240,36 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return image[..., None] if image.ndim == 2 else image[..., 1:2]
 
 
+def _shear_by_field(
+    case_dir: str, stainer: Any, cells: list[Cell], images: list[FieldImage], settings: Settings
+) -> dict[tuple[str, str], float]:
+    """The shear direction of each DIC field, for a stainer that wants it: a field shows it, a patch guesses."""
+    if not getattr(stainer, "uses_shear", False):
+        return {}
+    wanted = {(c.slide, c.field) for c in cells if c.modality == "dic"}
+    return {
+        (image.slide, image.field): float(stainer.find_shear_deg(_read(case_dir, image, settings)))
+        for image in images
+        if image.modality == "dic" and (image.slide, image.field) in wanted
+    }
+
+
 def stain_unit(
+    case_dir: str,
     store_url: str,
     case_id: str,
     unit_index: int,
     first_row: int,
     n_cells: int,
     mark: str,
-    wanted: list[bool],
+    cells: list[Cell],
+    images: list[FieldImage],
     settings: Settings,
 ) -> dict[str, Any]:
-    """Stain the DIC patches of one write unit virtually; rows not wanted stay empty."""
+    """Stain the DIC-only cells of one write unit virtually; the rows of other cells stay empty.
+
+    Returns, per row, the confidence and whether it reaches the model's own threshold.
+    """
     from pipeline.staining import stain_patches
     from storage.case_store import CaseStore
     from storage.registry import load
@@ -258,23 +277,27 @@ def stain_unit(
 
     _limit_threads()
     size, model = settings.staining.size_px, settings.staining.dic_stainer
-    store = CaseStore(Store(store_url), case_id)
-    dic = store.read_rows(f"patches/{size}/dic", first_row, first_row + len(wanted))
-    rows = np.flatnonzero(wanted)
-    stained = stain_patches(dic[rows], load("stainer", model), settings.staining)
-    image = np.zeros((len(wanted), size, size, 3), np.uint8)
-    uncertainty = np.zeros((len(wanted), size, size, 1), np.uint8)
+    store, stainer = CaseStore(Store(store_url), case_id), load("stainer", model)
+    dic = store.read_rows(f"patches/{size}/dic", first_row, first_row + len(cells))
+    rows = np.flatnonzero([c.modality == "dic" for c in cells])
+    shear = _shear_by_field(case_dir, stainer, cells, images, settings)
+    angles = [shear.get((cells[r].slide, cells[r].field)) for r in rows]
+    stained = stain_patches(dic[rows], stainer, settings.staining, shear_angle_deg=angles if shear else None)
+    image = np.zeros((len(cells), size, size, 3), np.uint8)
+    uncertainty = np.zeros((len(cells), size, size, 1), np.uint8)
     image[rows] = stained.image
     # Kept as 8 bit: a picture of where to doubt, 255 = 1.0 of the model's own scale and beyond.
     uncertainty[rows, ..., 0] = np.clip(np.rint(stained.uncertainty * 255.0), 0, 255).astype(np.uint8)
-    store.write_unit(f"virtual/{model}/image", unit_index, first_row, image, n_cells, mark, settings.patches)
-    store.write_unit(
-        f"virtual/{model}/uncertainty", unit_index, first_row, uncertainty, n_cells, mark, settings.patches
-    )
-    confidence: list[float | None] = [None] * len(wanted)
-    for row, value in zip(rows, stained.confidence, strict=True):
+    for name, block in (("image", image), ("uncertainty", uncertainty)):
+        store.write_unit(
+            f"virtual/{model}/{name}", unit_index, first_row, block, n_cells, mark, settings.patches
+        )
+    confidence: list[float | None] = [None] * len(cells)
+    trusted: list[bool] = [True] * len(cells)
+    for row, value, enough in zip(rows, stained.confidence, stained.trusted, strict=True):
         confidence[row] = round(float(value), 6)
-    return {"confidence": confidence}
+        trusted[row] = bool(enough)
+    return {"confidence": confidence, "trusted": trusted}
 
 
 def patches_to_read(store: Any, cells: list[Cell], first_row: int, settings: Settings) -> np.ndarray:
