@@ -243,7 +243,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 def _shear_by_field(
     case_dir: str, stainer: Any, cells: list[Cell], images: list[FieldImage], settings: Settings
 ) -> dict[tuple[str, str], float]:
-    """The shear direction of each DIC field, for a stainer that wants it: a field shows it, a patch guesses."""
+    """The shear direction of each DIC field, for a stainer that wants it: a patch can only guess it."""
     if not getattr(stainer, "uses_shear", False):
         return {}
     wanted = {(c.slide, c.field) for c in cells if c.modality == "dic"}
