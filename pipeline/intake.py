@@ -15,14 +15,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput, UnreadableImage
-from pipeline.intake_manifest import (
-    Declaration,
-    Source,
-    check_case_id,
-    check_pixel_size,
-    declare,
-    inside,
-)
+from pipeline.intake_files import check_case_id, check_pixel_size, inside, read_regular_file, sha256_file
+from pipeline.intake_manifest import Declaration, Source, declare
 from pipeline.settings import IntakeSettings
 from pipeline.types import Case, CaseMode, FieldImage, Problem, SlideRegion, Spec
 
@@ -62,21 +56,6 @@ def _problem(source: Source, code: str, message: str, *, fatal: bool = True) -> 
     )
 
 
-def _read_bytes(path: Path) -> bytes:
-    import os
-    import stat
-
-    from storage.images import MAX_FILE_BYTES
-
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-        found = os.fstat(stream.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError("it is not a file")
-        if found.st_size > MAX_FILE_BYTES:
-            raise OSError(f"it has {found.st_size >> 30} GiB; hand it in as a whole-slide file")
-        return stream.read()
-
-
 def _scale(source: Source, in_file_um: float | None) -> tuple[float, Any, list[Problem]] | None:
     """Pixel size, where it comes from, and a problem where two sources disagree; None where none says."""
     if source.given_pixel_size_um is not None:
@@ -92,8 +71,8 @@ def _scale(source: Source, in_file_um: float | None) -> tuple[float, Any, list[P
         _problem(
             source,
             "PIXEL_SIZE_CONFLICT",
-            f"{source.file}: the {origin} says {size:g} µm a pixel, the {name} {other:.4g} µm; {size:g} µm is used. "
-            "Correct the one that is wrong.",
+            f"{source.file}: the {origin} says {size:g} µm a pixel, the {name} {other:.4g} µm; "
+            f"{size:g} µm is used. Correct the one that is wrong.",
             fatal=False,
         )
         for name, other in others.items()
@@ -105,8 +84,8 @@ def _scale(source: Source, in_file_um: float | None) -> tuple[float, Any, list[P
 def _no_pixel_size(source: Source) -> Inspected:
     where = f"line {source.line} of manifest.csv" if source.line else "a manifest.csv"
     message = (
-        f"{source.file}: neither the manifest nor the file states the pixel size; write it into pixel_size_um in "
-        f"{where}, or give --pixel-size."
+        f"{source.file}: neither the manifest nor the file states the pixel size; write it into "
+        f"pixel_size_um in {where}, or give --pixel-size."
     )
     return Inspected(problems=(_problem(source, MISSING_PIXEL_SIZE, message),))
 
@@ -137,9 +116,9 @@ def inspect_source(case_dir: Path | str, source: Source, settings: IntakeSetting
 
 
 def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
-    from storage.images import decode_image, is_grey
+    from storage.images import MAX_FILE_BYTES, decode_image, is_grey
 
-    data = _read_bytes(path)
+    data = read_regular_file(path, MAX_FILE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
     info, pixels = decode_image(Path(source.file), data, max_pixels=settings.max_image_pixels)
     del data
@@ -154,8 +133,8 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
         return Inspected(problems=(_problem(source, "UNSTAINED_BRIGHTFIELD", message),))
     if source.modality == "brightfield" and is_grey(pixels):
         message = (
-            f"{source.file} is declared as {source.stain} brightfield but carries no colour, without which cells "
-            "cannot be named; export it in colour, or declare it as dic."
+            f"{source.file} is declared as {source.stain} brightfield but carries no colour, without "
+            "which cells cannot be named; export it in colour, or declare it as dic."
         )
         return Inspected(problems=(_problem(source, "GREY_BRIGHTFIELD", message),))
     scale = _scale(source, info.pixel_size_um)
@@ -183,7 +162,6 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
 
 
 def _inspect_slide(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
-    from pipeline.intake_manifest import sha256_file
     from storage.slides import SlideReader, fields_of_slide
 
     if source.modality == "dic" or source.stain == "unstained":
@@ -248,8 +226,9 @@ def _drop_copies(images: list[FieldImage]) -> tuple[list[FieldImage], list[Probl
             kept.append(image)
             continue
         message = (
-            f"{image.file} ({image.slide}/{image.field}, {image.modality}) has the same contents as {earlier.file} "
-            f"({earlier.slide}/{earlier.field}, {earlier.modality}) and is left out; check which field it belongs to."
+            f"{image.file} ({image.slide}/{image.field}, {image.modality}) has the same contents as "
+            f"{earlier.file} ({earlier.slide}/{earlier.field}, {earlier.modality}) and is left out; check "
+            "which field it belongs to."
         )
         problems.append(
             Problem(
@@ -372,10 +351,10 @@ def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings
             return reader.read_region_px(
                 region.x_px, region.y_px, region.width_px, region.height_px, image.width_px, image.height_px
             )
-    from storage.images import decode_image
+    from storage.images import MAX_FILE_BYTES, decode_image
 
     try:
-        data = _read_bytes(path)
+        data = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
         raise UnreadableImage(f"{image.file} cannot be read any more ({error}); copy it again.") from error
     if hashlib.sha256(data).hexdigest() != image.sha256:

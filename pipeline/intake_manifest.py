@@ -7,17 +7,22 @@ understood may be about other cells than the person thinks.  No image is opened.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
-import os
 import re
-import stat
 from datetime import date, datetime
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 from pipeline.errors import BadInput
+from pipeline.intake_files import (
+    check_case_id,
+    check_pixel_size,
+    decode_text,
+    inside,
+    read_small,
+    sha256_file,
+)
 from pipeline.settings import IntakeSettings
 from pipeline.types import Modality, Problem, Spec, Specimen, Stain
 
@@ -25,11 +30,8 @@ MANIFEST = "manifest.csv"
 REQUIRED = ("slide", "field", "modality", "stain", "file")
 COLUMNS = (*REQUIRED, "pixel_size_um", "x_um", "y_um")
 MAX_MANIFEST_BYTES, MAX_ROWS = 16 << 20, 100_000
-# Finer than light microscopy resolves by far, or too coarse to show a nucleus.
-PIXEL_SIZE_LIMITS_UM = (0.01, 5.0)
 MAX_POSITION_UM = 1e6
 
-_CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 # Names go into keys, pages and tables: letters of any script, digits and harmless punctuation.
 _NAME = re.compile(r"\w[\w .()#+-]{0,63}")
 
@@ -75,73 +77,6 @@ class Declaration(Spec):
     declared_fields: tuple[tuple[str, str], ...]  # (slide, field) of every row, left out or not
 
 
-def check_case_id(case_id: str) -> str:
-    """The id itself; raises BadInput unless it can be a folder, a key and a link everywhere."""
-    if not _CASE_ID.fullmatch(case_id) or case_id.startswith("results.db"):
-        raise BadInput(
-            f"'{case_id[:80]}' is no case id; name the folder with 1 to 64 of the characters A-Z a-z 0-9 . _ - "
-            "and no leading dot."
-        )
-    return case_id
-
-
-def inside(case_dir: Path, file: str) -> Path:
-    """The path of a file of the case; raises BadInput where it lies, or is linked, outside the folder."""
-    problem = None
-    if not file or any(ord(c) < 32 or ord(c) == 127 for c in file) or len(file) > 1000:
-        problem = "is no file name"
-    elif PurePosixPath(file).is_absolute() or PureWindowsPath(file).drive or PureWindowsPath(file).root:
-        problem = "is an absolute path"
-    elif ".." in PurePosixPath(file).parts:
-        problem = "leads out of the case folder"
-    if problem is None:
-        path = case_dir / file
-        try:
-            if path.resolve().is_relative_to(case_dir.resolve()):
-                return path
-            problem = "is a link to outside the case folder"
-        except (OSError, RuntimeError, ValueError):
-            problem = "cannot be resolved (a loop of links, or too long a name)"
-    shown = file[:200].encode("unicode_escape").decode("ascii") if not file.isprintable() else file[:200]
-    raise BadInput(f"{case_dir}: the file '{shown}' {problem}; put the image into the case folder.")
-
-
-def sha256_file(path: Path) -> str:
-    """sha256 of a regular file; raises OSError for anything else, so that a pipe cannot block a night."""
-    digest = hashlib.sha256()
-    # O_NONBLOCK: opening a pipe without a writer must not wait for one.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise IsADirectoryError(f"{path} is not a file")
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_small(case_dir: Path, name: str, limit: int) -> bytes | None:
-    """A small text file of the case folder, or None where there is none."""
-    path = inside(case_dir, name)
-    if not path.is_file():
-        if path.exists():
-            raise BadInput(f"{path} is not a file; replace it by one.")
-        return None
-    try:
-        if path.stat().st_size > limit:
-            raise BadInput(f"{path} is larger than {limit >> 10} kB; it is not what its name says.")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); check who may read it.") from error
-
-
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return data.decode("utf-16")
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
-
-
 def read_manifest(case_dir: Path) -> list[tuple[int, dict[str, str]]] | None:
     """(line, cells by column) of each row of manifest.csv, or None where there is none.
 
@@ -149,10 +84,10 @@ def read_manifest(case_dir: Path) -> list[tuple[int, dict[str, str]]] | None:
     comma may be the decimal mark); UTF-8 with or without BOM, or UTF-16 with one.
     """
     path = case_dir / MANIFEST
-    data = _read_small(case_dir, MANIFEST, MAX_MANIFEST_BYTES)
+    data = read_small(case_dir, MANIFEST, MAX_MANIFEST_BYTES)
     if data is None:
         return None
-    text = _decode(path, data)
+    text = decode_text(path, data)
     if "\0" in text:
         raise BadInput(f"{path} holds NUL characters and is no CSV text; save it again as 'CSV UTF-8'.")
     first = text.lstrip("\r\n").split("\n", 1)[0]
@@ -191,7 +126,7 @@ def read_manifest(case_dir: Path) -> list[tuple[int, dict[str, str]]] | None:
     for line, cells in rows[1:]:
         if len(cells) != len(header):
             raise BadInput(
-                f"{path}, line {line}: it has {len(cells)} cells where the header has {len(header)}; correct the line."
+                f"{path}, line {line}: it has {len(cells)} cells, the header {len(header)}; correct the line."
             )
         row = dict(zip(header, cells, strict=True))
         if delimiter != ",":
@@ -218,16 +153,6 @@ def _number(where: str, column: str, text: str) -> float | None:
     if not math.isfinite(value):
         raise BadInput(f"{where}: {column} is '{text[:40]}'; write a number of micrometres.")
     return value
-
-
-def check_pixel_size(where: str, size_um: float) -> float:
-    """The size itself; raises BadInput where no light microscope image of a smear can have it."""
-    low, high = PIXEL_SIZE_LIMITS_UM
-    if not (math.isfinite(size_um) and low <= size_um <= high):
-        raise BadInput(
-            f"{where}: a pixel size of {size_um:g} µm cannot be right; give it in micrometres, {low:g} to {high:g}."
-        )
-    return size_um
 
 
 def _source(
@@ -285,9 +210,9 @@ def _without_manifest(case_dir: Path, settings: IntakeSettings, given_um: float 
     slides: list[str] = []
     for path in sorted(case_dir.iterdir()):
         # A link may lead anywhere; where there is no manifest to name it, it is not followed.
-        if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
-            if is_slide(path, max_pixels=settings.max_image_pixels):
-                slides.append(path.name)
+        own = path.is_file() and not path.is_symlink() and not path.name.startswith(".")
+        if own and is_slide(path, max_pixels=settings.max_image_pixels):
+            slides.append(path.name)
     if len(slides) == 1:
         # The file's own name may be a patient's; the slide is not called by it.
         return Source(
@@ -302,7 +227,8 @@ def _without_manifest(case_dir: Path, settings: IntakeSettings, given_um: float 
         )
     what = f"{len(slides)} whole-slide files" if slides else "no whole-slide file"
     raise BadInput(
-        f"{case_dir}: there is no {MANIFEST} and {what} here; write a {MANIFEST} with the columns {','.join(COLUMNS)}."
+        f"{case_dir}: there is no {MANIFEST} and {what} here; write a {MANIFEST} with the columns "
+        f"{','.join(COLUMNS)}."
     )
 
 
@@ -311,11 +237,11 @@ def read_case_yaml(case_dir: Path) -> tuple[Specimen | None, str | None]:
     import yaml
 
     path = case_dir / "case.yaml"
-    data = _read_small(case_dir, "case.yaml", 64 << 10)
+    data = read_small(case_dir, "case.yaml", 64 << 10)
     if data is None:
         return None, None
     try:
-        document = yaml.safe_load(_decode(path, data))
+        document = yaml.safe_load(decode_text(path, data))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         detail = " ".join(str(error).split())[:160]
         raise BadInput(
@@ -410,7 +336,7 @@ def declare(
             problems.append(
                 Problem(
                     code="STAIN_ASSUMED",
-                    message=f"There is no {MANIFEST}: {sources[0].file} is taken as brightfield of an MGG stain; "
+                    message=f"There is no {MANIFEST}: {sources[0].file} is taken as MGG brightfield; "
                     f"write a {MANIFEST} to say otherwise.",
                     slide=sources[0].slide,
                     file=sources[0].file,

@@ -64,7 +64,7 @@ class WriteUnit:
 
 
 def plan_units(array: str, n_rows: int, shard: int) -> list[WriteUnit]:
-    """The units of an array of `n_rows` rows, each one shard of `shard` rows; together every row exactly once."""
+    """The units of an array of `n_rows` rows, each one shard of `shard` rows; together every row once."""
     if n_rows < 0 or shard < 1:
         raise ValueError(f"{n_rows} rows in shards of {shard} cannot be planned")
     return [

@@ -1,4 +1,4 @@
-"""PNG and JPEG: headers read by hand (no decoder touches a file before its size is known), strict decoding."""
+"""PNG and JPEG: headers read by hand before any decoder touches the file, and strict decoding."""
 
 from __future__ import annotations
 

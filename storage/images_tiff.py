@@ -20,7 +20,8 @@ _EXPORT = "export one focal plane as a plain 8- or 16-bit TIFF"
 _MAX_PAGES = 4096
 _UNIT_UM = {
     "": 1.0, "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0,
-    "micrometre": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "å": 1e-4, "inch": 25_400.0, "in": 25_400.0,
+    "micrometre": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "å": 1e-4, "inch": 25_400.0,
+    "in": 25_400.0,
 }  # fmt: skip
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _JPEG = (6, 7)

@@ -40,7 +40,7 @@ class SlideField:
 
 
 def is_slide(path: Path, *, max_pixels: int) -> bool:
-    """Whether a file is read as a whole slide: a scanner's format, or a tiled pyramid too large for a field."""
+    """Whether a file is read as a whole slide: a scanner's format, or a pyramid too large for a field."""
     if path.suffix.lower() in SLIDE_SUFFIXES:
         return True
     if path.suffix.lower() in (".png", ".jpg", ".jpeg"):

@@ -1,0 +1,105 @@
+"""The files of a case folder: what may be opened, and how, without leaving the folder or waiting on it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import stat
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from pipeline.errors import BadInput
+
+# Finer than light microscopy resolves by far, or too coarse to show a nucleus.
+PIXEL_SIZE_LIMITS_UM = (0.01, 5.0)
+
+_CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+
+
+def check_case_id(case_id: str) -> str:
+    """The id itself; raises BadInput unless it can be a folder, a key and a link everywhere."""
+    if not _CASE_ID.fullmatch(case_id) or case_id.startswith("results.db"):
+        raise BadInput(
+            f"'{case_id[:80]}' is no case id; name the folder with 1 to 64 of A-Z a-z 0-9 . _ - and no "
+            "leading dot."
+        )
+    return case_id
+
+
+def inside(case_dir: Path, file: str) -> Path:
+    """The path of a file of the case; raises BadInput where it lies, or is linked, outside the folder."""
+    problem = None
+    if not file or any(ord(c) < 32 or ord(c) == 127 for c in file) or len(file) > 1000:
+        problem = "is no file name"
+    elif PurePosixPath(file).is_absolute() or PureWindowsPath(file).drive or PureWindowsPath(file).root:
+        problem = "is an absolute path"
+    elif ".." in PurePosixPath(file).parts:
+        problem = "leads out of the case folder"
+    if problem is None:
+        path = case_dir / file
+        try:
+            if path.resolve().is_relative_to(case_dir.resolve()):
+                return path
+            problem = "is a link to outside the case folder"
+        except (OSError, RuntimeError, ValueError):
+            problem = "cannot be resolved (a loop of links, or too long a name)"
+    shown = file[:200].encode("unicode_escape").decode("ascii") if not file.isprintable() else file[:200]
+    raise BadInput(f"{case_dir}: the file '{shown}' {problem}; put the image into the case folder.")
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a regular file; raises OSError for anything else, so that a pipe cannot block a night."""
+    digest = hashlib.sha256()
+    # O_NONBLOCK: opening a pipe without a writer must not wait for one.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise IsADirectoryError(f"{path} is not a file")
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_regular_file(path: Path, max_bytes: int) -> bytes:
+    """The bytes of a regular file; raises OSError for anything else, or anything larger."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError("it is not a file")
+        if found.st_size > max_bytes:
+            raise OSError(f"it has {found.st_size >> 20} MiB; hand it in as a whole-slide file")
+        return stream.read()
+
+
+def read_small(case_dir: Path, name: str, limit: int) -> bytes | None:
+    """A small text file of the case folder, or None where there is none."""
+    path = inside(case_dir, name)
+    if not path.is_file():
+        if path.exists():
+            raise BadInput(f"{path} is not a file; replace it by one.")
+        return None
+    try:
+        if path.stat().st_size > limit:
+            raise BadInput(f"{path} is larger than {limit >> 10} kB; it is not what its name says.")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); check who may read it.") from error
+
+
+def decode_text(path: Path, data: bytes) -> str:
+    try:
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return data.decode("utf-16")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
+
+
+def check_pixel_size(where: str, size_um: float) -> float:
+    """The size itself; raises BadInput where no light microscope image of a smear can have it."""
+    low, high = PIXEL_SIZE_LIMITS_UM
+    if not (math.isfinite(size_um) and low <= size_um <= high):
+        raise BadInput(
+            f"{where}: a pixel size of {size_um:g} µm cannot be right; give micrometres, {low:g} to {high:g}."
+        )
+    return size_um
