@@ -14,7 +14,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from classifiers.sideroblasts_granules import find_granules
-from classifiers.sideroblasts_nucleus import WORKING_PIXEL_SIZE_UM, find_nucleus
+from classifiers.sideroblasts_nucleus import WORKING_PIXEL_SIZE_UM, Nucleus, cell_body, find_nucleus
 from classifiers.sideroblasts_stain import glass_colour, optical_density, stain_directions, unmix
 from pipeline.errors import BadInput
 
@@ -27,9 +27,10 @@ class SideroblastRule:
 
     many: int = 5
     ring_fraction: float = 1 / 3
-    perinuclear_um: float = 1.0  # from a granule's centre to the nuclear outline
-    cell_reach_um: float = 3.5  # cytoplasm is not stained by Perls: granules further out are not this cell's
-    bridge_um: float = 2.0  # neighbouring perinuclear granules up to here apart cover the outline between
+    perinuclear_um: float = 0.95  # from a granule's centre to the nuclear outline
+    over_nucleus_um: float = 0.7  # spots further inside the outline lie on the cell, as precipitate does
+    cell_reach_um: float = 3.0  # granules further from the nucleus are another's, where cytoplasm is unseen
+    bridge_um: float = 2.5  # a free stretch of outline up to here between two granules counts as covered
     max_haze: float = 0.16  # blue amount behind the granules from which they cannot be counted
 
 
@@ -101,21 +102,25 @@ class RuleReader:
         outline = to_patch(nucleus.contour, scale)
         if nucleus.reason:
             return SideroblastReading("indeterminate", nucleus_contour=outline, reason=nucleus.reason)
-        return self._apply(blue, nucleus.mask, nucleus.others, nucleus.contour, scale)
+        return self._apply(blue, pink, nucleus, scale)
 
     def _apply(
-        self, blue: np.ndarray, mask: np.ndarray, others: np.ndarray, contour: np.ndarray, scale: float
+        self, blue: np.ndarray, pink: np.ndarray, nucleus: Nucleus, scale: float
     ) -> SideroblastReading:
-        """The rule, given blue amounts and the nucleus at the working scale."""
+        """The rule, given the amounts of both dyes and a usable nucleus at the working scale."""
         from scipy import ndimage
 
         px, rule = WORKING_PIXEL_SIZE_UM, self.rule
+        mask, others, contour, blur = nucleus.mask, nucleus.others, nucleus.contour, nucleus.edge_sigma_um
+        if mask is None or others is None or contour is None or blur is None:
+            raise ValueError("the rule needs a nucleus")
         outside = ndimage.distance_transform_edt(~mask) * px
         inside = ndimage.distance_transform_edt(mask) * px
-        mine = outside <= rule.cell_reach_um
+        body = cell_body(pink, mask, outside)
+        mine = (outside <= rule.cell_reach_um if body is None else body) & (inside <= rule.over_nucleus_um)
         if others.any():
             mine &= outside < ndimage.distance_transform_edt(~others) * px
-        found = find_granules(blue, mine)
+        found = find_granules(blue, mine, blur)
         x, y = found.spots[:, 0].astype(int), found.spots[:, 1].astype(int)
         depth = np.where(mask[y, x], inside[y, x], outside[y, x])
         perinuclear = found.spots[depth <= rule.perinuclear_um]

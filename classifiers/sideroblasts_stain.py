@@ -26,7 +26,8 @@ def glass_colour(image: np.ndarray) -> np.ndarray:
 
 def optical_density(image: np.ndarray, glass: np.ndarray) -> np.ndarray:
     """(H, W, 3) float64; slightly negative where a pixel is brighter than the glass, so noise stays even."""
-    return -np.log10(np.maximum(image.astype(np.float64), 1.0) / glass)
+    levels = -np.log10(np.maximum(np.arange(256.0), 1.0))[:, None] + np.log10(glass)
+    return np.stack([levels[image[..., c], c] for c in range(3)], axis=-1)
 
 
 def stain_directions(density: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -39,9 +39,9 @@ def perls_cell(
     x, y = x - offset_um[0], y - offset_um[1]
 
     def disc(cx: float, cy: float, r: float) -> np.ndarray:
-        return 1 / (1 + np.exp((np.hypot(x - cx, y - cy) - r) / 0.03))
+        return 1 / (1 + np.exp(np.clip((np.hypot(x - cx, y - cy) - r) / 0.03, -50, 50)))
 
-    pink = 0.35 * disc(0, 0, nucleus_um) + 0.05 * disc(0, 0, nucleus_um + 2)
+    pink = 0.35 * disc(0, 0, nucleus_um) + 0.05 * disc(0, 0, nucleus_um + 3)
     if neighbour_um is not None:
         pink = np.maximum(pink, 0.35 * disc(neighbour_um, 0, nucleus_um))
     blue = haze * np.exp(-(x**2 + y**2) / (2 * 6.0**2))
