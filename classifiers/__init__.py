@@ -19,3 +19,16 @@ def _rule(package: ModelPackage | None) -> Any:
     from classifiers.sideroblasts import RuleReader
 
     return RuleReader()
+
+
+@register(
+    "classifier",
+    "timm",
+    licence="AGPL-3.0-or-later",
+    summary="timm backbones with a cell locator, calibrated probabilities and an out-of-distribution rank",
+)
+def _timm(package: ModelPackage | None) -> Any:
+    from classifiers.timm_classifier import TimmClassifier
+
+    assert package is not None  # the registry hands a package to every architecture that needs one
+    return TimmClassifier.from_package(package)

@@ -94,7 +94,7 @@ def classify_patches(
     patches = np.asarray(patches)
     if patches.ndim != 4 or patches.shape[-1] != 3 or patches.dtype != np.uint8:
         raise BadInput(
-            f"patches are {patches.shape} {patches.dtype}; the classifier takes (N, H, W, 3) uint8 colour images."
+            f"patches are {patches.shape} {patches.dtype}; the classifier needs colour, (N, H, W, 3) uint8."
         )
     if pixel_size_um is not None and not pixel_size_um > 0:
         raise BadInput(f"a pixel size of {pixel_size_um} µm is impossible; give one above 0, or none.")

@@ -1,0 +1,214 @@
+"""What makes probabilities and doubt honest, fitted on held-out cells, and the finished package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from classifiers.metrics import auroc, fit_temperature, summary
+from classifiers.networks import CellNet, Familiarity
+from classifiers.sources import Sample, level_classes, read_image, to_level
+from classifiers.timm_classifier import TimmClassifier, packed_state
+from classifiers.views import reflected
+
+if TYPE_CHECKING:
+    from classifiers.training import CellSet, Recipe
+
+# Distance to the classes counts fully; a short embedding and the trained "none" add to it.  Fixed, not
+# fitted: the kinds of outliers at hand are not the kinds that will come.
+WEIGHTS = (1.0, 0.3, 0.5)
+SHRINKAGE = 0.1
+
+
+def patch_of(sample: Sample, image: np.ndarray) -> np.ndarray:
+    """The patch in which a sample's cell would be classified: a crop as it is, or cut out of a field."""
+    if (
+        sample.side is None
+        or sample.x is None
+        or sample.y is None
+        or max(image.shape[:2]) <= 3.2 * sample.side
+    ):
+        return image
+    size = max(8, round(2.2 * sample.side))
+    rows = reflected(round(sample.y - size / 2), size, image.shape[0])
+    columns = reflected(round(sample.x - size / 2), size, image.shape[1])
+    return image[rows[:, None], columns[None, :]]
+
+
+def embed_samples(
+    classifier: TimmClassifier, samples: Sequence[Sample], level: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Embeddings (N, D), logits (N, K), none-logits (N,), labels (N,), -1 for none, as at inference."""
+    parts = []
+    labels = []
+    for sample in samples:
+        label = to_level(sample.label, level)
+        if label not in classifier.classes and label not in ("other", "artefact", "smudge"):
+            continue
+        patch = patch_of(sample, read_image(sample.path))
+        parts.append(classifier.embed(patch[None], None))
+        labels.append(classifier.classes.index(label) if label in classifier.classes else -1)
+    embedding, logits, none = (np.concatenate(p) for p in zip(*parts, strict=True))
+    return embedding, logits, none, np.array(labels)
+
+
+def fit_familiarity(
+    familiarity: Familiarity,
+    train: tuple[np.ndarray, np.ndarray],
+    held: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Set the buffers from training embeddings (N, D) and labels, ranks from held-out embeddings and none.
+
+    The subspace is that of the pooled within-class covariance and the class means, shrunk towards a
+    multiple of identity, so that directions with little variance are not over-trusted.
+    """
+    embedding, labels = train
+    known = labels >= 0
+    embedding, labels = embedding[known].astype(np.float64), labels[known]
+    features, components = familiarity.projection.shape
+    centre = embedding.mean(0)
+    means = np.stack(
+        [
+            embedding[labels == k].mean(0) if (labels == k).any() else centre
+            for k in range(len(familiarity.means))
+        ]
+    )
+    within = embedding - means[labels]
+    covariance = within.T @ within / max(1, len(within) - len(means))
+    covariance += SHRINKAGE * np.trace(covariance) / features * np.eye(features) + 1e-9 * np.eye(features)
+    values, vectors = np.linalg.eigh(covariance)
+    white = vectors / np.sqrt(values)
+    # Of the whitened directions, those in which cells, whatever their class, vary most.
+    spread = ((embedding - centre) @ white).var(0)
+    chosen = np.argsort(spread)[::-1][:components]
+    projection = np.zeros((features, components))
+    projection[:, : len(chosen)] = white[:, chosen]
+    to = {"dtype": familiarity.projection.dtype}
+    familiarity.projection.copy_(torch.tensor(projection, **to))
+    familiarity.centre.copy_(torch.tensor(centre, **to))
+    familiarity.means.copy_(torch.tensor((means - centre) @ projection, **to))
+    familiarity.standard.copy_(torch.tensor([[0.0, 1.0]] * 3))
+    e, none = torch.tensor(held[0], **to), torch.tensor(held[1], **to)
+    raw = familiarity.parts(e, none)
+    sd = raw.std(0, correction=0)
+    familiarity.standard.copy_(torch.stack([raw.mean(0), torch.where(sd > 1e-6, sd, 1.0)], 1))
+    familiarity.weights.copy_(torch.tensor(WEIGHTS))
+    scores = familiarity.score(e, none).double().numpy()
+    quantiles = np.quantile(scores, np.linspace(0, 1, len(familiarity.ranks)))
+    familiarity.ranks.copy_(torch.tensor(quantiles, **to))
+
+
+def confidence_threshold(confidence: np.ndarray, right: np.ndarray, wanted: float = 0.95) -> float:
+    """The least confidence above which `wanted` of the held-out cells are named right, in [0.3, 0.9]."""
+    for threshold in np.arange(0.3, 0.9, 0.01):
+        above = confidence >= threshold
+        if above.any() and right[above].mean() >= wanted:
+            return float(round(threshold, 2))
+    return 0.9
+
+
+def finish_package(
+    net: CellNet,
+    cells: CellSet,
+    held: Sequence[Sample],
+    recipe: Recipe,
+    out_dir: Path,
+    name: str,
+    training: dict[str, Any],
+    card: dict[str, Any],
+) -> dict[str, Any]:
+    """Calibrate on held-out samples and write the package; returns the metrics on its card."""
+    from classifiers.training import MEAN, STD
+    from storage.packages import write_package
+
+    # Measured is what is stored: float16 weights, widened again.
+    net.load_state_dict({k: v.to(net.state_dict()[k].dtype) for k, v in packed_state(net).items()})
+    parameters: dict[str, Any] = {
+        "backbone": recipe.backbone,
+        "zoom": recipe.zoom,
+        "views": 4,
+        "view_um": 33.0,
+        "locator": net.locator is not None,
+        "none_output": net.none_output,
+        "components": net.familiarity.projection.shape[1],
+        "level": recipe.level,
+    }
+    classes = level_classes(recipe.level)
+    classifier = TimmClassifier(
+        name, classes, net, input_px=recipe.input_px, mean=MEAN, std=STD, parameters=parameters
+    )
+    train = embed_cached(classifier, cells)
+    metrics: dict[str, Any] = {
+        "measured_on": "groups held out of training; no held-out cell trained anything"
+    }
+    held = list(held)
+    parameters["temperature"], parameters["min_confidence"] = 1.0, 0.5
+    if any(to_level(s.label, recipe.level) in classes for s in held):
+        embedding, logits, none, labels = embed_samples(classifier, held, recipe.level)
+        known = labels >= 0
+        temperature = fit_temperature(logits[known].astype(np.float64), labels[known])
+        scaled = logits[known] / temperature
+        p = np.exp(scaled - scaled.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        right = p.argmax(1) == labels[known]
+        parameters["temperature"] = temperature
+        parameters["min_confidence"] = confidence_threshold(p.max(1), right)
+        fit_familiarity(net.familiarity, train, (embedding[known], none[known]))
+        with torch.inference_mode():
+            score = net.familiarity.score(torch.tensor(embedding), torch.tensor(none)).numpy()
+        metrics["all"] = summary(labels[known], p, classes)
+        metrics["ood_auroc_red_cells_and_debris"] = auroc(score[known], score[~known])
+        sources = np.array([s.source for s in held if _used(s, recipe.level, classes)])
+        for source in sorted(set(sources)):
+            mine = sources[known] == source
+            if mine.any():
+                metrics[source] = summary(labels[known][mine], p[mine], classes)
+    full = {
+        "name": name,
+        "version": "0.1.0",
+        "task": "classifier",
+        "architecture": "timm",
+        "weights": "safetensors",
+        "licence": "AGPL-3.0-or-later",
+        "intended_use": "Research: naming single blood cells in brightfield images of stained smears.",
+        "modalities": ("brightfield",),
+        "stains": ("MGG",),
+        "specimens": ("blood",),
+        "pixel_size_um": None,
+        "input_px": (recipe.input_px, recipe.input_px),
+        "channels": 3,
+        "classes": classes,
+        "normalisation": {"mean": MEAN, "std": STD},
+        "training_data": ("labelled cells given by the user",),
+        "training": training,
+        "metrics": metrics,
+        "limits": ("Other specimens, stains and classes than those of its training were never tried.",),
+        "parameters": parameters,
+        **card,
+    }
+    write_package(out_dir, full, packed_state(net))
+    return metrics
+
+
+def _used(sample: Sample, level: str, classes: Sequence[str]) -> bool:
+    label = to_level(sample.label, level)
+    return label in classes or label in ("other", "artefact", "smudge")
+
+
+def embed_cached(classifier: TimmClassifier, cells: CellSet) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings (N, D) of cached cells in their normal view, and their labels."""
+    from classifiers.augment import Augmentation, geometry
+
+    generator = torch.Generator().manual_seed(0)
+    out = []
+    with torch.inference_mode():
+        for start in range(0, len(cells.labels), 32):
+            x = cells.images[start : start + 32].float() / 255
+            view = cells.view[start : start + 32].float()
+            x = geometry(x, classifier.input_px, view, Augmentation.none(), generator)
+            out.append(classifier.embed_views(x))
+    return np.concatenate(out), cells.labels.numpy()

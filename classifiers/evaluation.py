@@ -1,0 +1,90 @@
+"""Evaluate any registered classifier on labelled cells: one dictionary, one picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from classifiers.base import Classifier
+from classifiers.calibration import patch_of
+from classifiers.metrics import auroc, summary
+from classifiers.sources import Sample, read_image, read_samples
+from classifiers.taxonomy import roll_up
+
+
+def evaluate_classifier(
+    classifier: Classifier,
+    data: Path | Sequence[Sample],
+    out_dir: Path | None = None,
+    *,
+    pixel_size_um: float | None = None,
+) -> dict[str, Any]:
+    """Top-1, macro-F1, precision and recall with intervals, one-vs-rest AUC and ECE, per source and in all.
+
+    Truth finer than the classifier's classes is rolled up to them; labels that it cannot name at all count
+    as out-of-distribution and give `ood_auroc`.  With `out_dir`, `metrics.json` and `confusion.png` are
+    written there.  Raises BadInput where the data cannot be read.
+    """
+    samples = read_samples(data) if isinstance(data, Path) else list(data)
+    names = tuple(classifier.classes)
+    truth, probabilities, ood, sources = [], [], [], []
+    for sample in samples:
+        label = next(iter(roll_up({sample.label: 1.0}, names)))
+        patch = patch_of(sample, read_image(sample.path))
+        found = classifier.classify(patch[None], pixel_size_um)
+        truth.append(names.index(label) if label in names else -1)
+        probabilities.append(found.probabilities[0])
+        ood.append(float(found.ood[0]))
+        sources.append(sample.source)
+    t, p, o, s = np.array(truth), np.array(probabilities), np.array(ood), np.array(sources)
+    known = t >= 0
+    result: dict[str, Any] = {
+        "classifier": classifier.name,
+        "n_samples": len(samples),
+        "n_not_a_class": int((~known).sum()),
+        "all": summary(t[known], p[known], names) if known.any() else None,
+        "by_source": {
+            source: summary(t[known & (s == source)], p[known & (s == source)], names)
+            for source in sorted(set(s[known]))
+        },
+        "ood_auroc": auroc(o[known], o[~known]) if known.any() and (~known).any() else None,
+    }
+    if out_dir is not None:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "metrics.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if result["all"] is not None:
+            draw_confusion(np.array(result["all"]["confusion"]), names, out_dir / "confusion.png")
+    return result
+
+
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """A confusion matrix (K, K) as a picture: rows truth, columns prediction, shade the share of the row."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    cell, left, top = 46, 170, 170
+    k = len(names)
+    image = Image.new("RGB", (left + k * cell + 12, top + k * cell + 12), "white")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=13)
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    for i in range(k):
+        y = top + i * cell
+        draw.text((left - 8, y + cell / 2), names[i].replace("_", " "), fill="black", anchor="rm", font=font)
+        label = Image.new("L", (top - 10, 18), 0)
+        ImageDraw.Draw(label).text((0, 9), names[i].replace("_", " "), fill=255, anchor="lm", font=font)
+        image.paste("black", (left + i * cell + 14, 2), label.rotate(90, expand=True))
+        for j in range(k):
+            x = left + j * cell
+            v = float(share[i, j])
+            draw.rectangle(
+                (x, y, x + cell - 2, y + cell - 2), fill=tuple(round(255 - v * d) for d in (215, 150, 70))
+            )
+            colour = "white" if v > 0.6 else "black"
+            draw.text(
+                (x + cell / 2, y + cell / 2), str(int(matrix[i, j])), fill=colour, anchor="mm", font=font
+            )
+    image.save(path)

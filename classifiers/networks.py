@@ -1,0 +1,148 @@
+"""The modules of a cell classifier: what finds the cell, what names it, what knows the unfamiliar."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Shipped and supported backbones with the smallest input side each takes.
+BACKBONES: dict[str, int] = {
+    "resnet18_slim": 32,  # ResNet18 at half width, for a CPU
+    "resnet10t": 32,
+    "resnet14t": 32,
+    "resnet18": 32,
+    "resnet34": 32,
+    "resnext50_32x4d": 32,
+    "inception_resnet_v2": 96,
+}
+
+
+def build_backbone(backbone: str, outputs: int, drop_rate: float = 0.0) -> nn.Module:
+    """A timm network with random weights; `resnet18_slim` is timm's ResNet with a quarter of the weights."""
+    import timm
+
+    kwargs: dict[str, Any] = {"num_classes": outputs, "drop_rate": drop_rate}
+    if backbone == "resnet18_slim":
+        from timm.models.resnet import BasicBlock, ResNet
+
+        return ResNet(
+            BasicBlock, (2, 2, 2, 2), channels=(32, 64, 128, 256), stem_type="deep", stem_width=16, **kwargs
+        )
+    return timm.create_model(backbone, pretrained=False, **kwargs)
+
+
+class Locator(nn.Module):
+    """Where the cell in the middle of a crop lies and how large it is.
+
+    (B, 3, 64, 64) to (B, 3): the centre's offset from the middle in x and y, and the natural logarithm
+    of the cell's longer side, all relative to the crop's side.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        widths = (3, 16, 32, 48, 64)
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
+            layers += [nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
+            if i >= 1:
+                layers += [nn.Conv2d(b, b, 3, 1, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(64 * 16, 3)
+        nn.init.zeros_(self.head.weight)
+        self.head.bias.data = torch.tensor([0.0, 0.0, -0.8])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).flatten(1))
+
+
+class Familiarity(nn.Module):
+    """How unlike the training cells an embedding is.
+
+    The distance to the nearest class mean in a whitened subspace (Lee et al. 2018, Mahalanobis), the
+    distance to the subspace itself, and the logit of "none of these" where the network has one; standardised,
+    summed and ranked among validation cells.
+    """
+
+    projection: Tensor
+    centre: Tensor
+    means: Tensor
+    standard: Tensor
+    weights: Tensor
+    ranks: Tensor
+
+    def __init__(self, features: int, classes: int, components: int = 48, ranks: int = 257) -> None:
+        super().__init__()
+        self.register_buffer("projection", torch.zeros(features, components))
+        self.register_buffer("centre", torch.zeros(features))
+        self.register_buffer("means", torch.zeros(classes, components))
+        self.register_buffer("standard", torch.tensor([[0.0, 1.0]] * 3))  # mean and sd of each part
+        self.register_buffer("weights", torch.tensor([1.0, 0.0, 0.0]))
+        self.register_buffer("ranks", torch.linspace(0, 1, ranks))  # ascending scores of validation cells
+
+    def parts(self, embedding: Tensor, none: Tensor) -> Tensor:
+        """Standardised parts (N, 3) of the score of embeddings (N, D) and none-logits (N,)."""
+        centred = embedding - self.centre
+        reduced = centred @ self.projection
+        nearest = torch.cdist(reduced, self.means).min(1).values
+        length = embedding.norm(dim=1)
+        raw = torch.stack([(nearest + 1e-6).log(), -(length + 1e-6).log(), none], 1)
+        return (raw - self.standard[:, 0]) / self.standard[:, 1]
+
+    def score(self, embedding: Tensor, none: Tensor) -> Tensor:
+        """Raw scores (N,): larger is less familiar."""
+        return self.parts(embedding, none) @ self.weights
+
+    def rank(self, score: Tensor) -> Tensor:
+        """The share of validation cells that look more familiar, (N,) in [0, 1].
+
+        Beyond the least familiar of them it rises on towards 1, so that order is kept.
+        """
+        n = len(self.ranks)
+        low = torch.searchsorted(self.ranks, score, right=True)
+        below, above = self.ranks[(low - 1).clamp(0, n - 1)], self.ranks[low.clamp(0, n - 1)]
+        inside = (low - 1 + (score - below) / (above - below).clamp(min=1e-9)).clamp(0, n - 1) / n
+        spread = (self.ranks[-1] - self.ranks[n // 2]).clamp(min=1e-6)
+        beyond = 1 - torch.exp(-(score - self.ranks[-1]).clamp(min=0) / spread) / n
+        return torch.where(low >= n, beyond, inside).clamp(0, 1)
+
+
+class CellNet(nn.Module):
+    """Backbone, locator and familiarity in one state dict, so that a package is one file.
+
+    The network's outputs are one logit a class and, last, one for "none of these" where
+    `none_output` is set.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        classes: int,
+        *,
+        locator: bool = True,
+        none_output: bool = False,
+        components: int = 48,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.classes, self.none_output = classes, none_output
+        self.network = build_backbone(backbone, classes + int(none_output), drop_rate)
+        self.locator = Locator() if locator else None
+        self.familiarity = Familiarity(int(self.network.num_features), classes, components)
+
+    def embed(self, views: Tensor) -> Tensor:
+        """Embeddings (N, D) of normalised views (N, 3, S, S)."""
+        return self.network.forward_head(self.network.forward_features(views), pre_logits=True)
+
+    def logits(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits (N, K) and none-logits (N,) of embeddings; the latter 0 without such an output."""
+        out = self.network.get_classifier()(embedding)
+        if not self.none_output:
+            return out, torch.zeros(len(out))
+        classes = out[:, : self.classes]
+        return classes, out[:, -1] - classes.logsumexp(1)
+
+    def forward(self, views: Tensor) -> Tensor:
+        return self.network(views)

@@ -1,0 +1,199 @@
+"""Where labelled cells come from: class folders, label tables, and the three public sets of this project.
+
+A sample is a place in an image with a canonical label.  Images are read lazily; nothing is copied.
+"""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from classifiers.taxonomy import CELL_TYPES, DIALECTS, LEVELS, roll_up, to_canonical
+from pipeline.errors import BadInput, UnreadableImage
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+SMEAR_LABELS = Path(__file__).parent / "labels" / "smears_leukocytes.csv"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled cell.
+
+    `x`, `y`, `side`: centre and longer side of the cell in pixels of the image, None where the image is
+    a crop centred on it.  `group` keeps what must not be split (one image, near-duplicates) together.
+    `weight` is the trust in the label.
+    """
+
+    path: Path
+    label: str
+    source: str
+    x: float | None = None
+    y: float | None = None
+    side: float | None = None
+    group: str = ""
+    weight: float = 1.0
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image as (H, W, 3) uint8; raises UnreadableImage naming the file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError) as error:
+        raise UnreadableImage(f"{path}: no readable image ({error}); restore or remove the file.") from error
+
+
+def canonical(name: str) -> str:
+    """The canonical label of a class name of any known dialect; raises UnknownName."""
+    plain = name.strip().lower().replace(" ", "_").replace("-", "_")
+    for candidate in (plain, plain.removesuffix("s")):
+        if candidate in CELL_TYPES:
+            return candidate
+    for dialect, codes in DIALECTS.items():
+        if plain.upper() in codes:
+            return to_canonical(dialect, plain)
+    return to_canonical("canonical", plain)
+
+
+def to_level(label: str, level: str = "eight") -> str:
+    """The label's ancestor-or-self at a level of the taxonomy."""
+    return next(iter(roll_up({label: 1.0}, level)))
+
+
+def read_samples(data: Path) -> list[Sample]:
+    """Samples of a folder of class folders, or of a table `image,class[,source,x,y,side]`.
+
+    A folder that holds a `labels.csv` is read by it.  Raises BadInput naming the file and the fix.
+    """
+    table = data if data.is_file() else data / "labels.csv"
+    if table.is_file():
+        return list(_from_table(table))
+    if not data.is_dir():
+        raise BadInput(f"{data}: no such folder or table; give class folders or a labels.csv.")
+    samples = [
+        Sample(path, canonical(folder.name), data.name, group=str(path))
+        for folder in sorted(p for p in data.iterdir() if p.is_dir())
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not samples:
+        raise BadInput(f"{data}: no images in class folders; name each folder after a class.")
+    return samples
+
+
+def _from_table(table: Path) -> Iterator[Sample]:
+    with table.open(newline="", encoding="utf-8") as stream:
+        reader = csv.DictReader(stream)
+        if not {"image", "class"} <= set(reader.fieldnames or ()):
+            raise BadInput(f"{table}: needs the columns 'image' and 'class'; found {reader.fieldnames}.")
+        for row in reader:
+            path = table.parent / row["image"]
+            place = [float(row[k]) if row.get(k) else None for k in ("x", "y", "side")]
+            yield Sample(
+                path, canonical(row["class"]), row.get("source") or table.parent.name, *place, group=str(path)
+            )
+
+
+def project_samples(root: Path) -> list[Sample]:
+    """The labelled cells of SMEARFLOW_DATA: Barcelona cells, two wbc-masks stains, and smear boxes.
+
+    Red cells are labelled `other`; the classes of smear leukocytes were read by the project from contact
+    sheets (`labels/smears_leukocytes.csv`), not by a haematologist, and doubtful ones left out.
+    """
+    samples = read_samples(root / "cells")
+    samples += list(_wbc_masks(root / "wbc-masks"))
+    samples += list(_smear_leukocytes(root))
+    samples += list(_smear_boxes(root / "smears"))
+    return samples
+
+
+def _wbc_masks(folder: Path) -> Iterator[Sample]:
+    with (folder / "labels.csv").open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            ys, xs = np.nonzero(read_image(folder / row["mask"])[..., 0] > 60)
+            x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
+            path = folder / row["image"]
+            place = ((x0 + x1) / 2, (y0 + y1) / 2, float(max(x1 - x0, y1 - y0)))
+            yield Sample(path, canonical(row["class"]), row["source"], *map(float, place), group=str(path))
+
+
+def _smear_leukocytes(root: Path) -> Iterator[Sample]:
+    with SMEAR_LABELS.open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            path = root / row["image"]
+            place = (float(row["x"]), float(row["y"]), float(row["side"]))
+            yield Sample(path, row["class"], "smears-" + row["source"], *place, group=str(path), weight=0.8)
+
+
+def _smear_boxes(folder: Path, red_cells: float = 0.05) -> Iterator[Sample]:
+    """Platelets, and a share of the red cells, of the boxed smears."""
+    from PIL import Image
+
+    for labels in sorted(folder.glob("labels/*/*.txt")):
+        path = folder / "images" / labels.parent.name / (labels.stem + ".jpg")
+        if not path.is_file():
+            continue
+        with Image.open(path) as image:
+            width, height = image.size
+        source = {575: "raabin", 416: "bccd", 640: "bccd"}.get(width, "barcelona")
+        boxes = [line.split() for line in labels.read_text().splitlines() if line.strip()]
+        sides = [max(float(b[3]) * width, float(b[4]) * height) for b in boxes if b[0] == "1"]
+        red = float(np.median(sides)) if sides else 0.22 * width
+        for i, box in enumerate(boxes):
+            x, y = float(box[1]) * width, float(box[2]) * height
+            chance = zlib.crc32(f"{path.name}/{i}".encode()) % 1000 / 1000
+            if box[0] == "1" and chance < red_cells:
+                side = max(float(box[3]) * width, float(box[4]) * height)
+                yield Sample(path, "other", "smears-" + source, x, y, side, group=str(path))
+            elif box[0] == "2" and (source == "barcelona" or chance < 0.5):
+                # A platelet's view holds a red cell's width, so that it is seen to be small.
+                yield Sample(path, "platelet", "smears-" + source, x, y, 0.87 * red, group=str(path))
+
+
+def split_by_group(samples: Iterable[Sample], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices for training and for holding out `share` of the groups of every source and class.
+
+    Deterministic in the group's name and the seed, so an added sample moves no other.
+    """
+    ranked: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    samples = list(samples)
+    for i, s in enumerate(samples):
+        key = zlib.crc32(f"{seed}/{Path(s.group).name}".encode())
+        ranked.setdefault((s.source, s.label), []).append((key, i))
+    groups = {
+        samples[i].group for part in ranked.values() for _, i in sorted(part)[: round(share * len(part))]
+    }
+    held = [i for i, s in enumerate(samples) if s.group in groups]
+    return [i for i, s in enumerate(samples) if s.group not in groups], held
+
+
+def level_classes(level: str) -> tuple[str, ...]:
+    """The classes of a level in alphabetical order, the order of a network's outputs."""
+    return tuple(sorted(LEVELS[level]))
+
+
+def group_duplicates(samples: list[Sample], likeness: float = 0.95) -> list[Sample]:
+    """The samples with near-duplicate images in one group, by the correlation of 24 px thumbnails."""
+    from dataclasses import replace
+
+    from PIL import Image
+
+    paths = sorted({s.path for s in samples})
+    thumbnails = np.empty((len(paths), 24 * 24), np.float32)
+    for i, path in enumerate(paths):
+        small = Image.fromarray(read_image(path)).convert("L").resize((24, 24), Image.Resampling.BOX)
+        values = np.asarray(small, np.float32).ravel()
+        thumbnails[i] = (values - values.mean()) / (values.std() * 24 + 1e-6)
+    first = {path: path for path in paths}
+    for i, path in enumerate(paths):
+        alike = np.flatnonzero(thumbnails[:i] @ thumbnails[i] > likeness)
+        if len(alike):
+            first[path] = first[paths[int(alike[0])]]
+    return [replace(s, group=str(first[s.path])) for s in samples]

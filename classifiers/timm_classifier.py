@@ -1,0 +1,181 @@
+"""Cell classifiers on timm backbones, behind the `Classifier` protocol.
+
+The card's `parameters` say everything that the weights do not: `backbone`, `temperature`, `views`,
+`zoom`, `view_um`, `min_confidence`, `locator`, `none_output`, `components`.  Floating weights may be
+stored as float16 to keep a package small; they are widened on loading, names and shapes must fit exactly.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from classifiers.base import Classified
+from classifiers.networks import BACKBONES, CellNet
+from classifiers.taxonomy import CELL_TYPES
+from classifiers.views import LOCATOR_PX, balance, crop_square, dihedral, field_of_view, white_point
+from pipeline.errors import BadInput, BadModelPackage
+
+if TYPE_CHECKING:
+    from storage.packages import ModelPackage
+
+# What the locator may answer: beyond it the crop shows no single centred cell, and its middle is taken.
+MAX_OFFSET, MIN_SIDE, MAX_SIDE = 0.2, 0.08, 1.1
+MIN_VIEW, MAX_VIEW = 0.33, 1.6  # of the searched square's side
+
+
+class TimmClassifier:
+    """Names the cell in the middle of a patch, of any scale and brightfield stain."""
+
+    def __init__(
+        self,
+        name: str,
+        classes: tuple[str, ...],
+        net: CellNet,
+        *,
+        input_px: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        parameters: dict[str, Any],
+    ) -> None:
+        self.name, self.classes = name, classes
+        self.input_px = input_px
+        self.temperature = float(parameters.get("temperature", 1.0))
+        self.views = int(parameters.get("views", 4))
+        self.zoom = float(parameters.get("zoom", 1.7))
+        self.view_um = float(parameters.get("view_um", 33.0))
+        self.min_confidence = float(parameters.get("min_confidence", 0.5))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._net = net.eval().to(self._device)
+        self._mean = torch.tensor(mean)[:, None, None]
+        self._std = torch.tensor(std)[:, None, None]
+
+    @classmethod
+    def from_package(cls, package: ModelPackage) -> TimmClassifier:
+        """Build from a package; raises BadModelPackage where card, code and weights do not fit."""
+        card = package.card
+        backbone = card.parameters.get("backbone")
+        if backbone not in BACKBONES:
+            raise BadModelPackage(
+                f"{package.folder}: backbone '{backbone}' is not supported; known are {', '.join(BACKBONES)}."
+            )
+        unknown = [c for c in card.classes if c not in CELL_TYPES]
+        if unknown or not card.classes:
+            raise BadModelPackage(f"{package.folder}: classes {unknown or 'none'} are not canonical names.")
+        if card.input_px is None or card.input_px[0] != card.input_px[1]:
+            raise BadModelPackage(f"{package.folder}: the card needs a square input_px.")
+        if card.input_px[0] < BACKBONES[backbone]:
+            raise BadModelPackage(f"{package.folder}: {backbone} needs at least {BACKBONES[backbone]} px.")
+        net = CellNet(
+            backbone,
+            len(card.classes),
+            locator=bool(card.parameters.get("locator", True)),
+            none_output=bool(card.parameters.get("none_output", False)),
+            components=int(card.parameters.get("components", 48)),
+        )
+        load_strictly(net, package.state_dict(), str(package.folder))
+        return cls(
+            card.name,
+            card.classes,
+            net,
+            input_px=card.input_px[0],
+            mean=card.normalisation.mean,
+            std=card.normalisation.std,
+            parameters=card.parameters,
+        )
+
+    def view(self, patch: np.ndarray, pixel_size_um: float | None) -> torch.Tensor:
+        """The view (3, S, S) in [0, 1], white-balanced, in which a patch's cell is named."""
+        x, y, side = field_of_view(patch, pixel_size_um, self.view_um)
+        white = white_point(patch)
+        view_side = side
+        if self._net.locator is not None:
+            small = balance(crop_square(patch, x, y, side, LOCATOR_PX), white)
+            with torch.inference_mode():
+                dx, dy, log_side = self._net.locator(small[None].to(self._device))[0].tolist()
+            size = float(np.exp(log_side))
+            if max(abs(dx), abs(dy)) <= MAX_OFFSET:
+                x, y = x + dx * side, y + dy * side
+            view_side = (
+                float(np.clip(self.zoom * np.clip(size, MIN_SIDE, MAX_SIDE), MIN_VIEW, MAX_VIEW)) * side
+            )
+        return balance(crop_square(patch, x, y, view_side, self.input_px), white)
+
+    def embed_views(self, views: torch.Tensor) -> np.ndarray:
+        """Embeddings (N, D) of views (N, 3, S, S) in [0, 1], one each, without symmetric copies."""
+        with torch.inference_mode():
+            return self._net.embed(((views - self._mean) / self._std).to(self._device)).cpu().numpy()
+
+    def embed(
+        self, patches: np.ndarray, pixel_size_um: float | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean embedding (N, D), class logits (N, K) and none-logit (N,) over the symmetric views."""
+        rows = []
+        with torch.inference_mode():
+            # One cell is one batch of its own views: neither neighbours nor the batch's size can change it.
+            for patch in patches:
+                view = (self.view(patch, pixel_size_um) - self._mean) / self._std
+                embedding = self._net.embed(dihedral(view, self.views).to(self._device))
+                logits, none = self._net.logits(embedding)
+                rows.append((embedding.mean(0).cpu(), logits.mean(0).cpu(), none.mean().cpu()))
+        embedding, logits, none = (torch.stack(part).numpy() for part in zip(*rows, strict=True))
+        return embedding, logits, none
+
+    def classify(self, patches: np.ndarray, pixel_size_um: float | None) -> Classified:
+        """See `classifiers.base.Classifier`; raises BadInput for another shape or type."""
+        patches = np.asarray(patches)
+        if (
+            patches.ndim != 4
+            or patches.shape[-1] != 3
+            or patches.dtype != np.uint8
+            or 0 in patches.shape[1:3]
+        ):
+            raise BadInput(
+                f"{self.name} takes patches (N, H, W, 3) uint8, not {patches.shape} {patches.dtype}."
+            )
+        if len(patches) == 0:
+            return Classified(np.zeros((0, len(self.classes)), np.float32), np.zeros(0, np.float32))
+        embedding, logits, none = self.embed(patches, pixel_size_um)
+        scaled = logits.astype(np.float64) / self.temperature
+        scaled = np.exp(scaled - scaled.max(1, keepdims=True))
+        probabilities = (scaled / scaled.sum(1, keepdims=True)).astype(np.float32)
+        familiarity = self._net.familiarity
+        with torch.inference_mode():
+            device = familiarity.centre.device
+            score = familiarity.score(
+                torch.from_numpy(embedding).to(device), torch.from_numpy(none).to(device)
+            )
+            ood = familiarity.rank(score).cpu().numpy().astype(np.float32)
+        return Classified(probabilities, ood)
+
+
+def load_strictly(net: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
+    """Load a state dict whose names and shapes are exactly the network's; float16 is widened.
+
+    Raises BadModelPackage naming the first tensor that does not fit.
+    """
+    own = net.state_dict()
+    cure = "restore the package or retrain it."
+    for key in sorted(own.keys() ^ state.keys()):
+        what = "is missing from the weights" if key in own else "has no place in the architecture"
+        raise BadModelPackage(f"{where}: tensor '{key}' {what}; {cure}")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise BadModelPackage(
+                f"{where}: tensor '{key}' is {tuple(value.shape)}, needed is {tuple(own[key].shape)}; {cure}"
+            )
+        if value.is_floating_point() != own[key].is_floating_point():
+            raise BadModelPackage(
+                f"{where}: tensor '{key}' is {value.dtype}, not {own[key].dtype}; retrain the package."
+            )
+    net.load_state_dict({k: v.to(own[k].dtype) for k, v in state.items()}, strict=True)
+
+
+def packed_state(net: CellNet) -> dict[str, torch.Tensor]:
+    """The state dict to store: float16 for the backbone's weights, float32 for statistics and the rest."""
+    return {
+        k: v.half() if k.startswith("network.") and v.is_floating_point() and v.ndim > 1 else v
+        for k, v in net.state_dict().items()
+    }

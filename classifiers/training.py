@@ -1,0 +1,329 @@
+"""Training of cell classifiers: a recipe, labelled cells, and a resumable loop that ends in a package.
+
+Every random choice comes from one generator whose state is in the checkpoint, so that a resumed run ends
+with the weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from classifiers.augment import Augmentation, augment
+from classifiers.networks import BACKBONES, CellNet
+from classifiers.sources import Sample, level_classes, read_image, read_samples, to_level
+from classifiers.timm_classifier import MAX_OFFSET, MAX_SIDE, MAX_VIEW, MIN_SIDE, MIN_VIEW
+from classifiers.views import LOCATOR_PX, balance, crop_square, white_point
+from pipeline.errors import BadInput
+
+RECIPES = Path(__file__).parent / "recipes"
+MEAN, STD = (0.62, 0.55, 0.66), (0.25, 0.27, 0.20)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that one training run is made of; a YAML file in `recipes/` is one."""
+
+    backbone: str = "resnet18_slim"
+    level: str = "eight"  # of the taxonomy, whose classes the network names
+    input_px: int = 96
+    start_px: int | None = None  # views grow from here to input_px over the first 60 % of the epochs
+    cached_px: int = 160
+    zoom: float = 1.7  # side of the view, in sides of the cell
+    epochs: int = 40
+    batch: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    loss: str = "cross_entropy"  # or focal
+    focal_gamma: float = 2.0
+    smoothing: float = 0.05
+    none_share: float = 0.12  # of each batch: views of what is none of the classes
+    balance: float = 0.6  # 0: classes as frequent as they are, 1: all alike
+    ema: float = 0.995
+    drop_rate: float = 0.2
+    samples_per_epoch: int | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if self.backbone not in BACKBONES:
+            raise BadInput(f"recipe: backbone '{self.backbone}' is not one of {', '.join(BACKBONES)}.")
+        if self.loss not in ("cross_entropy", "focal"):
+            raise BadInput(f"recipe: loss '{self.loss}' is not cross_entropy or focal.")
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Recipe:
+        """Read a recipe by its name in `recipes/` or its path; an unknown key is refused."""
+        import yaml
+
+        path = Path(name_or_path)
+        if path.suffix not in (".yaml", ".yml"):
+            path = RECIPES / f"{name_or_path}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+            raise BadInput(f"{path}: no such recipe; known are: {known}.")
+        data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        strengths = data.pop("augmentation", None) or {}
+        for given, target in ((data, cls), (strengths, Augmentation)):
+            unknown = set(given) - {f.name for f in fields(target)}
+            if unknown:
+                raise BadInput(f"{path}: unknown keys {sorted(unknown)}; see classifiers/training.py.")
+        if "scale" in strengths:
+            strengths["scale"] = tuple(strengths["scale"])
+        return cls(**data, augmentation=Augmentation(**strengths))
+
+
+@dataclass(frozen=True)
+class CellSet:
+    """Cached cells: images (N, 3, S, S) uint8, white-balanced; view: share of their side; class or -1."""
+
+    images: Tensor
+    view: Tensor
+    labels: Tensor
+    weights: Tensor
+    sources: tuple[str, ...]
+
+
+def cell_set(samples: Sequence[Sample], recipe: Recipe, net: CellNet | None = None) -> CellSet:
+    """Cut and cache the cells of samples; the locator of `net` finds those without a place.
+
+    A label outside the recipe's level that no leukocyte can have (`other`, `artefact`) trains "none".
+    """
+    classes = level_classes(recipe.level)
+    margin = recipe.augmentation.scale[1] * 1.05
+    images, views, labels, weights, sources = [], [], [], [], []
+    last: tuple[Path, np.ndarray, Tensor] | None = None
+    for sample in samples:
+        label = to_level(sample.label, recipe.level)
+        if label not in classes and label not in ("other", "artefact", "smudge"):
+            continue
+        if last is None or last[0] != sample.path:
+            image = read_image(sample.path)
+            last = (sample.path, image, white_point(image))
+        _, image, white = last
+        x, y, view = place(sample, image, white, recipe.zoom, net)
+        side = view * margin
+        crop = balance(crop_square(image, x, y, side, recipe.cached_px), white)
+        images.append((crop * 255).round().byte())
+        views.append(view / side)
+        labels.append(classes.index(label) if label in classes else -1)
+        weights.append(sample.weight)
+        sources.append(sample.source)
+    if not images:
+        raise BadInput(f"no sample has a class of the level '{recipe.level}': {', '.join(classes)}.")
+    return CellSet(
+        torch.stack(images), torch.tensor(views), torch.tensor(labels), torch.tensor(weights), tuple(sources)
+    )
+
+
+def place(
+    sample: Sample, image: np.ndarray, white: Tensor, zoom: float, net: CellNet | None
+) -> tuple[float, float, float]:
+    """Centre and side, in pixels, of a sample's normal view."""
+    if sample.side is not None and sample.x is not None and sample.y is not None:
+        return sample.x, sample.y, zoom * sample.side
+    height, width = image.shape[:2]
+    x, y, side = width / 2, height / 2, float(max(height, width))
+    if net is None or net.locator is None:
+        return x, y, side
+    small = balance(crop_square(image, x, y, side, LOCATOR_PX), white)
+    with torch.inference_mode():
+        dx, dy, log_side = net.locator.eval()(small[None])[0].tolist()
+    if max(abs(dx), abs(dy)) <= MAX_OFFSET:
+        x, y = x + dx * side, y + dy * side
+    view = float(np.clip(zoom * np.clip(np.exp(log_side), MIN_SIDE, MAX_SIDE), MIN_VIEW, MAX_VIEW))
+    return x, y, view * side
+
+
+def class_loss(out: Tensor, labels: Tensor, weights: Tensor, recipe: Recipe) -> Tensor:
+    """Weighted cross-entropy or focal loss (Lin et al. 2017) over the classes and, last, none."""
+    each = F.cross_entropy(out, labels, reduction="none", label_smoothing=recipe.smoothing)
+    if recipe.loss == "focal":
+        p = out.softmax(1).gather(1, labels[:, None])[:, 0]
+        each = each * (1 - p) ** recipe.focal_gamma
+    return (each * weights).sum() / weights.sum()
+
+
+def sampling_weights(cells: CellSet, recipe: Recipe) -> Tensor:
+    """How likely each cell is drawn: classes balanced by `balance`, none at its share."""
+    chance = torch.zeros(len(cells.labels), dtype=torch.float64)
+    known = cells.labels >= 0
+    counts = torch.bincount(cells.labels[known]).double().clamp(min=1)
+    chance[known] = (counts**-recipe.balance)[cells.labels[known]]
+    chance[known] /= chance[known].sum()
+    if (~known).any():
+        chance[~known] = recipe.none_share / max(1e-9, 1 - recipe.none_share) / int((~known).sum())
+    return chance
+
+
+def view_px(recipe: Recipe, epoch: int) -> int:
+    """The side of an epoch's views: small ones first cost little and teach the coarse shapes."""
+    if recipe.start_px is None:
+        return recipe.input_px
+    done = min(1.0, epoch / max(1.0, 0.6 * recipe.epochs))
+    return min(recipe.input_px, recipe.start_px + int(done * (recipe.input_px - recipe.start_px)) // 8 * 8)
+
+
+def fit(
+    net: CellNet,
+    cells: CellSet,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    stop_after: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> CellNet:
+    """Train the backbone; returns the network with the moving average of its weights.
+
+    `stop_after` ends the run after that many epochs in all, leaving the checkpoint, as a kill would.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # dropout draws from the global generator
+    per_epoch = max(1, (recipe.samples_per_epoch or len(cells.labels)) // recipe.batch)
+    parameters = list(net.network.parameters())
+    decayed = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, recipe.learning_rate, total_steps=max(2, per_epoch * recipe.epochs), pct_start=0.2
+    )
+    average = copy.deepcopy(net.network)
+    start = 0
+    step = 0
+    if resume and checkpoint is not None and checkpoint.is_file():
+        state = torch.load(checkpoint, weights_only=True)
+        net.network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+        torch.set_rng_state(state["global"])
+        start = int(state["epoch"])
+        step = start * per_epoch
+    chance = sampling_weights(cells, recipe)
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    net.network.to(memory_format=torch.channels_last)
+    for epoch in range(start, min(recipe.epochs, stop_after or recipe.epochs)):
+        net.network.train()
+        total = 0.0
+        side_px = view_px(recipe, epoch)
+        for _ in range(per_epoch):
+            chosen = torch.multinomial(chance, recipe.batch, replacement=True, generator=generator)
+            x = cells.images[chosen].float() / 255
+            x = augment(x, side_px, cells.view[chosen].float(), recipe.augmentation, generator)
+            labels = cells.labels[chosen]
+            labels = torch.where(labels < 0, net.classes, labels)
+            x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+            loss = class_loss(net.network(x), labels, cells.weights[chosen].float(), recipe)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+            optimiser.step()
+            schedule.step()
+            total += float(loss.detach())
+            step += 1
+            _follow(average, net.network, min(recipe.ema, step / (step + 9)))  # young averages forget fast
+        report(f"epoch {epoch + 1}/{recipe.epochs} loss {total / per_epoch:.4f}")
+        if checkpoint is not None:
+            state = {
+                "network": net.network.state_dict(),
+                "average": average.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "generator": generator.get_state(),
+                "global": torch.get_rng_state(),
+                "epoch": epoch + 1,
+            }
+            temporary = checkpoint.with_suffix(".part")
+            torch.save(state, temporary)
+            temporary.replace(checkpoint)
+    net.network.load_state_dict(average.state_dict())
+    return net.eval()
+
+
+def _follow(average: torch.nn.Module, network: torch.nn.Module, share: float) -> None:
+    with torch.no_grad():
+        for a, b in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
+            if a.is_floating_point():
+                a.lerp_(b, 1 - share)
+            else:
+                a.copy_(b)
+
+
+def train_classifier(
+    data: Path | Sequence[Sample],
+    out_dir: Path,
+    recipe: Recipe | str | Path = "leukocytes",
+    *,
+    epochs: int | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    holdout: float = 0.15,
+    locator: dict[str, Tensor] | None = None,
+    name: str | None = None,
+    card: dict[str, Any] | None = None,
+    stop_after: int | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Train on labelled cells and write a model package to `out_dir`; returns its folder.
+
+    `data`: class folders, a table, or samples.  `holdout` is the share of groups kept from training, on
+    which temperature, familiarity and metrics are computed.  `locator` are a trained locator's weights.
+    Raises BadInput where the data cannot be used.
+    """
+    from dataclasses import replace
+
+    from classifiers.calibration import finish_package
+    from classifiers.sources import split_by_group
+
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs)
+    samples = read_samples(data) if isinstance(data, Path) else list(data)
+    train, held = split_by_group(samples, holdout, seed)
+    classes = level_classes(recipe.level)
+    torch.manual_seed(seed)
+    net = CellNet(
+        recipe.backbone,
+        len(classes),
+        locator=locator is not None,
+        none_output=True,
+        drop_rate=recipe.drop_rate,
+    )
+    if net.locator is not None and locator is not None:
+        net.locator.load_state_dict(locator)
+    cells = cell_set([samples[i] for i in train], recipe, net)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"
+    net = fit(
+        net,
+        cells,
+        recipe,
+        seed=seed,
+        checkpoint=checkpoint,
+        resume=resume,
+        stop_after=stop_after,
+        report=report,
+    )
+    training = {
+        "seed": seed,
+        "recipe": asdict(recipe),
+        "trained_cells": len(cells.labels),
+        "holdout": holdout,
+    }
+    finish_package(
+        net, cells, [samples[i] for i in held], recipe, out_dir, name or out_dir.name, training, card or {}
+    )
+    return out_dir

@@ -1,0 +1,70 @@
+"""From a patch of any size, scale and white point to the view that a network was trained on.
+
+Every function works on one patch alone, so that a cell's result cannot depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOCATOR_PX = 64
+
+
+def reflected(start: int, size: int, length: int) -> np.ndarray:
+    """Indices start .. start + size - 1 into an axis of `length`, mirrored at its ends as often as needed."""
+    index = np.arange(start, start + size) % (2 * length)
+    return np.where(index >= length, 2 * length - 1 - index, index)
+
+
+def crop_square(image: np.ndarray, x: float, y: float, side: float, out_px: int) -> Tensor:
+    """A square of `side` pixels around (x, y) of image (H, W, 3) uint8, as (3, out_px, out_px) in [0, 1].
+
+    What lies beyond the image is mirrored; reducing is anti-aliased.
+    """
+    size = max(2, round(side))
+    top, left = round(y - size / 2), round(x - size / 2)
+    rows, columns = reflected(top, size, image.shape[0]), reflected(left, size, image.shape[1])
+    square = torch.from_numpy(np.ascontiguousarray(image[rows[:, None], columns[None, :]]))
+    square = square.permute(2, 0, 1)[None].float() / 255
+    if size != out_px:
+        square = F.interpolate(square, (out_px, out_px), mode="bilinear", align_corners=False, antialias=True)
+    return square[0].clamp(0, 1)
+
+
+def white_point(image: np.ndarray) -> Tensor:
+    """The brightest colour (3,) in [0, 1] of an image (H, W, 3) uint8: its background's light.
+
+    Bounded below, so that a patch without background is not made white.
+    """
+    step = max(1, min(image.shape[:2]) // 128)
+    white = np.percentile(image[::step, ::step].reshape(-1, 3), 98, axis=0) / 255
+    return torch.from_numpy(np.maximum(white, 0.45).astype(np.float32))
+
+
+def balance(view: Tensor, white: Tensor) -> Tensor:
+    """A view (..., 3, H, W) with its background's light taken out."""
+    return (view / white[:, None, None]).clamp(0, 1)
+
+
+def field_of_view(
+    image: np.ndarray, pixel_size_um: float | None, view_um: float
+) -> tuple[float, float, float]:
+    """Centre and side, in pixels, of the square in which the cell is looked for.
+
+    With a pixel size the central `view_um`, but no more than the image holds; without, the whole image.
+    """
+    height, width = image.shape[:2]
+    side = float(max(height, width))
+    if pixel_size_um is not None:
+        side = min(side, view_um / pixel_size_um)
+    return width / 2, height / 2, max(side, 2.0)
+
+
+def dihedral(view: Tensor, count: int) -> Tensor:
+    """The first `count` (1, 2, 4 or 8) symmetric copies of a view (3, S, S), as (count, 3, S, S)."""
+    copies = [view, view.flip(2), view.flip(1), view.flip((1, 2))]
+    copies += [v.transpose(1, 2) for v in copies]
+    return torch.stack(copies[:count])

@@ -1,0 +1,210 @@
+"""Training: mechanics on tiny drawn cells; packages load strictly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from classifiers.augment import Augmentation, augment
+from classifiers.evaluation import evaluate_classifier
+from classifiers.networks import BACKBONES, CellNet, Familiarity
+from classifiers.sources import Sample, canonical, group_duplicates, read_samples, split_by_group
+from classifiers.timm_classifier import TimmClassifier, load_strictly, packed_state
+from classifiers.training import RECIPES, Recipe, cell_set, fit, train_classifier
+from classifiers.views import crop_square, dihedral, reflected
+from pipeline.errors import BadInput, BadModelPackage, UnreadableImage
+from storage.packages import read_package
+
+TINY = Recipe(input_px=32, cached_px=48, epochs=2, batch=4, samples_per_epoch=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Class folders of drawn cells: red ones and blue ones, six of each."""
+    root = tmp_path_factory.mktemp("cells")
+    random = np.random.default_rng(0)
+    for name, colour in (("eosinophil", (200, 60, 60)), ("lymphocyte", (60, 60, 200))):
+        (root / name).mkdir()
+        for i in range(6):
+            image = np.full((48, 48, 3), 235, np.uint8)
+            y, x = np.mgrid[:48, :48]
+            image[np.hypot(y - 24, x - 24) < random.uniform(9, 14)] = colour
+            noise = random.normal(0, 8, image.shape)
+            Image.fromarray((image + noise).clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_two_steps_end_in_a_package_that_loads(folder, tmp_path):
+    out = train_classifier(folder, tmp_path / "tiny", TINY, epochs=1, holdout=0.3)
+    package = read_package(out)
+    package.verify()
+    classifier = TimmClassifier.from_package(package)
+    found = evaluate_classifier(classifier, folder, tmp_path / "evaluation")
+    assert found["all"]["n"] == 12
+    assert (tmp_path / "evaluation" / "confusion.png").is_file()
+    assert package.card.training["holdout"] == 0.3
+    assert package.card.metrics["all"]["n"] == 4
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder, tmp_path):
+    cells = cell_set(read_samples(folder), TINY)
+
+    def network():
+        torch.manual_seed(0)
+        return CellNet(TINY.backbone, 8, locator=False, none_output=True, drop_rate=0.2)
+
+    whole = fit(network(), cells, TINY, seed=3)
+    checkpoint = tmp_path / "c.pt"
+    fit(network(), cells, TINY, seed=3, checkpoint=checkpoint, stop_after=1)
+    resumed = fit(network(), cells, TINY, seed=3, checkpoint=checkpoint, resume=True)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def test_the_focal_loss_trains_too(folder):
+    cells = cell_set(read_samples(folder), TINY)
+    net = CellNet(TINY.backbone, 8, locator=False, none_output=True)
+    before = net.network.get_classifier().weight.clone()
+    fit(net, cells, replace(TINY, loss="focal", epochs=1), seed=0)
+    assert not torch.equal(before, net.network.get_classifier().weight)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_recipe_that_is_shipped_is_valid(path):
+    assert Recipe.load(path).input_px >= BACKBONES[Recipe.load(path).backbone]
+
+
+def test_a_recipe_with_an_unknown_key_is_refused_with_it(tmp_path):
+    (tmp_path / "r.yaml").write_text("epoch: 3\n")
+    with pytest.raises(BadInput, match="epoch"):
+        Recipe.load(tmp_path / "r.yaml")
+    with pytest.raises(BadInput, match="leukocytes"):
+        Recipe.load("no-such-recipe")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("network.bn1.weight"), "missing"),
+        (lambda s: s.update(extra=torch.zeros(1)), "no place"),
+        (lambda s: s.update({"network.bn1.weight": torch.zeros(3)}), "needed is"),
+        (lambda s: s.update({"network.bn1.weight": torch.zeros(32, dtype=torch.int64)}), "int64"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(change, message):
+    net = CellNet("resnet18_slim", 8)
+    state = dict(packed_state(net))
+    change(state)
+    with pytest.raises(BadModelPackage, match=message):
+        load_strictly(net, state, "package")
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnext50_32x4d", "inception_resnet_v2"])
+def test_the_architectures_of_the_papers_are_built(backbone):
+    with torch.device("meta"):
+        net = CellNet(backbone, 8, none_output=True)
+    assert net.network.get_classifier().weight.shape[0] == 9
+
+
+def test_a_float16_package_gives_the_network_that_was_measured():
+    torch.manual_seed(0)
+    net = CellNet("resnet18_slim", 8).eval()
+    state = packed_state(net)
+    first, second = CellNet("resnet18_slim", 8).eval(), CellNet("resnet18_slim", 8).eval()
+    load_strictly(first, state, "a")
+    load_strictly(second, packed_state(first), "b")
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(first(x), second(x))
+
+
+def test_augmentation_keeps_shape_and_range_and_is_reproducible():
+    images = torch.rand(3, 3, 40, 40)
+    view = torch.full((3,), 0.7)
+    one, two = (augment(images, 24, view, Augmentation(), torch.Generator().manual_seed(5)) for _ in range(2))
+    assert one.shape == (3, 3, 24, 24)
+    assert torch.equal(one, two)
+    assert one.min() >= 0
+    assert one.max() <= 1
+
+
+def test_no_augmentation_is_the_plain_view():
+    images = torch.rand(1, 3, 32, 32)
+    plain = augment(images, 32, torch.ones(1), Augmentation.none(), torch.Generator())
+    assert torch.allclose(plain, images, atol=1e-5)
+
+
+def test_without_flips_no_view_is_mirrored():
+    image = torch.zeros(1, 3, 32, 32)
+    image[:, :, 4:12, 4:8], image[:, :, 4:8, 4:16] = 1, 1  # an L, which no rotation turns into its mirror
+    strength = replace(Augmentation.none(), rotation=False, flips=False)
+    views = augment(image.expand(20, -1, -1, -1), 32, torch.ones(20), strength, torch.Generator())
+    assert torch.allclose(views, image.expand(20, -1, -1, -1), atol=1e-5)
+
+
+def test_a_split_keeps_groups_together_and_is_stable():
+    samples = [Sample(Path(f"{i}.png"), "monocyte", "a", group=f"g{i // 2}") for i in range(40)]
+    train, held = split_by_group(samples, 0.25, 1)
+    assert sorted(train + held) == list(range(40))
+    assert not {samples[i].group for i in train} & {samples[i].group for i in held}
+    assert split_by_group(samples, 0.25, 1) == (train, held)
+    assert held
+
+
+def test_near_duplicates_fall_in_one_group(tmp_path):
+    random = np.random.default_rng(0)
+    a, b = (random.integers(0, 255, (48, 48, 3), np.uint8) for _ in range(2))
+    for name, image in (("a", a), ("a2", (a * 0.9).astype(np.uint8)), ("b", b)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    samples = [Sample(tmp_path / f"{n}.png", "monocyte", "x", group=n) for n in ("a", "a2", "b")]
+    groups = [s.group for s in group_duplicates(samples)]
+    assert groups[0] == groups[1] != groups[2]
+
+
+def test_class_names_of_any_dialect_are_read():
+    assert canonical("Neutrophils") == "neutrophil"
+    assert canonical("ig") == "immature_granulocyte"
+    assert canonical("MYB") == "myelocyte"
+    with pytest.raises(BadInput):
+        canonical("dragon")
+
+
+def test_a_table_without_its_columns_is_refused(tmp_path):
+    (tmp_path / "labels.csv").write_text("file,kind\na.png,x\n")
+    with pytest.raises(BadInput, match="class"):
+        read_samples(tmp_path)
+
+
+def test_a_broken_image_is_named(tmp_path):
+    (tmp_path / "monocyte").mkdir()
+    (tmp_path / "monocyte" / "bad.png").write_bytes(b"\x89PNG no")
+    with pytest.raises(UnreadableImage, match=r"bad\.png"):
+        cell_set(read_samples(tmp_path), TINY)
+
+
+def test_mirrored_indices_reach_any_distance():
+    assert reflected(-2, 7, 3).tolist() == [1, 0, 0, 1, 2, 2, 1]
+
+
+def test_a_crop_of_the_image_itself_is_the_image():
+    image = np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8)
+    crop = crop_square(image, 10, 10, 20, 20)
+    assert torch.equal((crop * 255).round().byte().permute(1, 2, 0), torch.from_numpy(image))
+
+
+def test_symmetric_views_are_all_different():
+    views = dihedral(torch.rand(3, 6, 6), 8)
+    assert len({tuple(v.flatten().tolist()) for v in views}) == 8
+
+
+def test_ood_rank_is_monotone_and_reaches_towards_one():
+    familiarity = Familiarity(4, 2, components=2, ranks=5)
+    familiarity.ranks.copy_(torch.tensor([0.0, 1, 2, 3, 4]))
+    rank = familiarity.rank(torch.tensor([-1.0, 0.5, 2, 3.9, 5, 50]))
+    assert (rank[1:] > rank[:-1]).all()
+    assert rank[0] == 0
+    assert 0.8 <= rank[-2] < rank[-1] <= 1
