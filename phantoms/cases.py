@@ -73,7 +73,8 @@ def simulate_case(
     and defocus (default 0, or 0.5 on marrow).  `write_masks` adds truth/<field>.png with labels 0
     background, 1 red cell, 2 cytoplasm, 3 nucleus.  Raises BadInput for what cannot be made.
     """
-    _check(modalities, specimen, bits, perls, format, n_fields, n_leukocytes_per_field, pixel_size_um)
+    n_leukocytes = n_fields * n_leukocytes_per_field
+    _check(modalities, specimen, bits, perls, rs_fraction, format, n_fields, n_leukocytes, pixel_size_um)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 0])
@@ -94,7 +95,7 @@ def simulate_case(
         pixel_size_um,
         rng,
         composition=composition,
-        n_leukocytes=n_fields * n_leukocytes_per_field,
+        n_leukocytes=n_leukocytes,
         red_cell_cover=cover,
         cut_cells=cut_cells,
         crowding=nuisance if marrow else 0.0,
@@ -171,6 +172,7 @@ def _check(
     specimen: str,
     bits: int,
     perls: bool,
+    rs_fraction: float,
     format: str,
     n_fields: int,
     n_leukocytes: int,
@@ -185,8 +187,8 @@ def _check(
         raise BadInput(f"{bits} bits cannot be written as {format}; take 8 or 16 bits, 8 for jpeg.")
     if format not in SUFFIX:
         raise BadInput(f"an image format is one of {', '.join(SUFFIX)}, not '{format}'.")
-    if perls and specimen != "bone_marrow":
-        raise BadInput("a Perls phantom shows marrow; ask for the specimen bone_marrow.")
+    if (perls or rs_fraction) and specimen != "bone_marrow":
+        raise BadInput("sideroblasts and Perls phantoms are of marrow; ask for the specimen bone_marrow.")
     if n_fields < 1 or n_leukocytes < 0 or not pixel_size_um > 0:
         raise BadInput("a case needs a field or more, no negative number of cells, a pixel size above 0.")
 

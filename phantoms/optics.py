@@ -187,18 +187,22 @@ def path_from_brightfield(
     dome = np.sqrt(np.clip(depth * (2.0 - np.minimum(depth, 1.0)), 0.0, 1.0)) * near
     dome = _blur(dome, 0.6)
     if optics.dome_height > 0:
-        path = path + optics.dome_height * cv2.resize(dome, (width, height), interpolation=cv2.INTER_LINEAR)
+        dome *= np.float32(optics.dome_height)
+        path += cv2.resize(dome, (width, height), interpolation=cv2.INTER_LINEAR)
     weight = cv2.resize(near, (width, height), interpolation=cv2.INTER_LINEAR)
     if optics.chromatin_relief > 0:
         # limited, or the outline of every dark cell would ring
-        fine = np.log1p(stain)
+        fine = np.log1p(grid).astype(np.float32)[index]
         fine -= cv2.blur(fine, _odd(0.8 / pixel_size_um))
         np.clip(fine, -0.22, 0.22, out=fine)
-        path = path + np.float32(optics.chromatin_relief) * weight * fine
+        fine *= weight
+        fine *= np.float32(optics.chromatin_relief)
+        path += fine
     if optics.cytoplasm_texture > 0:
         grain = texture((height, width), optics.texture_um / pixel_size_um, rng)
         grain *= np.minimum(stain * np.float32(2.0), np.float32(optics.cytoplasm_texture))
-        path = path + weight * grain
+        grain *= weight
+        path += grain
     return path, green
 
 
@@ -227,14 +231,18 @@ def render_dic(
     bias = optics.bias_rad
     if optics.law == "linear":
         # the tangent of sin^2 at the bias, relative to the background
-        relative = delta * np.float32(phase / np.tan(bias / 2))
+        image = delta
+        image *= np.float32(phase / np.tan(bias / 2))
     else:
         # sin^2((b + d) / 2) = (1 - cos(b + d)) / 2, relative to its value at d = 0
         delta *= phase
         delta += np.float32(bias)
-        relative = (1.0 - np.cos(delta)) * np.float32(1.0 / (1.0 - np.cos(bias))) - 1.0
-    level = np.float32(optics.background_level)
-    image = level + relative * np.float32(optics.gain * optics.background_level)
+        image = np.cos(delta, out=delta)
+        steep = 1.0 / (1.0 - np.cos(bias))
+        image *= np.float32(-steep)
+        image += np.float32(steep - 1.0)
+    image *= np.float32(optics.gain * optics.background_level)
+    image += np.float32(optics.background_level)
     if density is not None and optics.absorption_residue > 0:
         image *= 1.0 - np.float32(min(optics.absorption_residue, 1.0)) * np.minimum(density, 1.0)
     image *= _shading(height, width, optics)
@@ -273,7 +281,8 @@ def _smoothstep(x: Array, low: float, high: float) -> Array:
 def _blur(image: Array, sigma_px: float) -> Array:
     if sigma_px < 0.25:
         return image
-    return cv2.GaussianBlur(image, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
+    size = 2 * int(np.ceil(3.0 * sigma_px)) + 1  # OpenCV's own choice for floats is half as long again
+    return cv2.GaussianBlur(image, (size, size), sigma_px, borderType=cv2.BORDER_REFLECT)
 
 
 def _odd(size: float) -> tuple[int, int]:

@@ -307,6 +307,7 @@ def test_other_formats_hold_the_same_field(tmp_path: Path, format: Any, bits: in
         ({"specimen": "liver"}, "liver"),
         ({"bits": 12}, "12"),
         ({"perls": True}, "marrow"),
+        ({"rs_fraction": 0.2}, "marrow"),
         ({"n_leukocytes_per_field": 900}, "do not fit"),
         ({"composition": {"unicorn": 1.0}}, "unicorn"),
         ({"style": "Z"}, "A, B, C"),
