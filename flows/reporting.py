@@ -227,8 +227,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             thumbnails(run, findings, result),
             list(field_pictures(run, findings)),
             registration_pictures(run, findings),
-            run.settings.report,
-            min_confidence,
+            settings=run.settings.report,
         ).encode(),
         TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, card.classes if card else None)),
     }
