@@ -12,7 +12,8 @@ from PIL import Image
 
 from classifiers.augment import Augmentation, augment
 from classifiers.evaluation import evaluate_classifier
-from classifiers.networks import BACKBONES, CellNet, Familiarity
+from classifiers.locating import cached, train_locator, views
+from classifiers.networks import BACKBONES, CellNet, Familiarity, Locator
 from classifiers.sources import Sample, canonical, group_duplicates, read_samples, split_by_group
 from classifiers.timm_classifier import TimmClassifier, load_strictly, packed_state
 from classifiers.training import RECIPES, Recipe, cell_set, fit, train_classifier
@@ -208,3 +209,24 @@ def test_ood_rank_is_monotone_and_reaches_towards_one():
     assert (rank[1:] > rank[:-1]).all()
     assert rank[0] == 0
     assert 0.8 <= rank[-2] < rank[-1] <= 1
+
+
+def test_a_locator_learns_from_boxes_and_its_targets_match_its_views(folder, tmp_path):
+    y, x = np.mgrid[:120, :120]
+    disc = np.where(np.hypot(x - 70, y - 50)[..., None] < 12, (90, 40, 120), (235, 230, 235)).astype(np.uint8)
+    Image.fromarray(disc).save(tmp_path / "field.png")
+    boxed = [Sample(tmp_path / "field.png", "lymphocyte", "drawn", 70.5, 50.5, 24.0)] * 12
+    images, share = cached(boxed)
+    view, truth = views(images, share, torch.Generator().manual_seed(0), None)
+    assert view.shape == (12, 3, 64, 64)
+    dark = (0.75 - view.min(1).values).clamp(min=0)
+    centre = (torch.arange(64) + 0.5) / 64 - 0.5
+    found_x = (dark.sum(1) * centre).sum(1) / dark.sum((1, 2))
+    found_y = (dark.sum(2) * centre).sum(1) / dark.sum((1, 2))
+    assert (found_x - truth[:, 0]).abs().max() < 0.03
+    assert (found_y - truth[:, 1]).abs().max() < 0.03
+    width = (dark > 0.1).any(1).float().mean(1)
+    assert (width.log() - truth[:, 2]).abs().max() < 0.15
+    assert isinstance(train_locator(boxed, steps=2, batch=2), Locator)
+    with pytest.raises(BadInput, match="box"):
+        train_locator(read_samples(folder), steps=1)
