@@ -193,8 +193,11 @@ def test_text_has_the_contrast_that_the_web_guidelines_ask_for(opened):
     assert low == []
 
 
-def test_a_print_of_the_page_leaves_out_the_tools(opened):
+def test_a_print_of_the_page_leaves_out_the_tools_and_breaks_no_class_name(opened):
     page, _ = opened
+    page.set_viewport_size({"width": 700, "height": 1000})
     page.emulate_media(media="print")
+    names = page.locator(".dx tbody th", has_text="Neutrophils")
+    assert names.first.bounding_box()["height"] < 60
     assert not page.locator(".tools").is_visible()
     assert page.locator(".flag").first.is_visible()
