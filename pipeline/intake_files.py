@@ -17,11 +17,17 @@ PIXEL_SIZE_LIMITS_UM = (0.01, 5.0)
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
+def shown(text: str, limit: int = 60) -> str:
+    """Foreign text for a message: cut, and with nothing in it that a terminal would obey."""
+    cut = text[:limit]
+    return cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")
+
+
 def check_case_id(case_id: str) -> str:
     """The id itself; raises BadInput unless it can be a folder, a key and a link everywhere."""
     if not _CASE_ID.fullmatch(case_id) or case_id.startswith("results.db"):
         raise BadInput(
-            f"'{case_id[:80]}' is no case id; name the folder with 1 to 64 of A-Z a-z 0-9 . _ - and no "
+            f"'{shown(case_id, 80)}' is no case id; name the folder with 1 to 64 of A-Z a-z 0-9 . _ - and no "
             "leading dot."
         )
     return case_id
@@ -44,8 +50,7 @@ def inside(case_dir: Path, file: str) -> Path:
             problem = "is a link to outside the case folder"
         except (OSError, RuntimeError, ValueError):
             problem = "cannot be resolved (a loop of links, or too long a name)"
-    shown = file[:200].encode("unicode_escape").decode("ascii") if not file.isprintable() else file[:200]
-    raise BadInput(f"{case_dir}: the file '{shown}' {problem}; put the image into the case folder.")
+    raise BadInput(f"{case_dir}: the file '{shown(file, 200)}' {problem}; put the image into the folder.")
 
 
 def sha256_file(path: Path) -> str:

@@ -22,6 +22,7 @@ from pipeline.intake_files import (
     inside,
     read_small,
     sha256_file,
+    shown,
 )
 from pipeline.settings import IntakeSettings
 from pipeline.types import Modality, Problem, Spec, Specimen, Stain
@@ -111,7 +112,7 @@ def read_manifest(case_dir: Path) -> list[tuple[int, dict[str, str]]] | None:
     missing = [c for c in REQUIRED if c not in header]
     if unknown or missing or len(set(header)) != len(header):
         what = (
-            f"has the unknown column '{unknown[0][:60]}'"
+            f"has the unknown column '{shown(unknown[0])}'"
             if unknown
             else f"lacks the column '{missing[0]}'"
             if missing
@@ -140,7 +141,7 @@ def _one_of(where: str, column: str, value: str, allowed: tuple[str, ...]) -> An
     for name in allowed:
         if value.lower() == name.lower():
             return name
-    raise BadInput(f"{where}: the {column} '{value[:60]}' is not known; use one of {', '.join(allowed)}.")
+    raise BadInput(f"{where}: the {column} '{shown(value)}' is not known; use one of {', '.join(allowed)}.")
 
 
 def _number(where: str, column: str, text: str) -> float | None:
@@ -151,7 +152,7 @@ def _number(where: str, column: str, text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise BadInput(f"{where}: {column} is '{text[:40]}'; write a number of micrometres.")
+        raise BadInput(f"{where}: {column} is '{shown(text)}'; write a number of micrometres.")
     return value
 
 
@@ -176,11 +177,11 @@ def _source(
         kind = "slide"
     for column in ("slide", "field"):
         name = row[column]
-        if (column == "slide" or kind == "field" or name) and not _NAME.fullmatch(name):
-            shown = name[:60] if name.isprintable() else repr(name[:60])
+        needed = column == "slide" or kind == "field" or name
+        if needed and not _NAME.fullmatch(name):
             raise BadInput(
-                f"{where}: '{shown}' is no {column} name; use 1 to 64 letters, digits, spaces or .()#+-_, "
-                "beginning with a letter or digit."
+                f"{where}: '{shown(name)}' is no {column} name; use 1 to 64 letters, digits, spaces, .()#+-_ "
+                "and begin with a letter or digit."
             )
     size = _number(where, "pixel_size_um", row.get("pixel_size_um", ""))
     x_um, y_um = (_number(where, c, row.get(c, "")) for c in ("x_um", "y_um"))
@@ -243,7 +244,7 @@ def read_case_yaml(case_dir: Path) -> tuple[Specimen | None, str | None]:
     try:
         document = yaml.safe_load(decode_text(path, data))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        detail = " ".join(str(error).split())[:160]
+        detail = shown(" ".join(str(error).split()), 160)
         raise BadInput(
             f"{path} is no valid YAML ({detail}); write lines such as 'specimen: blood'."
         ) from error
@@ -254,7 +255,7 @@ def read_case_yaml(case_dir: Path) -> tuple[Specimen | None, str | None]:
     unknown = sorted(str(k) for k in document if k not in ("specimen", "collected"))
     if unknown:
         raise BadInput(
-            f"{path} has the unknown key '{unknown[0][:60]}'; the keys are specimen and collected."
+            f"{path} has the unknown key '{shown(unknown[0])}'; the keys are specimen and collected."
         )
     specimen = document.get("specimen")
     if specimen is not None:
@@ -269,7 +270,7 @@ def read_case_yaml(case_dir: Path) -> tuple[Specimen | None, str | None]:
         datetime.fromisoformat(text)
     except ValueError as error:
         raise BadInput(
-            f"{path}: 'collected' is '{str(collected)[:40]}'; write a date such as 2026-11-01."
+            f"{path}: 'collected' is '{shown(str(collected))}'; write a date such as 2026-11-01."
         ) from error
     return specimen, text
 

@@ -47,6 +47,8 @@ def damaged(path: Path) -> Iterator[None]:
         raise refuse(path, "needs more memory than there is", "cut it into fields") from error
     except Exception as error:  # decoders raise dozens of types on damaged bytes
         detail = " ".join(str(error).split())[:160] or type(error).__name__
+        if not detail.isprintable():  # bytes of the file, which a terminal might obey
+            detail = type(error).__name__
         raise refuse(path, f"is damaged or truncated ({detail})", "copy or export it again") from error
 
 
