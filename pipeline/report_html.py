@@ -90,7 +90,9 @@ def render_html(
     """
     settings = settings or ReportSettings()
     chosen = _choose(result, settings)
-    bare = len(_render(result, chosen, {}, Encoded(), Encoded(), (), fields, settings).encode())
+    # The text with every box but no picture; the boxes of a large case weigh as much as some pictures.
+    blank = Encoded({f"f{i}": "-" for i in range(len(fields))})
+    bare = len(_render(result, chosen, {}, blank, Encoded(), (), fields, settings).encode())
     room = max(0, settings.max_bytes - bare - 20_000)
     overviews = {f"f{i}": p.image for i, p in enumerate(fields)}
     field_images = encode_within(overviews, list(overviews), int(0.40 * room), FIELD_LADDER)

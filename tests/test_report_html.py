@@ -163,6 +163,16 @@ def test_a_page_that_would_grow_too_large_leaves_out_the_surest_cells_and_says_s
         assert f'data-id="{cell.cell_id}"' in html
 
 
+def test_the_boxes_of_a_large_case_are_within_the_budget():
+    read = cells_of({"neutrophil": 900, "lymphocyte": 900, "monocyte": 900}, 40)
+    result = a_result(settings=QUICK, case=a_case(40), read=read)
+    settings = ReportSettings(max_bytes=1_500_000)
+    overviews = [overview(f"F{i + 1}", 400) for i in range(40)]
+    html = render_html(result, pictures_of(read[0], 72), overviews, settings=settings)
+    assert len(html.encode()) < 1_500_000
+    assert html.count("<rect id=") + html.count("<rect x=") >= 2700
+
+
 def test_a_cell_without_a_picture_is_still_shown():
     read = cells_of({"neutrophil": 4})
     html = render_html(a_result(settings=QUICK, read=read), {})
