@@ -13,6 +13,7 @@ MAX_OFFSET_UM = 4.0  # of the nucleus from the middle of the patch
 MIN_CONTRAST = 0.05  # optical density of the nucleus over its surroundings
 MIN_CYTOPLASM = 0.015  # optical density of cytoplasm over glass from which its edge is seen
 MIN_SOLIDITY = 0.86
+MAX_ASPECT = 1.45  # length over width
 MAX_TOUCH = 0.15  # share of the outline that may lie against another nucleus
 MAX_EDGE_SIGMA_UM = 0.45  # blur of the outline from which granules are no longer told apart
 
@@ -248,6 +249,9 @@ def _judge(mask: np.ndarray, contour: np.ndarray, others: np.ndarray, edge_sigma
         return "overlapping cells: the stained body is larger than any nucleus"
     if _solidity(mask) < MIN_SOLIDITY:
         return "overlapping cells: the nucleus has no simple outline"
+    _, sides, _ = cv2.minAreaRect(contour.astype(np.float32))
+    if max(sides) > MAX_ASPECT * min(sides):
+        return "overlapping cells: the stained body is too long for one round nucleus"
     near = cv2.dilate(others.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0
     x, y = np.rint(contour).astype(int).T
     if float(near[y, x].mean()) > MAX_TOUCH:
