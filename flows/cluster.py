@@ -68,8 +68,10 @@ class Workers:
                 "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
             }
         )
-        for name in ("distributed", "distributed.worker", "distributed.scheduler", "distributed.nanny"):
+        for name in ("distributed", "distributed.worker", "distributed.scheduler"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # The nanny warns of every worker that takes its time to end; a lost worker is told by its items.
+        logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
         if self.scheduler is not None:
             try:
                 self._client = Client(self.scheduler, timeout="15s", set_as_default=False)
@@ -85,7 +87,7 @@ class Workers:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             resources={"GPU": 1} if gpus else None,
             silence_logs=logging.WARNING,
             env={"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "MKL_NUM_THREADS": "1"},
