@@ -192,6 +192,7 @@ def _differential(
         for g in taxonomy.denominator_classes(specimen)
         if g != "leukocyte" and any(k in taxonomy.descendants(g) for k in inside)
     ]
+    parents = {above for k in inside for above in taxonomy.ancestors(k)}
     n_denominator = sum(label in inside for label in labels.values())
     members: dict[str, tuple[str, ...]] = {k: (k,) for k in inside}
     members.update({f"group {g}": (g, *taxonomy.descendants(g)) for g in groups})
@@ -213,7 +214,7 @@ def _differential(
         return Row(
             class_=label,
             display=taxonomy.display_name(label)
-            + (" (not further specified)" if key == label and label in groups else ""),
+            + (" (not further specified)" if key == label and label in parents else ""),
             parent=taxonomy.parent(label),
             n_ai=len(by_model),
             n_reviewed=n if reviewed else None,

@@ -81,11 +81,14 @@ def field_reports(
         images.setdefault((image.slide, image.field), []).append(image)
     named = {(p.slide, p.field) for p in problems if p.slide is not None and p.field is not None}
     scores = focus_scores(quality)
+    seen: dict[FieldKey, list[str]] = {}
+    for cell in cells:
+        seen.setdefault((cell.slide, cell.field), []).append(cell.cell_id)
     reports = []
     for slide, name in sorted(set(images) | {(s, f) for s, f in named if s and f}):
         own = [p for p in problems if (p.slide, p.field) == (slide, name)]
         reason = _rejected(images.get((slide, name), []), own)
-        here = [c for c in cells if (c.slide, c.field) == (slide, name)]
+        here = seen.get((slide, name), [])
         registration = quality.registrations.get((slide, name))
         reports.append(
             FieldReport(
@@ -94,7 +97,7 @@ def field_reports(
                 status="rejected" if reason is not None else "used",
                 reason=reason or "",
                 n_cells=len(here),
-                n_denominator=sum(c.cell_id in counted for c in here),
+                n_denominator=sum(cell_id in counted for cell_id in here),
                 focus=tuple(
                     _focus(key, quality.focus[key], scores)
                     for key in sorted(quality.focus)

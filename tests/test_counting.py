@@ -72,6 +72,14 @@ def test_a_parent_is_counted_once_and_its_total_stands_apart():
     assert "not further specified" in own.display
 
 
+def test_a_leukocyte_that_could_not_be_told_further_stands_in_its_own_row():
+    found = counted(BLOOD | {"leukocyte": 10}, known=(*KNOWN, "leukocyte")).differential
+    own = next(r for r in found.rows if r.class_ == "leukocyte")
+    assert (own.n_ai, own.display) == (10, "Leukocytes (not further specified)")
+    assert found.n_denominator == 210
+    assert found.groups == ()
+
+
 def test_a_zero_has_an_upper_limit_and_a_class_unknown_to_the_model_has_no_row():
     found = counted(BLOOD)
     blasts = row(found, "blast")
