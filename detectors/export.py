@@ -70,3 +70,41 @@ def write_detector_package(checkpoint: Path, folder: Path, card: Mapping[str, An
     with tempfile.TemporaryDirectory() as temporary:
         model = export_onnx(checkpoint, Path(temporary) / "model.onnx")
         return write_package(folder, card, model)
+
+
+def detector_card(
+    name: str,
+    recipe: Any,
+    training_data: tuple[str, ...],
+    metrics: Mapping[str, Any],
+    limits: tuple[str, ...],
+    version: str = "1.0.0",
+    threshold: float = 0.4,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The card of a detector trained by a `detectors.training.Recipe`."""
+    from dataclasses import asdict
+
+    from detectors.datasets import CLASSES
+
+    dic = recipe.modality == "dic"
+    view = "DIC images of unstained smears" if dic else "stained brightfield images of blood smears"
+    return {
+        "name": name,
+        "version": version,
+        "task": "detector",
+        "architecture": "yolo-onnx",
+        "weights": "onnx",
+        "licence": "AGPL-3.0-or-later",
+        "intended_use": f"Finding leukocytes in {view}, to be counted or shown to a person. Research only.",
+        "modalities": (recipe.modality,),
+        "stains": ("unstained",) if dic else ("MGG",),
+        "specimens": ("blood",),
+        "pixel_size_um": recipe.pixel_size_um,
+        "classes": CLASSES,
+        "training_data": training_data,
+        "training": {**asdict(recipe), **(training or {})},
+        "metrics": dict(metrics),
+        "limits": limits,
+        "parameters": {"threshold": threshold, "window_px": 1280, "overlap_px": 160, "min_score": 0.01},
+    }

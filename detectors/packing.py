@@ -67,19 +67,26 @@ def _turn(image: np.ndarray, boxes: np.ndarray, rng: Rng) -> tuple[np.ndarray, n
     return np.ascontiguousarray(image), boxes
 
 
-def scale_jitter(rng: Rng) -> float:
+def scale_jitter(rng: Rng, strength: float = 1.0) -> float:
     """Mostly near 1, sometimes anywhere in 0.55-1.7: a wrong pixel size must not lose the cells."""
-    if rng.random() < 0.7:
-        return float(np.clip(np.exp(rng.normal(0, 0.14)), 0.6, 1.6))
+    if rng.random() < 1 - 0.3 * strength:
+        return float(np.clip(np.exp(rng.normal(0, 0.14 * strength)), 0.6, 1.6))
     return float(np.exp(rng.uniform(np.log(0.55), np.log(1.7))))
 
 
 def pack(
-    samples: Iterator[Sample], size: int, pixel_size_um: float, rng: Rng, look: Look | None = None
+    samples: Iterator[Sample],
+    size: int,
+    pixel_size_um: float,
+    rng: Rng,
+    look: Look | None = None,
+    strength: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One canvas (size, size, 3) uint8 RGB with its boxes (N, 4) px and classes (N,).
 
-    `look` turns each stained piece into another modality (DIC); the stain is then left as it is.
+    `strength` is the share of random changes of look and scale that are made; the other pieces stay as
+    they are, from which the exact boxes of the known sources are learnt.  `look` turns each stained
+    piece into another modality (DIC); the stain is then left as it is.
     """
     canvas = np.empty((size, size, 3), np.uint8)
     canvas[:] = rng.integers(0, 256, 3) if rng.random() < 0.3 else rng.integers(150, 256, 3)
@@ -89,7 +96,7 @@ def pack(
         factor = sample.pixel_size_um / pixel_size_um
         cached = round(min(1.0, factor * 2), 5)
         image = _at_scale(sample.path, cached)
-        full = factor * scale_jitter(rng)
+        full = factor * scale_jitter(rng, strength)
         if look is not None:  # before the resize, so that blur and noise have their physical size
             image = look(image, sample.pixel_size_um / cached, rng)
         image = resample(image, full / cached)
@@ -97,11 +104,11 @@ def pack(
         boxes = sample.boxes * np.tile(shrink, 2)
         image, boxes = _turn(image, boxes, rng)
         if look is None:
-            if rng.random() < 0.8:
+            if rng.random() < 0.8 * strength:
                 image = restain(image, rng)
-            if rng.random() < 0.5:
+            if rng.random() < 0.5 * strength:
                 image = shift_colours(image, rng)
-            if rng.random() < 0.06:
+            if rng.random() < 0.06 * strength:
                 image = precipitate(image, rng)
         piece, left, top = _crop(image, boxes, sample.classes, x1 - x0, y1 - y0, rng)
         height, width = piece.shape[:2]
@@ -117,7 +124,8 @@ def pack(
         keep = left_over > least * np.maximum(area, 1e-6)
         all_boxes.append(clipped[keep] + np.tile([at_x, at_y], 2))
         all_classes.append(sample.classes[keep])
-    canvas = degrade(canvas, rng)
+    if rng.random() < strength:
+        canvas = degrade(canvas, rng)
     return canvas, np.concatenate(all_boxes).astype(np.float32), np.concatenate(all_classes)
 
 

@@ -44,6 +44,7 @@ class Recipe:
     weight_decay: float = 5e-4
     ema_decay: float = 0.998
     seed: int = 20261121
+    strength: float = 1.0  # of augmentation; a last, gentle stage takes less
     model: str = "yolo11n.yaml"
 
 
@@ -77,7 +78,7 @@ def _batch(recipe: Recipe, epoch: int, step: int, stream: Any, look: Look | None
     rng = np.random.default_rng([recipe.seed, epoch, step])
     images, boxes, classes, index = [], [], [], []
     for i in range(recipe.batch):
-        canvas, b, c = pack(stream, recipe.canvas_px, recipe.pixel_size_um, rng, look)
+        canvas, b, c = pack(stream, recipe.canvas_px, recipe.pixel_size_um, rng, look, recipe.strength)
         images.append(canvas)
         centre = np.concatenate([(b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]], 1) / recipe.canvas_px
         boxes.append(centre)
@@ -259,12 +260,15 @@ def train_detector(
     batch: int = 8,
     canvas_px: int = CANVAS_PX,
     stop_at: float | None = None,
+    name: str | None = None,
     log: Any = print,
 ) -> dict[str, Any]:
     """Train on any YOLO-format folder and write an ONNX model package to `out_dir/package`.
 
-    Near-duplicates are kept on one side of the split; the test part is never looked at here.  Raises
-    BadInput for a folder without images or leukocytes.
+    Near-duplicates are kept on one side of the split; the test part is looked at once, for the card.
+    `modality` "dic" trains on DIC computed from the stained images.  Returns {"epochs", "best",
+    "history", "test", "package"}; package is None where `stop_at` ended the run early.  Raises BadInput
+    for a folder without images or leukocytes.
     """
     samples = read_yolo_folder(Path(data_dir))
     parts = split(samples, FRACTIONS, seed)
@@ -279,4 +283,26 @@ def train_detector(
         seed=seed,
     )
     result = train(parts, Path(out_dir), recipe, start=start, resume=resume, stop_at=stop_at, log=log)
-    return result
+    if result["epochs"] < recipe.epochs:
+        return result | {"package": None}  # interrupted: resume finishes and packs it
+    from detectors.evaluation import evaluate_detector
+    from detectors.export import detector_card, write_detector_package
+    from detectors.yolo_onnx import YoloOnnxDetector
+    from storage.packages import write_package
+
+    name = name or f"leukocyte-{modality}-{Path(data_dir).resolve().name}"
+    data = (f"{data_dir}: {len(parts['train'])} images",)
+    card = detector_card(
+        name, recipe, data, {}, ("trained by smearflow train detector; judge it before use",)
+    )
+    folder = Path(out_dir) / "package" / name
+    package = write_detector_package(Path(out_dir) / "best.pt", folder, card)
+    if parts["test"]:
+        look = dic_look if modality == "dic" else None
+        report = evaluate_detector(
+            YoloOnnxDetector(package), parts["test"], Path(out_dir) / "test", look=look
+        )
+        metrics = {"held-out part": report["all"], **{f"source {k}": v for k, v in report["sources"].items()}}
+        package = write_package(folder, card | {"metrics": metrics}, package.weights_path)
+        result |= {"test": report["all"]}
+    return result | {"package": str(package.folder)}

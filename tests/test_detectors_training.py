@@ -1,0 +1,164 @@
+"""Training of the detector: the mechanics, on a folder small enough to train in seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from detectors.datasets import RED_CELL, near_duplicate_groups, read_labels, read_yolo_folder, split
+from detectors.packing import endless, pack
+from detectors.training import Recipe, train, train_detector
+from pipeline.errors import BadInput
+from tests.detector_scenes import smear
+
+
+@pytest.fixture(scope="module")
+def yolo_folder(tmp_path_factory):
+    """Twelve drawn images with leukocyte boxes; the last two are copies of the first, one turned."""
+    import cv2
+
+    folder = tmp_path_factory.mktemp("yolo")
+    (folder / "images" / "train").mkdir(parents=True)
+    (folder / "labels" / "train").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    first_image, first_boxes = smear((30, 30), [(11.0, 14.0)], 0.25)
+    for i in range(12):
+        image, boxes = smear((30, 30), [tuple(rng.uniform(8, 22, 2))], 0.25, seed=i)
+        if i in (0, 10):
+            image, boxes = first_image, first_boxes
+        if i == 11:
+            image = np.ascontiguousarray(np.rot90(first_image))
+            x0, y0, x1, y1 = first_boxes[0]
+            boxes = np.array([[y0, 120 - x1, y1, 120 - x0]])
+        cv2.imwrite(str(folder / "images" / "train" / f"{i:02d}.png"), image[..., ::-1])
+        x0, y0, x1, y1 = boxes[0] / 120
+        line = f"0 {(x0 + x1) / 2} {(y0 + y1) / 2} {x1 - x0} {y1 - y0}\n"
+        (folder / "labels" / "train" / f"{i:02d}.txt").write_text(line)
+    return folder
+
+
+def test_near_duplicates_stay_on_one_side_whatever_the_seed(yolo_folder):
+    samples = read_yolo_folder(yolo_folder)
+    groups = {s.path.stem: s.group for s in samples}
+    assert groups["00"] == groups["10"] == groups["11"]
+    assert len(set(groups.values())) > 6
+    for seed in range(6):
+        parts = split(samples, {"train": 0.6, "val": 0.2, "test": 0.2}, seed)
+        assert sum(len(v) for v in parts.values()) == 12
+        homes = {name for name, part in parts.items() for s in part if s.path.stem in ("00", "10", "11")}
+        assert len(homes) == 1
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_files(yolo_folder):
+    samples = read_yolo_folder(yolo_folder)
+    ahead = split(samples, {"train": 0.7, "test": 0.3}, 1)
+    back = split(samples[::-1], {"train": 0.7, "test": 0.3}, 1)
+    assert {s.path for s in ahead["test"]} == {s.path for s in back["test"]}
+
+
+def test_different_images_are_no_duplicates():
+    assert len(set(near_duplicate_groups(np.random.default_rng(0).normal(size=(20, 24, 24))))) == 20
+
+
+def test_a_packed_canvas_keeps_each_box_on_its_cell(yolo_folder):
+    samples = read_yolo_folder(yolo_folder)
+    rng = np.random.default_rng(0)
+    stream = endless(samples, rng)
+
+    def plain(image, pixel_size_um, rng):  # instead of random stains: the drawn colours must survive
+        return image
+
+    checked = 0
+    for _ in range(10):
+        canvas, boxes, classes = pack(stream, 256, 0.25, rng, plain)
+        assert canvas.shape == (256, 256, 3)
+        assert canvas.dtype == np.uint8
+        assert boxes.min(initial=0) >= 0
+        assert boxes.max(initial=0) <= 256
+        assert (classes == 0).all()
+        for x0, y0, x1, y1 in boxes.round().astype(int):
+            if (x1 - x0) * (y1 - y0) < 900:
+                continue
+            # The nucleus lies in the middle of the box and is the darkest thing there is.
+            quarter = (x1 - x0) // 4, (y1 - y0) // 4
+            middle = canvas[y0 + quarter[1] : y1 - quarter[1], x0 + quarter[0] : x1 - quarter[0]]
+            assert middle.mean() < canvas[y0:y1, x0:x1].mean()
+            checked += 1
+    assert checked > 10
+
+
+def test_a_resumed_training_ends_where_an_uninterrupted_one_does(yolo_folder, tmp_path):
+    import torch
+
+    samples = read_yolo_folder(yolo_folder)[:4]
+    recipe = Recipe(epochs=2, canvases_per_epoch=2, batch=2, canvas_px=96, warmup_steps=1)
+    quiet = lambda *a, **k: None  # noqa: E731
+    train({"train": samples}, tmp_path / "whole", recipe, log=quiet)
+    train({"train": samples}, tmp_path / "broken", recipe, stop_at=0.0, log=quiet)
+    resumed = train({"train": samples}, tmp_path / "broken", recipe, resume=True, log=quiet)
+    assert resumed["epochs"] == 2
+    one, two = (
+        torch.load(tmp_path / n / "last.pt", weights_only=True)["network"] for n in ("whole", "broken")
+    )
+    untrained = None
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], rtol=1e-4, atol=1e-5, msg=key)
+        untrained = key
+    assert untrained
+    with pytest.raises(BadInput, match="other settings"):
+        train(
+            {"train": samples},
+            tmp_path / "broken",
+            Recipe(epochs=3, canvases_per_epoch=2),
+            resume=True,
+            log=quiet,
+        )
+
+
+def test_training_writes_a_package_that_loads_and_detects(yolo_folder, tmp_path):
+    from detectors.yolo_onnx import YoloOnnxDetector
+    from storage.packages import read_package
+
+    result = train_detector(
+        yolo_folder, tmp_path, epochs=1, batch=2, canvases_per_epoch=2, canvas_px=96, log=lambda *a, **k: None
+    )
+    from pathlib import Path
+
+    package = read_package(Path(result["package"]))
+    package.verify()
+    assert package.card.modalities == ("brightfield",)
+    assert package.card.training["epochs"] == 1
+    boxes, scores = YoloOnnxDetector(package).detect(smear((30, 30), [(15.0, 15.0)], 0.25)[0], 0.25)
+    assert boxes.shape == (len(scores), 4)
+
+
+def test_a_folder_without_images_or_leukocytes_is_refused(tmp_path, yolo_folder):
+    with pytest.raises(BadInput, match="holds no images"):
+        train_detector(tmp_path, tmp_path / "out")
+
+
+def test_a_broken_label_line_is_refused_with_file_and_line(tmp_path):
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n0 0.5 what\n")
+    with pytest.raises(BadInput, match=r"a\.txt, line 2"):
+        read_labels(tmp_path / "a.txt", 10, 10)
+
+
+def test_a_red_cell_boxed_as_leukocyte_is_found_and_an_unlabelled_leukocyte_too(tmp_path):
+    import cv2
+
+    from detectors.classical import ClassicalDetector
+    from detectors.datasets import Sample
+    from detectors.label_errors import review
+    from storage.registry import load
+
+    image, boxes = smear((60, 60), [(20.0, 20.0), (42.0, 40.0)], 0.2)
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), image[..., ::-1])
+    network = load("detector", "leukocyte-brightfield")
+    red = network.look(image, 0.2).of(RED_CELL, 0.5).boxes[:1]
+    labels = np.vstack([boxes[:1], red])
+    sample = Sample(path, 300, 300, labels, np.zeros(2, np.int64), "drawn", 0.2)
+    corrected, suspects = review(network, ClassicalDetector(), sample, sure=0.5)
+    kinds = {s.kind: s.corrected for s in suspects}
+    assert kinds == {"red_cell": True, "unlabelled": True}
+    assert corrected.classes.tolist() == [0, RED_CELL, 0]
