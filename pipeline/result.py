@@ -7,18 +7,14 @@ where they are made, so two runs over the same input write the same bytes but fo
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
-from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import BadInput
 from pipeline.types import CaseMode, Specimen, Stain
 
 SCHEMA_VERSION = "1.0"
-SCHEMA_ID = "urn:smearflow:result:1.0"
 USE_LABEL = "For Research Use Only. Not for use in diagnostic procedures."
 
 Status = Literal["preliminary", "final", "amended", "corrected", "cancelled"]
@@ -358,51 +354,3 @@ class Result(Part):
     def to_json(self) -> str:
         """The document as it is written to `result.json`."""
         return self.model_dump_json(indent=1) + "\n"
-
-
-def json_schema() -> dict[str, Any]:
-    """The published schema of `result.json`, JSON Schema 2020-12."""
-    schema = Result.model_json_schema(mode="serialization", by_alias=True)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": SCHEMA_ID,
-        **schema,
-        "title": "smearflow per-case result",
-    }
-
-
-def schema_text() -> str:
-    """The text of `docs/result.schema.json`."""
-    return json.dumps(json_schema(), indent=1, sort_keys=True) + "\n"
-
-
-@cache
-def _validator() -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(json_schema())
-
-
-def validate_document(document: Any, name: str = "result.json") -> None:
-    """Raise BadInput, naming the place, unless a parsed document follows the published schema."""
-    error = next(iter(sorted(_validator().iter_errors(document), key=lambda e: list(map(str, e.path)))), None)
-    if error is not None:
-        where = "/".join(str(p) for p in error.path) or "the document"
-        raise BadInput(
-            f"{name}: {where}: {error.message[:300]}; it does not follow schema {SCHEMA_VERSION}, "
-            "make it again with `smearflow run`."
-        )
-
-
-def read_result(text: str | bytes, name: str = "result.json") -> Result:
-    """A result from its JSON text; raises BadInput where it is no valid result."""
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise BadInput(f"{name} is not JSON ({error}); make it again with `smearflow run`.") from error
-    validate_document(document, name)
-    return Result.model_validate(document)
-
-
-if __name__ == "__main__":  # python -m pipeline.result > docs/result.schema.json
-    print(schema_text(), end="")

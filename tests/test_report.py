@@ -12,7 +12,8 @@ from pipeline.errors import BadInput
 from pipeline.report_cells import cells_table, csv_text, neutralise_csv, parquet_bytes
 from pipeline.report_inputs import ModelUse, Quality
 from pipeline.report_text import render_text
-from pipeline.result import USE_LABEL, json_schema, read_result, schema_text, validate_document
+from pipeline.result import USE_LABEL
+from pipeline.result_schema import json_schema, read_result, schema_text, validate_document
 from pipeline.settings import CountingSettings, ReportSettings, Settings
 from pipeline.types import Problem, Registration
 from tests.report_cases import (
