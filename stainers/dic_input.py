@@ -39,10 +39,12 @@ class Scale:
 
 
 def to_grey(image: Array) -> Array:
-    """(H, W, 1) or RGB-stored grey (H, W, 3), uint8 or uint16 -> (H, W) float32, 0-255."""
+    """(H, W), (H, W, 1) or RGB-stored grey (H, W, 3), uint8 or uint16 -> (H, W) float32, 0-255."""
     values = np.asarray(image)
     top = 255.0 if values.dtype == np.uint8 else float(np.iinfo(values.dtype).max)
-    grey = values[..., 0] if values.shape[-1] == 1 else values.astype(np.float32).mean(axis=-1)
+    grey = values
+    if values.ndim == 3:
+        grey = values[..., 0] if values.shape[-1] == 1 else values.astype(np.float32).mean(axis=-1)
     return np.asarray(grey, dtype=np.float32) * np.float32(255.0 / top)
 
 

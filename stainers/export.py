@@ -107,7 +107,7 @@ def export_package(
     stainer.calibration = fit_calibration(*clean, *spoilt)
     test = [s for s in smears if s.split == "test"]
     metrics = evaluate_pairs(stainer, computed_pairs(test, seed=recipe.seed + 3, limit=cells_per_domain))
-    right, asked = polarity_accuracy(polarity, test, 150, recipe.seed + 4)
+    right, asked = polarity_accuracy(polarity, test, 4 * cells_per_domain, recipe.seed + 4)
     metrics["shear_polarity_right"] = [right, asked]
     card = {
         "name": name,

@@ -84,7 +84,7 @@ def stain_field(
     if tile_px <= 2 * overlap_px:
         raise ValueError("a tile must be longer than two overlaps")
     index = stainer.target_index(target)
-    grey = level_background(_grey(image))
+    grey = level_background(to_grey(np.asarray(image)))
     scale: Scale = measure_scale(grey)
     angle = stainer.find_shear_deg(image) if shear_angle_deg is None else float(shear_angle_deg)
     height, width = grey.shape
@@ -139,7 +139,3 @@ def stain_image(
         float(result.uncertainty[0].mean()),
         result.uncertainty[0],
     )
-
-
-def _grey(image: Array) -> Array:
-    return to_grey(image if image.ndim == 3 else image[..., None])

@@ -80,7 +80,7 @@ class DicStainer(nn.Module):
 
     def find_shear_deg(self, image: Array) -> float:
         """Shear of a DIC patch or field (H, W[, C]): degrees from x to y, where growing path is bright."""
-        return find_shear(self.polarity, _grey_image(image)).angle_deg
+        return find_shear(self.polarity, to_grey(image)).angle_deg
 
     def stain(
         self,
@@ -94,7 +94,7 @@ class DicStainer(nn.Module):
         patches = np.asarray(patches)
         if patches.ndim != 4 or patches.shape[-1] not in (1, 3) or patches.dtype not in (np.uint8, np.uint16):
             raise BadInput(
-                f"patches to stain are (N, H, W, 1 or 3) of 8 or 16 bits, not {patches.shape} {patches.dtype}."
+                f"patches to stain are (N, H, W, 1 or 3) of 8 or 16 bit, not {patches.shape} {patches.dtype}."
             )
         if 0 in patches.shape[1:]:
             raise BadInput(f"patches to stain have no pixels: {patches.shape}.")
@@ -149,11 +149,6 @@ class DicStainer(nn.Module):
 
 def to_uint8(image: Array) -> Array:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _grey_image(image: Array) -> Array:
-    image = np.asarray(image)
-    return to_grey(image if image.ndim == 3 else image[..., None])
 
 
 def reflected_index(length: int, halo: int, multiple: int) -> Array:
