@@ -18,6 +18,8 @@ from pipeline.types import Box, Cell, Detections, FieldImage, Registration
 BORDER_PX = 1.5
 # A cell cut by one field's edge shows its rest in the next: the part lies in the whole.
 SAME_CELL_PART = 0.6
+# Stages repeat to about a micrometre, which is much of a sliver: a part may stick out by this.
+STAGE_ERROR_UM = 1.5
 _BIN_UM = 64.0  # larger than any leukocyte's box
 
 
@@ -105,15 +107,19 @@ def _same_cell(a: _View, b: _View, same_cell_iou: float) -> float:
     iou, part = overlap(a.box_um, b.box_um)
     if iou >= same_cell_iou:
         return 1.0 + iou
-    cut = (a.at_border and _area(a.box_um) <= _area(b.box_um)) or (
-        b.at_border and _area(b.box_um) <= _area(a.box_um)
-    )
-    return part if cut and part >= SAME_CELL_PART else 0.0
+    small, large = sorted((a, b), key=lambda v: _area(v.box_um or (0, 0, 0, 0)))
+    if not small.at_border or small.box_um is None or large.box_um is None:
+        return 0.0
+    x0, y0, x1, y1 = large.box_um
+    e = STAGE_ERROR_UM
+    _, near = overlap(small.box_um, (x0 - e, y0 - e, x1 + e, y1 + e))
+    return (part + near) / 2 if near >= SAME_CELL_PART else 0.0
 
 
-def _bins(box: Box) -> list[tuple[int, int]]:
-    xs = range(math.floor(box[0] / _BIN_UM), math.floor(box[2] / _BIN_UM) + 1)
-    ys = range(math.floor(box[1] / _BIN_UM), math.floor(box[3] / _BIN_UM) + 1)
+def _bins(box: Box, rim_um: float = 0.0) -> list[tuple[int, int]]:
+    """The squares of a coarse grid that a box touches: only cells that share one can overlap."""
+    xs = range(math.floor((box[0] - rim_um) / _BIN_UM), math.floor((box[2] + rim_um) / _BIN_UM) + 1)
+    ys = range(math.floor((box[1] - rim_um) / _BIN_UM), math.floor((box[3] + rim_um) / _BIN_UM) + 1)
     return [(x, y) for y in ys for x in xs]
 
 
@@ -141,7 +147,7 @@ def _sightings(views: list[_View], same_cell_iou: float) -> list[_Sighting]:
             continue
         cells.append(_Sighting(view, {view.image.field}))
         if view.box_um is not None:
-            for b in _bins(view.box_um):
+            for b in _bins(view.box_um, STAGE_ERROR_UM):
                 at.setdefault(b, []).append(len(cells) - 1)
     return cells
 
