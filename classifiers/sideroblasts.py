@@ -14,7 +14,13 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from classifiers.sideroblasts_granules import find_granules
-from classifiers.sideroblasts_nucleus import WORKING_PIXEL_SIZE_UM, Nucleus, cell_body, find_nucleus
+from classifiers.sideroblasts_nucleus import (
+    WORKING_PIXEL_SIZE_UM,
+    Nucleus,
+    cell_body,
+    distance_px,
+    find_nucleus,
+)
 from classifiers.sideroblasts_stain import glass_colour, optical_density, stain_directions, unmix
 from pipeline.errors import BadInput
 
@@ -108,18 +114,17 @@ class RuleReader:
         self, blue: np.ndarray, pink: np.ndarray, nucleus: Nucleus, scale: float
     ) -> SideroblastReading:
         """The rule, given the amounts of both dyes and a usable nucleus at the working scale."""
-        from scipy import ndimage
 
         px, rule = WORKING_PIXEL_SIZE_UM, self.rule
         mask, others, contour, blur = nucleus.mask, nucleus.others, nucleus.contour, nucleus.edge_sigma_um
         if mask is None or others is None or contour is None or blur is None:
             raise ValueError("the rule needs a nucleus")
-        outside = ndimage.distance_transform_edt(~mask) * px
-        inside = ndimage.distance_transform_edt(mask) * px
+        outside = distance_px(~mask) * px
+        inside = distance_px(mask) * px
         body = cell_body(pink, mask, outside)
         mine = (outside <= rule.cell_reach_um if body is None else body) & (inside <= rule.over_nucleus_um)
         if others.any():
-            mine &= outside < ndimage.distance_transform_edt(~others) * px
+            mine &= outside < distance_px(~others) * px
         found = find_granules(blue, mine, blur)
         x, y = found.spots[:, 0].astype(int), found.spots[:, 1].astype(int)
         depth = np.where(mask[y, x], inside[y, x], outside[y, x])

@@ -62,6 +62,13 @@ def find_nucleus(fast_red: np.ndarray) -> Nucleus:
     return Nucleus(mask, contour, others, sigma, _judge(mask, contour, others, sigma))
 
 
+def distance_px(mask: np.ndarray) -> np.ndarray:
+    """Distance (px) of every pixel of a mask to the nearest pixel outside it, exact, float32."""
+    import cv2
+
+    return np.asarray(cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
+
+
 def _levels(smooth: np.ndarray) -> list[float]:
     """Thresholds from the outer to the inner body in the middle of a patch; none where all is alike."""
     from skimage.filters import threshold_multiotsu
@@ -119,8 +126,8 @@ def _refined(smooth: np.ndarray, mask: np.ndarray, others: np.ndarray) -> tuple[
 
     px = WORKING_PIXEL_SIZE_UM
     for _ in range(2):
-        outside = ndimage.distance_transform_edt(~mask) * px
-        inside = ndimage.distance_transform_edt(mask) * px
+        outside = distance_px(~mask) * px
+        inside = distance_px(mask) * px
         ring = (outside > 0.5) & (outside < 1.2) & ~others
         core = inside > 0.5
         if not ring.any() or not core.any():
@@ -148,7 +155,7 @@ def _steps(smooth: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
     from scipy import ndimage
 
     reach = 0.7 / WORKING_PIXEL_SIZE_UM
-    depth = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+    depth = distance_px(mask) - distance_px(~mask)
     slope_y, slope_x = np.gradient(ndimage.gaussian_filter(depth, 2.0))
     contour = _outline(mask)
     x, y = contour[:, 0], contour[:, 1]
@@ -186,10 +193,13 @@ def _split(stained: np.ndarray) -> np.ndarray:
     from skimage.segmentation import watershed
 
     px = WORKING_PIXEL_SIZE_UM
-    filled = ndimage.binary_fill_holes(_closed(_opened(stained)))
-    distance = np.rint(ndimage.distance_transform_edt(filled) * px * 1000)
-    flooded = reconstruction(np.maximum(distance - 400, 0), distance, method="dilation")
-    markers, _ = ndimage.label(local_maxima(flooded.astype(np.int32)) & filled, np.ones((3, 3)))
+    filled = _filled(_closed(_opened(stained)))
+    distance = np.rint(distance_px(filled) * px * 1000)
+    coarse = distance[::2, ::2]  # necks of half a micrometre show at 0.2 µm, in a quarter of the time
+    flooded = reconstruction(np.maximum(coarse - 400, 0), coarse, method="dilation")
+    numbered, _ = ndimage.label(local_maxima(flooded.astype(np.int32)) & (coarse > 0), np.ones((3, 3)))
+    markers = np.zeros(filled.shape, np.int32)
+    markers[::2, ::2] = numbered
     return np.asarray(watershed(-distance, markers, mask=filled))
 
 
@@ -210,9 +220,11 @@ def _central(pieces: np.ndarray) -> int:
 
 
 def _filled(mask: np.ndarray) -> np.ndarray:
-    from scipy import ndimage
+    """A mask without holes."""
+    import cv2
 
-    return np.asarray(ndimage.binary_fill_holes(mask))
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    return np.asarray(cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED) > 0)
 
 
 def _edge_sigma_um(amount: np.ndarray, mask: np.ndarray) -> float:
@@ -221,10 +233,9 @@ def _edge_sigma_um(amount: np.ndarray, mask: np.ndarray) -> float:
     The median over the outline, so that a granule or a neighbour on it does not decide.
     """
     import cv2
-    from scipy import ndimage
 
     px = WORKING_PIXEL_SIZE_UM
-    depth = ndimage.distance_transform_edt(mask) - ndimage.distance_transform_edt(~mask)
+    depth = distance_px(mask) - distance_px(~mask)
     signed = np.where(mask, depth - 0.5, depth + 0.5)  # the outline runs between pixels
     fine = cv2.GaussianBlur(amount.astype(np.float32), (0, 0), 1.0)
     bins = np.floor(signed).astype(int)
@@ -283,6 +294,6 @@ def cell_body(fast_red: np.ndarray, nucleus: np.ndarray, outside_um: np.ndarray)
     body = cv2.morphologyEx(body.astype(np.uint8), cv2.MORPH_OPEN, kernel) > 0
     parts, _ = ndimage.label(body | nucleus)
     own = parts[nucleus]
-    cell = ndimage.binary_fill_holes(parts == np.bincount(own[own > 0]).argmax())
+    cell = _filled(parts == np.bincount(own[own > 0]).argmax())
     # Iron at the edge takes pink away there; a third of a micrometre keeps such granules in the cell.
-    return np.asarray(ndimage.distance_transform_edt(~cell) * px <= 0.3)
+    return np.asarray(distance_px(~cell) * px <= 0.3)
