@@ -33,7 +33,7 @@ def _slide(path: Path, *, mpp: float | None = 0.5, seed: int = 1, tissue: bool =
     image = np.clip(image + rng.integers(-3, 4, image.shape), 0, 255).astype(np.uint8)
     text = "Aperio Image Library v11.2.1\r\n1200x900 [0,0 1200x900] (240x240) Q=70"
     description = text + (f"|AppMag = 20|MPP = {mpp}" if mpp else "|AppMag = 20")
-    options = {"photometric": "rgb", "tile": (240, 240), "metadata": None}
+    options = {"photometric": "rgb", "tile": (240, 240), "compression": "zlib", "metadata": None}
     with tifffile.TiffWriter(path) as writer:
         writer.write(image, description=description, **options)
         writer.write(image[::4, ::4][:200, :200], photometric="rgb", rowsperstrip=200, metadata=None)
