@@ -316,7 +316,7 @@ def _environment() -> Any:
     )
     environment.globals["id"] = id
     environment.filters["pct"] = lambda v: "–" if v is None else f"{100 * v:.0f} %"
-    environment.filters["fixed"] = lambda v, n=1: "–" if v is None else f"{v:.{n}f}"
+    environment.filters["fixed"] = lambda v, n=1: "–" if v is None else f"{round(v, n) + 0.0:.{n}f}"
     environment.filters["words"] = lambda v: str(v).replace("_", " ")
     environment.filters["short"] = lambda v: "–" if v is None else str(v)[:12]
     return environment

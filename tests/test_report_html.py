@@ -15,10 +15,11 @@ from pipeline.report_images import (
     encode_within,
     reduced,
 )
+from pipeline.report_inputs import Quality
 from pipeline.result import USE_LABEL
 from pipeline.settings import CountingSettings, ReportSettings, Settings
 from pipeline.types import Problem
-from tests.report_cases import BLOOD, a_case, a_picture, a_result, both, cells_of, image
+from tests.report_cases import BLOOD, a_case, a_picture, a_result, both, cells_of, good_quality, image
 
 QUICK = Settings(counting=CountingSettings(bootstrap_draws=100))
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
@@ -100,6 +101,15 @@ def test_the_table_has_its_headers_and_every_picture_its_words():
     assert html.count('scope="row"') >= 8
     for tag in re.findall(r"<img[^>]*>", html.split("<dialog")[0]):
         assert re.search(r'alt="[^"]+"', tag)
+
+
+def test_no_figure_is_shown_as_minus_zero():
+    case = a_case()
+    focus = dict(good_quality(case).focus)
+    key = next(iter(focus))
+    focus[key] = focus[key].model_copy(update={"normalised_variance": 0.0299, "laplacian_variance": 0.00399})
+    html = page(case=case, quality=Quality(focus=focus))
+    assert ">-0.0<" not in html
 
 
 def test_percentages_of_too_few_cells_are_withheld():
