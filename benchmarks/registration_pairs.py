@@ -7,7 +7,6 @@ imaged.  What is measured on them is measured on computed DIC.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 
 from phantoms.geometry import random_deformation, similarity
-from phantoms.optics import compute_dic, random_optics
+from phantoms.optics import DicOptics, compute_dic, random_optics
 
 WIDTH, HEIGHT, MARGIN = 2064, 1544, 330
 # Width in px of a source's photographs, and how much they are enlarged to about 0.1 µm a pixel.
@@ -34,8 +33,9 @@ class Pair:
     shift_px: float
     rotation_deg: float
     deformation_px: float
-    kept_cells: float
+    patches: int  # 0: dense; else the field is empty glass but for so many patches
     shear_angle_deg: float
+    optics: DicOptics | None = None
 
 
 def photographs(data: Path, split: str = "train") -> dict[str, list[Path]]:
@@ -58,7 +58,7 @@ def lay_out(files: list[Path], zoom: float, rng: np.random.Generator, width: int
     total = np.zeros((height, width, 1), np.float32)
     y = -int(rng.integers(0, 150))
     while y < height:
-        x, tall = -int(rng.integers(0, 150)), 0
+        x, low = -int(rng.integers(0, 150)), height
         while x < width:
             tile = cv2.imread(str(files[int(rng.integers(len(files)))]))[..., ::-1]
             tile = cv2.resize(tile, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
@@ -74,37 +74,35 @@ def lay_out(files: list[Path], zoom: float, rng: np.random.Generator, width: int
                 canvas[a:b, c:d] += part * tile[a - y : b - y, c - x : d - x]
                 total[a:b, c:d] += part
             x += w - 40
-            tall = max(tall, h)
-        y += tall - 40
+            low = min(low, h)
+        y += low - 40
     return np.clip(canvas / np.maximum(total, 1e-3), 0, 255).astype(np.uint8)
 
 
-def thin_out(field: np.ndarray, keep: float, rng: np.random.Generator) -> np.ndarray:
-    """The field with a random share of its cells left, the others painted as empty glass."""
-    grey = cv2.cvtColor(field, cv2.COLOR_RGB2GRAY)
-    level, _ = cv2.threshold(cv2.GaussianBlur(grey, (0, 0), 2), 0, 255, cv2.THRESH_OTSU)
-    mask = cv2.morphologyEx((grey < level).astype(np.uint8), cv2.MORPH_OPEN, np.ones((7, 7), np.uint8))
-    count, labels = cv2.connectedComponents(mask)
-    chosen = rng.random(count) < keep
-    chosen[0] = False
-    stay = cv2.dilate(chosen[labels].astype(np.uint8), np.ones((15, 15), np.uint8)).astype(np.float32)
-    stay = cv2.GaussianBlur(stay, (0, 0), 3)[..., None]
+def thin_out(field: np.ndarray, patches: int, rng: np.random.Generator) -> np.ndarray:
+    """The field with only round patches of about a cell or two left, the rest painted as empty glass."""
+    height, width = field.shape[:2]
+    stay = np.zeros((height, width), np.uint8)
+    for _ in range(patches):
+        centre = (int(rng.integers(width)), int(rng.integers(height)))
+        cv2.circle(stay, centre, int(rng.integers(45, 80)), 255, -1)
+    weight = cv2.GaussianBlur(stay, (0, 0), 6).astype(np.float32)[..., None] / 255
     glass = np.percentile(field[::4, ::4].reshape(-1, 3), 85, axis=0)
     grain = rng.normal(0, 1.2, field.shape)
-    return np.clip(field * stay + (glass + grain) * (1 - stay), 0, 255).astype(np.uint8)
+    return np.clip(field * weight + (glass + grain) * (1 - weight), 0, 255).astype(np.uint8)
 
 
 def make_pair(data: Path, seed: int, split: str = "train") -> Pair:
-    """One pair, the same for a seed: everything that issue the goals name is drawn from its range."""
+    """One pair, the same for a seed: everything that the goals name is drawn from its range."""
     rng = np.random.default_rng(seed)
     by_source = photographs_once(data, split)
     source = sorted(by_source)[seed % len(by_source)]
     full_w, full_h = WIDTH + 2 * MARGIN, HEIGHT + 2 * MARGIN
     field = lay_out(by_source[source], SOURCES[source][1] * rng.uniform(0.9, 1.15), rng, full_w, full_h)
-    kept = 1.0
-    if rng.random() < 0.35:
-        kept = float(rng.choice([0.05, 0.1, 0.2, 0.4]))
-        field = thin_out(field, kept, rng)
+    patches = 0
+    if rng.random() < 0.3:
+        patches = int(rng.choice([40, 80, 160]))
+        field = thin_out(field, patches, rng)
 
     length, direction = rng.uniform(0, 250), rng.uniform(0, 2 * np.pi)
     shift = (length * np.cos(direction), length * np.sin(direction))
@@ -142,9 +140,7 @@ def make_pair(data: Path, seed: int, split: str = "train") -> Pair:
     if rng.random() < 0.15:
         bf = cv2.cvtColor(bf, cv2.COLOR_RGB2GRAY)
     name = f"{source}-{seed}"
-    return Pair(
-        name, dic, bf, matrix, length, rotation, bend, kept, dataclasses.asdict(optics)["shear_angle_deg"]
-    )
+    return Pair(name, dic, bf, matrix, length, rotation, bend, patches, optics.shear_angle_deg, optics)
 
 
 _FOUND: dict[tuple[str, str], dict[str, list[Path]]] = {}
@@ -182,6 +178,6 @@ def case_pairs(data: Path) -> Iterator[Pair]:
                 float(np.hypot(*matrix[:, 2])),
                 float(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))),
                 float("nan"),
-                1.0,
+                0,
                 float("nan"),
             )

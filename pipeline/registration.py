@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.registration_evidence import density_correlation, held_out, p_false_accept
-from pipeline.registration_fit import fit_transform, shifted, updated
+from pipeline.registration_fit import fit_transform, shifted, uncertainty_px, updated
 from pipeline.registration_prepare import (
     MIN_SIDE_PX,
     Unusable,
@@ -32,7 +32,8 @@ from pipeline.types import Box, Matrix, Registration
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SEARCH_PIXELS = 40_000  # the search image has one to two times as many: 1/8 of a 2064 x 1544 field
+SEARCH_PIXELS = 40_000  # at most twice as many are searched: 1/8 of a 2064 x 1544 field
+CLEAR_SCORE = 15.0  # no mismatched pair came near it (docs/registration.md)
 
 
 def tile_side(shape: tuple[int, ...]) -> int:
@@ -52,9 +53,10 @@ def register(
     """Align a DIC image (H, W) with its brightfield partner (H, W, 3) or (H, W), uint8 or uint16.
 
     `pixel_size_um` is the brightfield's; `dic_pixel_size_um`, where it differs, becomes part of the
-    matrix.  `expected_shift_px` (x, y), known from stage positions, narrows the search: it is how far
-    the brightfield's centre lies from the DIC's centre in the DIC, in brightfield pixels.  The result
-    is `failed` with a reason where the evidence does not carry an alignment.  Raises BadInput for
+    matrix.  `expected_shift_px` (x, y), known from stage positions, narrows the search: it is the
+    DIC pixel where the brightfield's origin is expected.  Where nothing is found near it the whole
+    range is searched, since a stage position says nothing of the shift between the two light paths.
+    The result is `failed` with a reason where the evidence does not carry an alignment.  Raises BadInput for
     what is no image at all.
     """
     settings = settings or RegistrationSettings()
@@ -90,7 +92,8 @@ def _align(
     levels = [(bf.image, df.image)]
     while levels[-1][0].size > 2 * SEARCH_PIXELS:
         levels.append((halve(levels[-1][0]), halve(levels[-1][1])))
-    start = _start(*levels[-1], factor * 2 ** (len(levels) - 1), settings, expected_shift_px)
+    shrink = 2 ** (len(levels) - 1)
+    start = _start(*levels[-1], factor * shrink, dic_factor * shrink, settings, expected_shift_px)
     matrix, shear = start.matrix, start.shear_rad
 
     side = tile_side(bf.image.shape)
@@ -100,21 +103,21 @@ def _align(
         matrix, shear = updated(matrix, _fit(tiles)), tiles.shear_rad
     if len(levels) > 1:
         matrix = _finer(matrix)
-    for reach in (6, 4):
-        tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=reach)
+    for reach, settled in ((6, False), (4, True)):
+        tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=reach, settled=settled)
         step = _fit(tiles)
         matrix, shear = updated(matrix, step), tiles.shear_rad
     matrix = shifted(matrix, tiles.bias)
     evidence = held_out(tiles)
     p_false = p_false_accept(start.score, evidence)
     full = np.linalg.inv(df.from_full) @ matrix @ bf.from_full
-    residual, residual_p95 = _percentiles(evidence.residuals) * factor
+    residual, residual_p95 = _percentiles(evidence.residuals)
     values: dict[str, Any] = {
         "ecc": _correlation(levels, matrix, shear),
-        "residual_px": float(residual),
-        "residual_p95_px": float(residual_p95),
-        "residual_um": float(residual * pixel_size_um),
-        "residual_p95_um": float(residual_p95 * pixel_size_um),
+        "residual_px": _times(residual, factor),
+        "residual_p95_px": _times(residual_p95, factor),
+        "residual_um": _times(residual, factor * pixel_size_um),
+        "residual_p95_um": _times(residual_p95, factor * pixel_size_um),
         "shear_angle_deg": float(np.degrees(shear)),
         "p_false_accept": p_false,
     }
@@ -128,11 +131,24 @@ def _align(
     outside = _out_of_range(full, brightfield.shape, dic.shape, pixel_size_um / dic_pixel_size_um, settings)
     if outside:
         return Registration(status="failed", reason=outside, **values)
-    if residual > settings.max_residual_px:
+    residual_px = _times(residual, factor)
+    if residual_px is None or residual_px > settings.max_residual_px:
         return Registration(
             status="failed",
-            reason=f"The local shifts left over are {residual:.1f} px in the median, over the allowed "
-            f"{settings.max_residual_px:g} px.",
+            reason=(
+                "No tiles are left to measure the local shifts on."
+                if residual_px is None
+                else f"The local shifts left over are {residual_px:.1f} px in the median, over the allowed "
+                f"{settings.max_residual_px:g} px."
+            ),
+            **values,
+        )
+    uncertainty = uncertainty_px(tiles, bf.image.shape[:2]) * factor
+    if uncertainty > settings.max_uncertainty_px:
+        return Registration(
+            status="failed",
+            reason="The field shows too little to fix the alignment: the expected error is "
+            f"{uncertainty:.1f} px, over the allowed {settings.max_uncertainty_px:g} px.",
             **values,
         )
     back_matrix = np.linalg.inv(matrix)
@@ -146,20 +162,30 @@ def _start(
     bf: Array,
     df: Array,
     scale: float,
+    dic_scale: float,
     settings: RegistrationSettings,
     expected_shift_px: tuple[float, float] | None,
 ) -> Start:
-    expected = None
+    """The coarse alignment; `scale` is how many full pixels a search pixel holds."""
+
+    def run(max_shift_px: float, expected: tuple[float, float] | None) -> Start:
+        return search(
+            bf,
+            df,
+            max_shift_px=max_shift_px / scale,
+            max_rotation_deg=settings.max_rotation_deg,
+            max_scale_change=settings.max_scale_change,
+            expected_shift_px=expected,
+        )
+
     if expected_shift_px is not None:
-        expected = (expected_shift_px[0] / scale, expected_shift_px[1] / scale)
-    return search(
-        bf,
-        df,
-        max_shift_px=settings.max_shift_px / scale,
-        max_rotation_deg=settings.max_rotation_deg,
-        max_scale_change=settings.max_scale_change,
-        expected_shift_px=expected,
-    )
+        # From where the origin lies to how far the centres lie apart, which the search speaks of.
+        middle = (np.array(bf.shape[::-1]) - np.array(df.shape[::-1])) / 2
+        x, y = np.asarray(expected_shift_px, float) / dic_scale + middle
+        near = run(max(0.25 * settings.max_shift_px, 4 * scale), (float(x), float(y)))
+        if near.score >= CLEAR_SCORE:
+            return near
+    return run(settings.max_shift_px, None)
 
 
 _HALF = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
@@ -187,11 +213,17 @@ def _correlation(levels: list[tuple[Array, Array]], matrix: Array, shear_rad: fl
     return density_correlation(*levels[1], _coarser(matrix), shear_rad)
 
 
-def _percentiles(residuals: Array) -> Array:
-    """Median and 95th percentile; infinite where nothing was left to measure them on."""
+def _percentiles(residuals: Array) -> tuple[float, float]:
+    """Median and 95th percentile; infinite where they were not to be had."""
     if len(residuals) == 0:
-        return np.array([np.inf, np.inf])
-    return np.percentile(np.minimum(residuals, 1e6), [50, 95])
+        return np.inf, np.inf
+    middle, high = np.percentile(residuals, [50, 95], method="higher")
+    return float(middle), float(high)
+
+
+def _times(value: float, factor: float) -> float | None:
+    """A finite value in other units; None for an infinite one, which JSON does not know."""
+    return float(value * factor) if np.isfinite(value) else None
 
 
 def _round_trip(matrix: Array, back: Array, shape: tuple[int, ...]) -> float:

@@ -21,14 +21,22 @@ from pipeline.registration_search import frequencies
 Array = np.ndarray[Any, np.dtype[Any]]
 
 AGREE_PX = 1.0  # working pixels within which a tile agrees with the rest
+NULL_AGREEMENT = 0.12  # chance of that in a wrong pair: pi / 81 of the searched area, three times over
+# Search scores of mismatched pairs, as `python -m benchmarks.registration --null` prints them: mode of
+# their Gumbel law, and twice its scale.
+NULL_SCORE_MODE = 3.6
+NULL_SCORE_SCALE = 0.5
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Residual lengths (N,) of held-out tiles in working pixels, and what speaks for the pair."""
+    """Residual lengths (N,) of held-out tiles in working pixels, and what speaks for the pair.
+
+    `agreement` is the share of informative tiles within AGREE_PX of a transform they were not part of.
+    """
 
     residuals: Array
-    agreement: float  # share of tiles that agree with an affine they were not part of
+    agreement: float
     n_tiles: int
 
 
@@ -55,10 +63,33 @@ def held_out(tiles: Tiles) -> Evidence:
 
 
 def p_false_accept(score: float, evidence: Evidence) -> float:
-    """Chance that a pair of different fields reaches this search score and this agreement."""
-    if evidence.n_tiles < 6:
+    """Chance that a pair of different fields reaches this search score or this agreement.
+
+    Two independent witnesses, the search over the whole field and the agreement of its tiles, have to
+    speak for the pair; the weaker one is what is reported.
+    """
+    return max(p_score(score), p_agreement(evidence))
+
+
+def p_score(score: float) -> float:
+    """Chance of a search score under the null: the Gumbel law of a maximum, widened on purpose."""
+    return float(-np.expm1(-np.exp(-(score - NULL_SCORE_MODE) / NULL_SCORE_SCALE)))
+
+
+def p_agreement(evidence: Evidence) -> float:
+    """Chance that so many tiles agree by accident: a binomial tail.
+
+    A tile's best shift is drawn from the (2 reach + 1)^2 places of its search; the chance to agree is
+    taken three times as large as the area says, and two tiles are left out, since two fix a similarity
+    (the a-contrario argument of Moisan and Stival 2004, Int. J. Computer Vision 57, section 3).
+    """
+    from scipy.stats import binom
+
+    agreeing = round(evidence.agreement * evidence.n_tiles)
+    trials = evidence.n_tiles - 2
+    if trials < 1:
         return 1.0
-    return float(min(1.0, np.exp(-1.5 * max(0.0, score - 12.0)) + (evidence.agreement < 0.6)))
+    return float(binom.sf(agreeing - 2 - 1, trials, NULL_AGREEMENT))
 
 
 def density_correlation(brightfield: Array, dic: Array, matrix: Array, shear_rad: float) -> float:

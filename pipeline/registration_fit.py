@@ -111,6 +111,25 @@ def _robust(
     return parameters, misfit, float(spread or 1.0)
 
 
+def uncertainty_px(tiles: Tiles, area: tuple[int, int], *, bending_px: float = BENDING_PX) -> float:
+    """Expected error of the fit, root mean square over an area (height, width), working pixels.
+
+    Few tiles, or tiles in one corner only, fix a transform where they lie and leave it open elsewhere.
+    """
+    use = tiles.informative
+    if use.sum() < 3:
+        return float("inf")
+    middle = tiles.centres[use].mean(0)
+    span = max(float(tiles.centres[use].std()), 1.0)
+    covariance = np.linalg.inv(tiles.information)[None] / tiles.height[use, None, None] ** 2
+    inverse = np.linalg.inv(covariance + bending_px**2 * np.eye(2))
+    design = _design((tiles.centres[use] - middle) / span, False)
+    fitted = np.linalg.pinv((np.swapaxes(design, 1, 2) @ inverse @ design).sum(0))
+    x, y = np.meshgrid(np.linspace(0, area[1] - 1, 7), np.linspace(0, area[0] - 1, 5))
+    everywhere = _design((np.stack([x.ravel(), y.ravel()], 1) - middle) / span, False)
+    return float(np.sqrt(np.einsum("nij,jk,nik->n", everywhere, fitted, everywhere).mean()))
+
+
 def updated(matrix: Array, affine: Array) -> Array:
     """The matrix that follows once tiles were found at centre + affine(centre)."""
     step = np.eye(3)

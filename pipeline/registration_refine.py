@@ -91,10 +91,13 @@ def measure_tiles(
     side: int,
     reach: int,
     swapped: bool = False,
+    settled: bool = False,
 ) -> Tiles:
     """Local shifts up to `reach` on tiles of `side` working pixels, over the whole overlap.
 
     `swapped` says that the roles are exchanged: the tiles are DIC's, what is warped is the density.
+    `settled` says that the matrix is good to about a pixel, so that the shear direction can be read anew
+    from the tiles; before that, a shift left over would turn it.
     """
     import cv2
     from scipy import fft as sfft
@@ -120,9 +123,10 @@ def measure_tiles(
     kx = np.abs(kx[:, : side // 2 + 1])
     k = np.hypot(ky, kx)
     mean = cross.mean(0) * whiten
-    shear_rad = _direction(mean.imag, kx, ky, k, shear_rad)
+    if settled:
+        shear_rad = _direction(mean.imag, kx, ky, k, shear_rad)
     along = (kx * np.cos(shear_rad) + ky * np.sin(shear_rad)) / np.maximum(k, 1e-6)
-    weight = coherence_weight(mean.imag * np.sign(along), along, k)
+    weight = coherence_weight(mean, along, k, len(corners))
     cross *= -1j * np.sign(along) * weight * whiten
     shifts, height, value = peaks(cross, reach)
     u = np.array([np.cos(shear_rad), np.sin(shear_rad)])
@@ -140,20 +144,22 @@ def _direction(unit: Array, kx: Array, ky: Array, k: Array, otherwise: float) ->
     return float(np.arctan2(gy, gx)) if gx * gx + gy * gy > 0 else otherwise
 
 
-def coherence_weight(agreement: Array, along: Array, k: Array) -> Array:
+def coherence_weight(mean: Array, along: Array, k: Array, n_tiles: int) -> Array:
     """g / (1 - g^2) of the coherence g that belongs to |k| and to its angle with the shear.
 
-    `agreement` is the mean cross spectrum, steered and normalised; its mean over a bin is g, as noise
-    averages out.
+    `mean` is the whitened cross spectrum's mean over the tiles.  Its modulus does not feel a shift that
+    the tiles share, so a start that is off does not blind the weights to the way back.  Of n tiles
+    without coherence the squared modulus is 1 / n, which is taken off.
     """
     ring = np.minimum((k * (2 * RINGS)).astype(int), RINGS - 1)
     sector = np.minimum((np.abs(along) * SECTORS).astype(int), SECTORS - 1)
     bins = (ring * SECTORS + sector).ravel()
-    count = np.bincount(bins, minlength=RINGS * SECTORS)
-    g = np.bincount(bins, agreement.ravel(), RINGS * SECTORS) / np.maximum(count, 1)
-    # A mean over few frequencies is believed less: its own spread is about 1 / sqrt(count * tiles).
-    g = np.clip(g - 0.02 - 0.1 / np.sqrt(np.maximum(count, 1)), 0, 0.95)
-    g[count == 0] = 0
+    count = np.maximum(np.bincount(bins, minlength=RINGS * SECTORS), 1)
+    square = np.bincount(bins, (mean.real**2 + mean.imag**2).ravel(), RINGS * SECTORS) / count
+    floor = 1 / n_tiles
+    square = (square - floor * (1 + 2 / np.sqrt(count))) / (1 - floor)
+    g = np.sqrt(np.clip(square, 0, 0.9))
+    g[g < 0.05] = 0
     table = (g / (1 - g**2)).astype(np.float32)
     out: Array = table[bins].reshape(k.shape)
     out[k > TOP_FREQUENCY] = 0

@@ -67,8 +67,8 @@ def search(
 ) -> Start:
     """The best start for two search images (about 50,000 pixels), in search pixels.
 
-    Shifts are of the brightfield's centre from the DIC's centre.  `expected_shift_px` (stage) narrows
-    them to a quarter of the range around that shift.  All rotations are tried without a change of
+    Shifts are of the brightfield's centre from the DIC's centre.  `max_shift_px` bounds
+    them around `expected_shift_px`.  All rotations are tried without a change of
     scale; rotation and scale are then narrowed around the best in ever smaller steps.
     """
     planes = _Planes(brightfield, dic, max_shift_px, expected_shift_px)
@@ -120,11 +120,10 @@ class _Planes:
         # The plane's peak at r says that brightfield pixel b lies at DIC pixel b - r, both from the
         # corner; the limits are from centre to centre.
         ex, ey = expected_shift_px or (0.0, 0.0)
-        reach = max_shift_px if expected_shift_px is None else max(4.0, 0.25 * max_shift_px)
         self.ry = np.fft.fftfreq(height, 1 / height)
         self.rx = np.fft.fftfreq(width, 1 / width)
         away_x, away_y = self.rx + ex + (wd - wb) / 2, self.ry + ey + (hd - hb) / 2
-        self.allowed = (np.hypot(away_x[None], away_y[:, None]) <= reach).astype(np.float32)
+        self.allowed = (np.hypot(away_x[None], away_y[:, None]) <= max_shift_px).astype(np.float32)
         self.taper = _taper(hb, wb)
 
     def best(self, rotation_deg: float, scale_change: float) -> Start:

@@ -38,6 +38,7 @@ class RegistrationSettings(Section):
     max_scale_change: float = Field(0.015, gt=0)
     max_p_false_accept: float = Field(1e-3, gt=0, lt=1)
     max_residual_px: float = Field(3.0, gt=0)
+    max_uncertainty_px: float = Field(1.0, gt=0)  # expected error over the field, from the tiles' spread
 
 
 class DetectionSettings(Section):

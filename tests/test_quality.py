@@ -1,0 +1,75 @@
+"""Acquisition quality: the figures move as focus, light and saturation do."""
+
+from __future__ import annotations
+
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.errors import BadInput
+from pipeline.quality import focus_quality
+from tests.registration_fields import pair
+
+
+@pytest.fixture(scope="module")
+def images():
+    dic, brightfield, _ = pair(2, n=300)
+    return {"dic": dic, "brightfield": brightfield}
+
+
+@pytest.mark.parametrize("modality", ["dic", "brightfield"])
+def test_defocus_lowers_every_focus_figure(images, modality):
+    sharp = focus_quality(images[modality], modality)
+    soft = focus_quality(cv2.GaussianBlur(images[modality], (0, 0), 4), modality)
+    assert soft.variance < sharp.variance
+    assert soft.normalised_variance < sharp.normalised_variance
+    assert soft.laplacian_variance < 0.5 * sharp.laplacian_variance
+
+
+def test_a_dark_corner_shows_in_the_illumination(images):
+    flat = images["brightfield"]
+    h, w = flat.shape[:2]
+    y, x = np.mgrid[0 : 1 : h * 1j, 0 : 1 : w * 1j]
+    vignetted = (flat * (1 - 0.4 * (x * y) ** 2)[..., None]).astype(np.uint8)
+    assert focus_quality(flat, "brightfield").illumination_ratio > 0.95
+    assert focus_quality(vignetted, "brightfield").illumination_ratio < 0.8
+
+
+def test_saturation_is_the_share_of_pixels_at_the_top(images):
+    burnt = images["dic"].copy()
+    burnt[:48] = 255
+    assert focus_quality(images["dic"], "dic").saturation_pct == 0
+    assert focus_quality(burnt, "dic").saturation_pct == pytest.approx(10.0, abs=0.1)
+
+
+def test_twelve_bits_in_a_sixteen_bit_file_give_the_same_figures(images):
+    eight = focus_quality(images["brightfield"], "brightfield")
+    twelve = focus_quality((images["brightfield"].astype(np.uint16) * 16), "brightfield")
+    assert twelve.variance == pytest.approx(eight.variance, rel=0.02)
+    # Luminance is rounded to whole grey levels, which is noise of its own in 8 bits.
+    assert twelve.laplacian_variance == pytest.approx(eight.laplacian_variance, rel=0.05)
+    assert twelve.illumination_ratio == pytest.approx(eight.illumination_ratio, rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (40, 40, 3)])
+@pytest.mark.parametrize("value", [0, 255])
+def test_a_blank_or_tiny_image_has_finite_figures(shape, value):
+    quality = focus_quality(np.full(shape, value, np.uint8), "brightfield")
+    assert np.isfinite(list(quality.model_dump().values())).all()
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((0, 4), np.uint8), np.zeros((4, 4), np.float32), np.zeros((4, 4, 2), np.uint8)]
+)
+def test_what_is_no_image_is_refused(bad):
+    with pytest.raises(BadInput, match="Quality is read from"):
+        focus_quality(bad, "dic")
+
+
+def test_a_whole_field_takes_a_fraction_of_a_second():
+    field = np.random.default_rng(0).integers(0, 255, (1544, 2064, 3), dtype=np.uint8)
+    began = time.process_time()
+    focus_quality(field, "brightfield")
+    assert time.process_time() - began < 0.2
