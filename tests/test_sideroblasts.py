@@ -223,3 +223,17 @@ def test_the_drawing_marks_outline_and_granules_without_touching_the_patch(reade
     changed = (picture != patch).any(axis=2)
     assert 100 < changed.sum() < 6000
     assert RuleReader.name == "rule"
+
+
+def test_phantom_erythroblasts_with_nuisances_are_read_as_their_type(reader: SideroblastReader) -> None:
+    from phantoms.patches import marrow_patch
+
+    rng = np.random.default_rng(20261121)
+    drawn = [
+        marrow_patch(rng, kind, "Perls", size_px=224, nuisances=0.5) for kind in (0, 1, 3) for _ in range(3)
+    ]
+    found = reader.read(np.stack([p.image for p in drawn]), PX)
+    right = [f.type == str(p.truth["rs_type"]) for f, p in zip(found, drawn, strict=True)]
+    assert sum(right) >= 8
+    # What counts for the percentage is the ring, yes or no.
+    assert [f.type == "3" for f in found] == [p.truth["rs_type"] == 3 for p in drawn]
