@@ -46,8 +46,9 @@ class Store:
 
             self.url = text.rstrip("/")
             self.folder: Path | None = None
+            # Other processes write here too, so nothing that was listed once is believed later.
             try:
-                self._fs, self._root = fsspec.core.url_to_fs(self.url)
+                self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
             except (ValueError, ImportError) as error:
                 raise BadInput(
                     f"{text}: the store cannot be opened ({error}); give a folder or an fsspec URL such as s3://…"
