@@ -1,0 +1,138 @@
+"""Accuracy of the leukocyte detectors on held-out real images: one command, ours and the peer.
+
+    python benchmarks/detection_accuracy.py [--out DIR] [--detector NAME ...] [--json FILE]
+
+Parts: the test part of `smears` (near-duplicates kept away from training) as labelled, and again with
+the labels that two witnesses refute corrected; held-out single cells of `wbc-masks`; DIC computed from
+the test part (phantoms.optics, random optics); and the whole fields of `cases` in both modalities
+(their DIC comes from another optical model; their pieces may be smears that were trained on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+SEED = 20261121
+
+
+def field_boxes(entry: dict, modality: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Truth of a whole field; for DIC the brightfield boxes moved by the known matrix, half seen or more."""
+    boxes = np.array(entry["leukocytes_xyxy"], np.float64).reshape(-1, 4)
+    if modality == "brightfield":
+        return boxes
+    matrix = np.array(entry["brightfield_to_dic"])[:2]
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2
+    moved = np.concatenate([centre - half, centre + half], 1)
+    seen = np.clip(moved, 0, np.tile([shape[1], shape[0]], 2))
+    share = np.prod(seen[:, 2:] - seen[:, :2], 1) / np.prod(moved[:, 2:] - moved[:, :2], 1)
+    return seen[share > 0.5]
+
+
+def whole_fields(detector, data: Path, modality: str, threshold: float) -> dict:
+    from detectors.datasets import read_image
+    from detectors.evaluation import _figures
+
+    out, everything = {}, ([], [], [])
+    for folder in sorted((data / "cases").iterdir()):
+        truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+        mine: tuple[list, list, list] = ([], [], [])
+        began = time.perf_counter()
+        for name, entry in truth["fields"].items():
+            image = read_image(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
+            boxes, scores = detector.detect(image, truth["pixel_size_um"])
+            for collected in (mine, everything):
+                collected[0].append(boxes)
+                collected[1].append(scores)
+                collected[2].append(field_boxes(entry, modality, image.shape))
+        row = _figures(*mine, threshold)
+        row["seconds_a_field"] = round((time.perf_counter() - began) / len(truth["fields"]), 2)
+        out[f"{folder.name} {modality}"] = row
+    out[f"all fields {modality}"] = _figures(*everything, threshold)
+    return out
+
+
+def table(rows: dict[str, dict]) -> str:
+    lines = ["| part | images | cells | AP50 (95 %) | AP50-95 | precision | recall | found / true |"]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, r in rows.items():
+        low, high = r["ap50_ci95"]
+        lines.append(
+            f"| {name} | {r['n_images']} | {r['n_leukocytes']} | {r['ap50']:.3f} ({low:.3f}-{high:.3f}) | "
+            f"{r['ap50_95']:.3f} | {r['precision'] or 0:.3f} | {r['recall'] or 0:.3f} | "
+            f"{r['n_found'] / max(1, r['n_leukocytes']):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def measure(
+    name: str, data: Path, parts: dict, cells: dict, reviewed: list, out: Path | None
+) -> dict[str, dict]:
+    """All rows of one detector."""
+    from detectors.evaluation import evaluate_detector
+    from detectors.training import dic_look
+    from storage.registry import load
+
+    detector = load("detector", name)
+    threshold = getattr(detector, "threshold", 0.3)
+    rows: dict[str, dict] = {}
+    for modality in detector.modalities:
+        look = dic_look if modality == "dic" else None
+        folder = out / f"{name}-{modality}" if out else None
+        report = evaluate_detector(detector, parts["test"], folder, threshold, look=look)
+        label = "computed DIC of smears" if look else "smears"
+        rows[f"{label}, test, as labelled"] = report["all"]
+        rows |= {f"{label} {k}": v for k, v in report["sources"].items() if v["n_images"] > 5}
+        again = evaluate_detector(detector, reviewed, None, threshold, look=look)
+        rows[f"{label}, test, labels reviewed"] = again["all"]
+        if look is None:
+            for source, samples in cells.items():
+                rows[source] = evaluate_detector(detector, samples, None, threshold)["all"]
+        rows |= whole_fields(detector, data, modality, threshold)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="folder for curves and galleries of errors")
+    parser.add_argument(
+        "--detector", nargs="*", default=["leukocyte-brightfield", "leukocyte-dic", "classical"]
+    )
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    from detectors.classical import ClassicalDetector
+    from detectors.datasets import read_masked_cells, read_yolo_folder, split
+    from detectors.label_errors import review
+    from detectors.training import FRACTIONS
+    from storage.registry import load
+
+    data = Path(os.environ.get("SMEARFLOW_DATA", ROOT.parent / "shared" / "data"))
+    parts = split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)
+    cells = {
+        f"wbc-masks {n}, 30 % kept back": split(
+            read_masked_cells(data / "wbc-masks" / n, n), {"train": 0.7, "test": 0.3}, SEED
+        )["test"]
+        for n in ("tecom", "cellavision")
+    }
+    network, witness = load("detector", "leukocyte-brightfield"), ClassicalDetector()
+    reviewed = [review(network, witness, s)[0] for s in parts["test"]]
+    everything = {}
+    for name in arguments.detector:
+        everything[name] = measure(name, data, parts, cells, reviewed, arguments.out)
+        print(f"\n### {name} ({time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores)\n")
+        print(table(everything[name]), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
