@@ -151,13 +151,13 @@ class _Nucleus:
 
     def score(self, strength: float) -> float:
         """How far this is an erythroblast's nucleus, in [0, 1]."""
-        shape = _ramp(self.roundness, 0.68, 0.8) * _ramp(self.solidity, 0.9, 0.95)
+        shape = _ramp(self.roundness, 0.7, 0.82) * _ramp(self.solidity, 0.9, 0.95)
         size = _ramp(self.diameter_um, 0.8 * DIAMETER_UM[0], DIAMETER_UM[0]) * _ramp(
             -self.diameter_um, -1.2 * DIAMETER_UM[1], -DIAMETER_UM[1]
         )
-        look = 0.6 * _ramp(self.cytoplasm / strength, 0.04, 0.075) + 0.4 * _ramp(self.coarseness, 0.2, 0.36)
+        look = _ramp(self.coarseness, 0.28, 0.35) * _ramp(self.cytoplasm / strength, 0.012, 0.035)
         seen = _ramp(self.contrast, MIN_CONTRAST, 2.5 * MIN_CONTRAST)
-        return shape * size * seen * _ramp(look, 0.25, 0.75) * (1.0 if self.lone else 0.2)
+        return shape * size * seen * look * (1.0 if self.lone else 0.2)
 
 
 def _measure(
@@ -168,7 +168,7 @@ def _measure(
     diameter = 2 * float(np.sqrt(len(ys) / np.pi)) * px
     if not DIAMETER_UM[0] * 0.8 <= diameter <= DIAMETER_UM[1] * 1.2:
         return None
-    room = round(2.5 / px)
+    room = round(6.0 / px)
     y0, x0 = max(0, int(ys.min()) - room), max(0, int(xs.min()) - room)
     window = (slice(y0, int(ys.max()) + room + 1), slice(x0, int(xs.max()) + room + 1))
     own = pieces[window] == index
@@ -184,6 +184,9 @@ def _measure(
     outside = cv2.distanceTransform((~own).astype(np.uint8), cv2.DIST_L2, 5) * px
     ring = (outside > 0.6) & (outside < 1.3) & ~others
     amount = pink[ys, xs]
+    # Light and haze differ over the field, so cytoplasm is judged against the palest glass near by.
+    green = density[window][..., 1]
+    near_glass = float(np.percentile(green[~own & ~others], 10)) if (~own & ~others).any() else 0.0
     margin = MARGIN_UM / px
     height, width = pieces.shape
     return _Nucleus(
@@ -198,7 +201,7 @@ def _measure(
         solidity=area / hull,
         contrast=float(np.median(relief[ys, xs])),
         coarseness=float(amount.std() / max(float(amount.mean()), 1e-6)),
-        cytoplasm=float(np.median(density[window][ring][:, 1])) if ring.any() else 0.0,
+        cytoplasm=float(np.median(green[ring])) - near_glass if ring.any() else 0.0,
         lone=not bool(((outside < 1.5) & others).any()),
     )
 
