@@ -247,7 +247,7 @@ def kept_findings(run: CaseRun) -> Findings | None:
 
 
 def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.ndarray]:
-    """A square cut around each gallery cell: (H, W, 3) uint8 by cell id."""
+    """A square cut around each gallery cell: (H, W, 3) uint8 by cell id; on Perls the iron is marked."""
     from storage.case_store import CaseStore
 
     wanted = {cell.cell_id for gallery in result.galleries for cell in gallery.cells}
@@ -261,8 +261,18 @@ def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.nd
             continue
         for cell, patch in zip(some, work.patches_to_read(store, some, start, run.settings), strict=True):
             if cell.cell_id in wanted:
-                found[cell.cell_id] = _around(patch, cell, findings.case, run.settings.patches.pixel_size_um)
+                marked = _with_iron(run, patch) if cell.stain == "Perls" else patch
+                found[cell.cell_id] = _around(marked, cell, findings.case, run.settings.patches.pixel_size_um)
     return found
+
+
+def _with_iron(run: CaseRun, patch: np.ndarray) -> np.ndarray:
+    """The patch with the nucleus and the granules that the reader saw."""
+    from pipeline.sideroblasts import draw_reading, read_sideroblasts
+    from storage.registry import load
+
+    reader = load("sideroblast-reader", "rule")
+    return draw_reading(patch, read_sideroblasts(patch[None], run.settings.patches.pixel_size_um, reader)[0])
 
 
 def _around(patch: np.ndarray, cell: Cell, case: Case, patch_pixel_size_um: float) -> np.ndarray:
