@@ -83,13 +83,13 @@ def p_agreement(evidence: Evidence) -> float:
     taken three times as large as the area says, and two tiles are left out, since two fix a similarity
     (the a-contrario argument of Moisan and Stival 2004, Int. J. Computer Vision 57, section 3).
     """
-    from scipy.stats import binom
+    from scipy.special import bdtrc
 
     agreeing = round(evidence.agreement * evidence.n_tiles)
     trials = evidence.n_tiles - 2
     if trials < 1:
         return 1.0
-    return float(binom.sf(agreeing - 2 - 1, trials, NULL_AGREEMENT))
+    return float(bdtrc(agreeing - 3, trials, NULL_AGREEMENT)) if agreeing >= 3 else 1.0
 
 
 def density_correlation(brightfield: Array, dic: Array, matrix: Array, shear_rad: float) -> float:

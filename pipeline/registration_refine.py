@@ -211,19 +211,19 @@ def peaks(spectra: Array, reach: int) -> tuple[Array, Array, Array]:
     A height is a value over the plane's spread.
 
     `spectra` (N, S, S // 2 + 1) complex are half spectra of correlation planes.  Only the planes'
-    middle is transformed back, as two matrix products; their spread comes from Parseval's theorem.
+    middle is transformed back; their spread comes from Parseval's theorem.
     """
+    from scipy import fft as sfft
+
     n, side, half = spectra.shape
     at = np.arange(-reach - 1, reach + 2)
-    rows = np.exp(2j * np.pi / side * np.outer(at, np.fft.fftfreq(side, 1 / side))).astype(np.complex64)
-    columns = np.exp(2j * np.pi / side * np.outer(np.arange(half), at)).astype(np.complex64)
     twice = np.full(half, 2.0, np.float32)  # the half that a real plane's spectrum leaves out
     twice[0] = 1
     twice[-1] = 1 if side % 2 == 0 else 2
-    columns *= twice[:, None]
-    near = (rows @ (spectra @ columns)).real  # times S^2, as is the spread below
     power = np.square(spectra.real) + np.square(spectra.imag)
-    spread = np.sqrt((power * twice).sum(axis=(1, 2)))
+    spread = np.sqrt((power * twice).sum(axis=(1, 2))) / np.float32(side * side)
+    rows = sfft.ifft(spectra, axis=1, overwrite_x=True)[:, at % side]
+    near = sfft.irfft(rows, n=side, axis=2)[:, :, at % side]
 
     width = near.shape[1]
     inner = near[:, 1:-1, 1:-1].reshape(n, -1)
