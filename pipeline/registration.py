@@ -255,7 +255,7 @@ def _out_of_range(
     change = float(np.abs(stretches - 1).max())
     centre = full @ np.array([(shape[1] - 1) / 2, (shape[0] - 1) / 2, 1.0])
     middle = np.array([(dic_shape[1] - 1) / 2, (dic_shape[0] - 1) / 2])
-    shift = float(np.hypot(*((centre[:2] - middle) / pixel_ratio)))
+    shift = float(np.abs((centre[:2] - middle) / pixel_ratio).max())
     if shift > 1.25 * settings.max_shift_px:
         return f"The best shift is {shift:.0f} px, over the allowed {settings.max_shift_px:g} px."
     if abs(rotation) > 1.1 * settings.max_rotation_deg:

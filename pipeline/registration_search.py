@@ -123,7 +123,9 @@ class _Planes:
         self.ry = np.fft.fftfreq(height, 1 / height)
         self.rx = np.fft.fftfreq(width, 1 / width)
         away_x, away_y = self.rx + ex + (wd - wb) / 2, self.ry + ey + (hd - hb) / 2
-        self.allowed = (np.hypot(away_x[None], away_y[:, None]) <= max_shift_px).astype(np.float32)
+        self.allowed = (np.maximum(np.abs(away_x)[None], np.abs(away_y)[:, None]) <= max_shift_px).astype(
+            np.float32
+        )
         self.taper = _taper(hb, wb)
 
     def best(self, rotation_deg: float, scale_change: float) -> Start:

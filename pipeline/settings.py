@@ -33,7 +33,7 @@ class IntakeSettings(Section):
 class RegistrationSettings(Section):
     """DIC to brightfield alignment."""
 
-    max_shift_px: float = Field(300.0, gt=0)
+    max_shift_px: float = Field(350.0, gt=0)  # along x and along y, between the images' centres
     max_rotation_deg: float = Field(3.5, gt=0)
     max_scale_change: float = Field(0.015, gt=0)
     max_p_false_accept: float = Field(1e-3, gt=0, lt=1)

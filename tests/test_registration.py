@@ -57,8 +57,9 @@ def test_a_true_pair_is_aligned_within_a_tenth_of_a_pixel_with_its_evidence(true
         {"shift": (5.0, 5.0), "shear_deg": 90.0, "grey": True},
         {"shift": (10.0, -20.0), "rotation_deg": 1.0, "n": 60},
         {"shift": (15.0, 4.0), "noise": 0.05, "shear_deg": 130.0},
+        {"shift": (150.0, -110.0), "rotation_deg": -1.0, "shear_deg": 250.0},
     ],
-    ids=["opposite shear", "16 bit at the range's edge", "grey brightfield", "sparse", "noisy"],
+    ids=["opposite shear", "16 bit at the range's edge", "grey brightfield", "sparse", "noisy", "far off"],
 )
 def test_any_shear_depth_and_density_of_cells_is_aligned(made):
     dic, brightfield, truth = pair(5, **made)
@@ -113,6 +114,13 @@ def test_a_mirrored_field_is_refused(true_pair):
     dic, brightfield, _ = true_pair
     found = register(np.ascontiguousarray(dic[:, ::-1]), brightfield, pixel_size_um=PIXEL_UM)
     assert found.status == "failed"
+
+
+def test_a_shift_beyond_the_settings_is_refused():
+    dic, brightfield, truth = pair(3, shift=(40.0, -60.0))
+    wide, tight = RegistrationSettings(max_shift_px=64), RegistrationSettings(max_shift_px=30)
+    assert grid_error(register(dic, brightfield, wide, pixel_size_um=PIXEL_UM).matrix, truth, W, H) < 0.1
+    assert register(dic, brightfield, tight, pixel_size_um=PIXEL_UM).status == "failed"
 
 
 def test_a_rotation_beyond_the_settings_is_refused(true_pair):
