@@ -223,6 +223,10 @@ def _card(
         part: {s: sum(c.source == s for c in cells) for s in sorted({c.source for c in cells})}
         for part, cells in (("train", train), ("pseudo-labelled", extra), ("test", test))
     }
+    pseudo = (
+        f"{len(extra)} cells labelled by an earlier model where it agreed with boxes (sources named by image"
+        " size); a folder in YOLO format, for the shipped model TXL-PBC smears (MIT), train part",
+    ) * bool(extra)
     return {
         "name": name,
         "version": "1",
@@ -242,6 +246,7 @@ def _card(
         "training_data": (
             "segmentation_WBC (Zheng 2018), GPL-3.0: 315 leukocytes of two stains, tecom and cellavision;"
             f" used {json.dumps(counts)}",
+            *pseudo,
         ),
         "training": {
             **recipe,
