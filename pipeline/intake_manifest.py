@@ -170,7 +170,7 @@ def _source(
     try:
         path = inside(case_dir, file)
     except BadInput as error:
-        raise BadInput(f"{where}: {error}") from error
+        raise BadInput(f"{where}: {str(error).removeprefix(f'{case_dir}: ')}") from error
     file = PurePosixPath(file).as_posix()
     kind: Literal["field", "slide"] = "field"
     if path.is_file() and is_slide(path, max_pixels=settings.max_image_pixels):
