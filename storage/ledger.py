@@ -51,7 +51,7 @@ class Ledger:
         self.case_id = case_id
         self._document = self._read()
         self._started: dict[tuple[str, str], float] = {}
-        self._run: dict[str, Any] | None = None
+        self._run: dict[str, Any] = {"started": _now()}
 
     def _read(self) -> dict[str, Any]:
         empty: dict[str, Any] = {
@@ -106,7 +106,6 @@ class Ledger:
         )
         entry.pop("error", None)
         self._started[stage, key] = time.perf_counter()
-        self._begin_run()
 
     def _finish(self, stage: str, key: str, status: str, error: BaseException | str | None = None) -> None:
         import time
@@ -137,10 +136,6 @@ class Ledger:
         if document not in self._document["problems"]:
             self._document["problems"].append(document)
 
-    def _begin_run(self) -> None:
-        if self._run is None:
-            self._run = {"started": _now()}
-
     def end_run(
         self, *, computed: dict[str, int], reused: dict[str, int], error: BaseException | str | None = None
     ) -> None:
@@ -148,12 +143,12 @@ class Ledger:
 
         A run that computed nothing leaves its line as well: it is the proof that nothing was done.
         """
-        run = self._run or {"started": _now()}
+        run = self._run
         run.update(ended=_now(), computed=dict(computed), reused=dict(reused))
         if error is not None:
             run["error"] = describe_error(error)
         self._document["runs"] = [*self._document["runs"], run][-MAX_RUNS:]
-        self._run = None
+        self._run = {"started": _now()}
         self.save()
 
     def save(self) -> None:
