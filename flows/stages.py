@@ -54,9 +54,10 @@ def image_key(image: FieldImage) -> ImageKey:
 
 def intake(run: CaseRun) -> Case:
     """Read and validate the case folder; every image is hashed and decoded once."""
-    from pipeline.intake import assemble_case, declare
+    from pipeline.intake import assemble_case, declare, refuse_missing_pixel_size
 
     declared = declare(run.case_dir, run.settings.intake, pixel_size_um=run.pixel_size_um)
+    refuse_missing_pixel_size(run.case_dir, declared)
     items = [
         Item(
             key=safe_key(*source.names),

@@ -31,6 +31,7 @@ __all__ = [
     "inspect_source",
     "read_case",
     "read_field",
+    "refuse_missing_pixel_size",
 ]
 
 MIN_SIDE_PX = 64  # smaller than any leukocyte at any objective that is used for counting
@@ -113,6 +114,24 @@ def inspect_source(case_dir: Path | str, source: Source, settings: IntakeSetting
         detail = getattr(error, "strerror", None) or str(error)
         message = f"{source.file} cannot be read ({detail}); copy it again."
         return Inspected(problems=(_problem(source, "UNREADABLE", message),))
+
+
+def refuse_missing_pixel_size(case_dir: Path | str, declared: Declaration) -> None:
+    """Raise BadInput for a field image whose size in micrometres nobody states, from its header alone.
+
+    Intake finds it too, but only after every file was decoded; a person should not wait for that.
+    """
+    from storage.images import image_info
+
+    for source in declared.sources:
+        if source.kind != "field" or source.given_pixel_size_um or source.manifest_pixel_size_um:
+            continue
+        try:
+            info = image_info(inside(Path(case_dir).absolute(), source.file))
+        except (BadInput, OSError):
+            continue  # a missing or damaged file is another problem, and not the whole case's
+        if info.pixel_size_um is None:
+            raise BadInput(f"{declared.case_id}: {_no_pixel_size(source).problems[0].message}")
 
 
 def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
