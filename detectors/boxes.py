@@ -36,6 +36,18 @@ def decode(raw: np.ndarray, minimum: float) -> tuple[np.ndarray, np.ndarray, np.
     return boxes.astype(np.float32), scores[keep].astype(np.float32), classes[keep]
 
 
+def thin_out(boxes: np.ndarray, scores: np.ndarray, max_iou: float) -> np.ndarray:
+    """Indices kept by plain greedy suppression, in compiled code: for the thousands a network emits."""
+    import cv2
+
+    if not len(boxes):
+        return np.zeros(0, int)
+    order = np.lexsort((boxes[:, 1], boxes[:, 0], -scores))
+    sides = np.concatenate([boxes[order, :2], boxes[order, 2:] - boxes[order, :2]], 1).astype(np.float64)
+    kept = cv2.dnn.NMSBoxes(sides, scores[order].astype(np.float32), 0.0, max_iou)
+    return order[np.sort(np.asarray(kept, int).ravel())]
+
+
 def suppress(
     boxes: np.ndarray, scores: np.ndarray, max_iou: float, max_inside: float | None = None
 ) -> np.ndarray:
@@ -44,21 +56,25 @@ def suppress(
     A box goes where it overlaps a better one by more than `max_iou`, or, with `max_inside`, where more
     than that share of the smaller of the two lies in the other (half a cell, say).
     """
-    order = np.lexsort((boxes[:, 1], boxes[:, 0], -scores)) if len(boxes) else np.zeros(0, int)
+    if not len(boxes):
+        return np.zeros(0, int)
+    order = np.lexsort((boxes[:, 1], boxes[:, 0], -scores))
+    b = boxes[order].astype(np.float32)
+    area = _area(b)
+    alive = np.ones(len(b), bool)
     kept: list[int] = []
-    alive = np.ones(len(boxes), bool)
-    area = _area(boxes) if len(boxes) else np.zeros(0)
-    for position, i in enumerate(order):
-        if not alive[i]:
-            continue
-        kept.append(int(i))
-        rest = order[position + 1 :]
-        rest = rest[alive[rest]]
-        if not len(rest):
-            continue
-        shared = _intersection(boxes[i : i + 1].astype(np.float64), boxes[rest].astype(np.float64))[0]
-        out = shared / np.maximum(area[i] + area[rest] - shared, 1e-9) > max_iou
+    # Rows are worked out block by block: whole-array steps are quick, and memory stays bounded.
+    block = max(1, 4_000_000 // len(b))
+    for start in range(0, len(b), block):
+        rows = slice(start, min(start + block, len(b)))
+        w = np.minimum(b[rows, None, 2], b[None, :, 2]) - np.maximum(b[rows, None, 0], b[None, :, 0])
+        h = np.minimum(b[rows, None, 3], b[None, :, 3]) - np.maximum(b[rows, None, 1], b[None, :, 1])
+        shared = np.maximum(w, 0) * np.maximum(h, 0)
+        out = shared > max_iou * np.maximum(area[rows, None] + area[None] - shared, 1e-9)
         if max_inside is not None:
-            out |= shared / np.maximum(np.minimum(area[i], area[rest]), 1e-9) > max_inside
-        alive[rest[out]] = False
-    return np.array(kept, int)
+            out |= shared > max_inside * np.maximum(np.minimum(area[rows, None], area[None]), 1e-9)
+        for i in range(rows.start, rows.stop):
+            if alive[i]:
+                kept.append(i)
+                alive[i + 1 :] &= ~out[i - start, i + 1 :]
+    return order[kept]

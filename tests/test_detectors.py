@@ -201,3 +201,16 @@ def test_average_precision_of_known_lists():
 def test_nothing_found_is_average_precision_zero():
     none = [np.zeros((0, 4))]
     assert average_precision(none, [np.zeros(0)], [np.array([[0, 0, 1, 1.0]])])[:2] == (0.0, 0.0)
+
+
+def test_the_quick_suppression_keeps_what_the_plain_one_keeps():
+    from detectors.boxes import thin_out
+
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 200, (400, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(20, 40, (400, 2))], 1).astype(np.float32)
+    scores = rng.uniform(0.1, 1, 400).astype(np.float32)
+    quick = thin_out(boxes, scores, 0.5)
+    assert quick.tolist() == suppress(boxes, scores, 0.5).tolist()
+    assert 10 < len(quick) < 400
+    assert thin_out(boxes[:0], scores[:0], 0.5).shape == (0,)
