@@ -25,7 +25,10 @@ SHRINKAGE = 0.1
 
 
 def patch_of(sample: Sample, image: np.ndarray) -> np.ndarray:
-    """The patch in which a sample's cell would be classified: a crop as it is, or cut out of a field."""
+    """The patch in which a sample's cell would be classified: a crop as it is, or cut out of a field.
+
+    About 25 µm, as the patches of a case: twice a leukocyte, and four times what `sources` gives a platelet.
+    """
     if (
         sample.side is None
         or sample.x is None
@@ -33,7 +36,7 @@ def patch_of(sample: Sample, image: np.ndarray) -> np.ndarray:
         or max(image.shape[:2]) <= 3.2 * sample.side
     ):
         return image
-    size = max(8, round(2.2 * sample.side))
+    size = max(8, round((4.0 if sample.label == "platelet" else 2.2) * sample.side))
     rows = reflected(round(sample.y - size / 2), size, image.shape[0])
     columns = reflected(round(sample.x - size / 2), size, image.shape[1])
     return image[rows[:, None], columns[None, :]]

@@ -26,7 +26,7 @@ class Sample:
 
     `x`, `y`, `side`: centre and longer side of the cell in pixels of the image, None where the image is
     a crop centred on it.  `group` keeps what must not be split (one image, near-duplicates) together.
-    `weight` is the trust in the label.
+    `weight` is the trust in the label; `is_crop` says that the image is of this cell alone.
     """
 
     path: Path
@@ -37,6 +37,7 @@ class Sample:
     side: float | None = None
     group: str = ""
     weight: float = 1.0
+    is_crop: bool = False
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -121,7 +122,8 @@ def _wbc_masks(folder: Path) -> Iterator[Sample]:
             x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
             path = folder / row["image"]
             place = ((x0 + x1) / 2, (y0 + y1) / 2, float(max(x1 - x0, y1 - y0)))
-            yield Sample(path, canonical(row["class"]), row["source"], *map(float, place), group=str(path))
+            label = canonical(row["class"])
+            yield Sample(path, label, row["source"], *map(float, place), group=str(path), is_crop=True)
 
 
 def _smear_leukocytes(root: Path) -> Iterator[Sample]:

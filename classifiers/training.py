@@ -7,6 +7,7 @@ with the weights of an uninterrupted one.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -47,6 +48,7 @@ class Recipe:
     smoothing: float = 0.05
     none_share: float = 0.12  # of each batch: views of what is none of the classes
     balance: float = 0.6  # 0: classes as frequent as they are, 1: all alike
+    source_balance: float = 0.0  # the same for the sources of one class
     ema: float = 0.995
     drop_rate: float = 0.2
     samples_per_epoch: int | None = None
@@ -152,11 +154,17 @@ def class_loss(out: Tensor, labels: Tensor, weights: Tensor, recipe: Recipe) -> 
 
 
 def sampling_weights(cells: CellSet, recipe: Recipe) -> Tensor:
-    """How likely each cell is drawn: classes balanced by `balance`, none at its share."""
+    """How likely each cell is drawn: classes balanced by `balance`, sources within a class by
+    `source_balance`, none at its share."""
     chance = torch.zeros(len(cells.labels), dtype=torch.float64)
     known = cells.labels >= 0
     counts = torch.bincount(cells.labels[known]).double().clamp(min=1)
     chance[known] = (counts**-recipe.balance)[cells.labels[known]]
+    pairs = Counter(zip(cells.sources, cells.labels.tolist(), strict=True))
+    of_class = Counter(cells.labels.tolist())
+    for (source, label), n in pairs.items():
+        mine = (cells.labels == label) & torch.tensor([s == source for s in cells.sources])
+        chance[mine] *= (n / of_class[label]) ** -recipe.source_balance
     chance[known] /= chance[known].sum()
     if (~known).any():
         chance[~known] = recipe.none_share / max(1e-9, 1 - recipe.none_share) / int((~known).sum())
