@@ -34,6 +34,7 @@ from pipeline.types import Box, Matrix, Registration
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SEARCH_PIXELS = 40_000  # at most twice as many are searched: 1/8 of a 2064 x 1544 field
+MAX_PIXEL_RATIO = 4.0  # between the two cameras; beyond it the finer image is mostly thrown away
 CLEAR_SCORE = 15.0  # no mismatched pair came near it (docs/registration.md)
 
 
@@ -57,8 +58,8 @@ def register(
     matrix.  `expected_shift_px` (x, y), known from stage positions, narrows the search: it is the
     DIC pixel where the brightfield's origin is expected.  Where nothing is found near it the whole
     range is searched, since a stage position says nothing of the shift between the two light paths.
-    The result is `failed` with a reason where the evidence does not carry an alignment.  Raises BadInput for
-    what is no image at all.
+    The result is `failed` with a reason where the evidence does not carry an alignment.  Raises
+    BadInput for what is no image at all.
     """
     settings = settings or RegistrationSettings()
     check_image(brightfield, "brightfield", (1, 3))
@@ -93,6 +94,11 @@ def _align(
 ) -> Registration:
     factor = reduction(*brightfield.shape[:2])
     dic_factor = factor * pixel_size_um / dic_pixel_size_um
+    if not 1 / MAX_PIXEL_RATIO <= dic_factor / factor <= MAX_PIXEL_RATIO:
+        raise Unusable(
+            f"The pixel sizes, {pixel_size_um:g} and {dic_pixel_size_um:g} µm, differ by more than "
+            f"a factor of {MAX_PIXEL_RATIO:g}; check them."
+        )
     if min(*brightfield.shape[:2]) < MIN_SIDE_PX or min(dic.shape[:2]) < MIN_SIDE_PX * dic_factor / factor:
         raise Unusable(f"The images are too small to align: {MIN_SIDE_PX} px are needed on each side.")
     bf = prepare_brightfield(brightfield, factor, pixel_size_um)

@@ -140,6 +140,13 @@ def test_a_blank_image_is_a_failed_alignment_with_a_reason(true_pair, which, val
     assert "blank" in found.reason
 
 
+def test_pixel_sizes_that_cannot_belong_together_are_a_failed_alignment(true_pair):
+    dic, brightfield, _ = true_pair
+    found = register(dic, brightfield, pixel_size_um=0.1, dic_pixel_size_um=100.0)
+    assert found.status == "failed"
+    assert "100" in found.reason
+
+
 def test_noise_is_no_alignment():
     rng = np.random.default_rng(0)
     dic = rng.integers(0, 255, (H, W), dtype=np.uint8)
