@@ -248,13 +248,13 @@ def kept_findings(run: CaseRun) -> Findings | None:
 
 def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.ndarray]:
     """A square cut around each gallery cell: (H, W, 3) uint8 by cell id; on Perls the iron is marked."""
-    from storage.case_store import CaseStore
+    from storage.case_store import CaseStore, shard_rows
 
     wanted = {cell.cell_id for gallery in result.galleries for cell in gallery.cells}
     store = CaseStore(run.store, run.case_id)
     found: dict[str, np.ndarray] = {}
     # By runs of one shard, so that memory does not grow with the case.
-    step = run.settings.patches.shard
+    step = shard_rows(run.settings.patches)
     for start in range(0, len(findings.cells), step):
         some = list(findings.cells[start : start + step])
         if not any(c.cell_id in wanted for c in some):
