@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import reporting, stages
+from flows import reporting, stages, unit_stages
 from flows.cluster import Workers
 from flows.records import CaseRun, WorkNeeded
 from flows.runs import open_run
@@ -32,9 +32,11 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     registrations, doubtful = wrap("registration", stages.registration)(run, case)
     detections, quality, overviews, problems = wrap("detection", stages.detection)(run, case)
     found = wrap("cells", stages.cells)(run, case, detections, registrations)
-    patches_mark = wrap("patches", stages.patches)(run, case, found)
-    staining_mark, doubt = wrap("staining", stages.staining)(run, case, found, patches_mark)
-    classes = wrap("classification", stages.classification)(run, found, patches_mark, staining_mark, doubt)
+    patches_mark = wrap("patches", unit_stages.patches)(run, case, found)
+    staining_mark, doubt = wrap("staining", unit_stages.staining)(run, case, found, patches_mark)
+    classes = wrap("classification", unit_stages.classification)(
+        run, found, patches_mark, staining_mark, doubt
+    )
     findings = reporting.gather(
         case.model_copy(update={"problems": (*case.problems, *problems)}),
         found,

@@ -57,7 +57,7 @@ class PatchSettings(Section):
     sizes_px: tuple[int, ...] = (256, 360)
     pixel_size_um: float = Field(0.1, gt=0)
     chunk: int = Field(16, gt=0)
-    shard: int = Field(128, gt=0)
+    shard: int = Field(32, gt=0)  # cells a write unit; a case of 100 cells fills several workers
     border_fill: Literal["reflect", "background"] = "reflect"  # what stands beyond the field's edge
 
 
@@ -131,9 +131,9 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise BadInput(f"{path}: the settings file cannot be read ({error}); fix it or leave it out.") from error
+            raise BadInput(f"{path} cannot be read as settings ({error}); fix it or leave it out.") from error
         if not isinstance(data, dict):
-            raise BadInput(f"{path}: a settings file holds sections such as 'detection:'; see docs/settings.md.")
+            raise BadInput(f"{path}: no sections such as 'detection:' in it; see docs/settings.md.")
     for section, values in (overrides or {}).items():
         data[section] = {**(data.get(section) or {}), **values}
     try:

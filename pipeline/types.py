@@ -76,7 +76,9 @@ class Case(Spec):
     problems: tuple[Problem, ...] = ()
     n_fields_declared: int
 
-    def image(self, slide: str, field: str, modality: Modality, stain: Stain | None = None) -> FieldImage | None:
+    def image(
+        self, slide: str, field: str, modality: Modality, stain: Stain | None = None
+    ) -> FieldImage | None:
         """The image of a field in a modality (and stain), or None where the case has none."""
         for im in self.images:
             if (im.slide, im.field, im.modality) == (slide, field, modality) and stain in (None, im.stain):

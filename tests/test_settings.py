@@ -23,7 +23,9 @@ def keys() -> list[tuple[str, str, object]]:
 
 
 @pytest.mark.parametrize(("section", "key", "default"), keys(), ids=lambda v: str(v)[:30])
-def test_every_key_stands_in_the_documentation_with_its_default(section: str, key: str, default: object) -> None:
+def test_every_key_stands_in_the_documentation_with_its_default(
+    section: str, key: str, default: object
+) -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     shown = list(default) if isinstance(default, tuple) else default
     assert f"| `{section}.{key}` | `{shown}` |" in text

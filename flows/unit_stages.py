@@ -1,0 +1,168 @@
+"""The stages that work on patches: each write unit (whole shards) is one item, owned by one worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flows import work
+from flows.records import CaseRun, Item, Outcome, StageFailed
+from flows.stages import VERSIONS, model_sha
+from pipeline.types import Case, Cell, CellClass
+from storage.fingerprint import fingerprint
+
+Doubt = dict[str, tuple[float, bool]]  # by cell: the stainer's confidence, and whether it suffices
+
+
+def _units(run: CaseRun, n_cells: int) -> list[tuple[int, int, int]]:
+    """(index, first row, end row) of each write unit."""
+    from storage.case_store import plan_units, shard_rows
+
+    units = plan_units("patches", n_cells, shard_rows(run.settings.patches))
+    return [(u.index, u.start, u.stop) for u in units]
+
+
+def _key(index: int) -> str:
+    return f"unit-{index:05d}"
+
+
+def _fill(
+    run: CaseRun,
+    stage: str,
+    mark: str,
+    found: tuple[Cell, ...],
+    arrays: dict[str, tuple[int, int]],
+    function: Callable[..., dict[str, Any]],
+    images_of: Callable[[list[Cell]], list[Any]],
+    units: list[tuple[int, int, int]],
+) -> dict[str, Outcome]:
+    """Have the workers write arrays {name: (size, channels)} unit by unit; a torn shard is written again."""
+    from storage.case_store import CaseStore
+
+    store = CaseStore(run.store, run.case_id)
+    if run.allow_work:
+        for name, (size, channels) in arrays.items():
+            shape = (len(found), size, size, channels)
+            store.ensure_array(name, shape, run.settings.patches, mark, [c.cell_id for c in found])
+    items = []
+    for index, start, end in units:
+        some = list(found[start:end])
+        where = (str(run.case_dir), run.store.url, run.case_id, index, start, len(found), mark)
+        items.append(
+            Item(
+                key=_key(index),
+                function=function,
+                args=(*where, some, images_of(some), run.settings),
+                fingerprint=fingerprint(mark, index),
+                gpu=stage == "staining",
+            )
+        )
+    outcomes = run.run_items(
+        stage,
+        items,
+        intact=lambda key: all(store.unit_is_intact(n, int(key.split("-")[1]), mark) for n in arrays),
+    )
+    _need_all(run, stage, outcomes)
+    return outcomes
+
+
+def _need_all(run: CaseRun, stage: str, outcomes: dict[str, Outcome]) -> None:
+    for key, outcome in outcomes.items():
+        if outcome.error is not None:
+            raise StageFailed(
+                f"{run.case_id}: {stage} of {key} failed: {outcome.error_type}: {outcome.error}"
+            )
+
+
+def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
+    """Patches of every cell, size and modality; returns the fingerprint of what the store now holds."""
+    mark = fingerprint("patches", VERSIONS["patches"], found, case.images, run.settings.patches)
+    if not found:
+        return mark
+    arrays = {
+        f"patches/{size}/{modality}": (size, 3 if modality == "brightfield" else 1)
+        for size in run.settings.patches.sizes_px
+        for modality in work.patch_modalities(found)
+    }
+
+    def images_of(some: list[Cell]) -> list[Any]:
+        fields = {(c.slide, c.field) for c in some}
+        return [i for i in case.images if (i.slide, i.field) in fields]
+
+    _fill(run, "patches", mark, found, arrays, work.cut_unit, images_of, _units(run, len(found)))
+    return mark
+
+
+def staining(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str) -> tuple[str, Doubt]:
+    """Virtual MGG of the cells that have no stained image of their own.
+
+    Returns the fingerprint of what the store now holds and the doubt of each virtual cell.
+    """
+    settings = run.settings.staining
+    if not any(c.modality == "dic" for c in found):
+        return "", {}
+    mark = fingerprint(
+        "staining", VERSIONS["staining"], patches_mark, settings, model_sha("stainer", settings.dic_stainer)
+    )
+    arrays = {
+        f"virtual/{settings.dic_stainer}/image": (settings.size_px, 3),
+        f"virtual/{settings.dic_stainer}/uncertainty": (settings.size_px, 1),
+    }
+    units = [u for u in _units(run, len(found)) if any(c.modality == "dic" for c in found[u[1] : u[2]])]
+
+    def images_of(some: list[Cell]) -> list[Any]:
+        fields = {(c.slide, c.field) for c in some}
+        return [i for i in case.images if i.modality == "dic" and (i.slide, i.field) in fields]
+
+    outcomes = _fill(run, "staining", mark, found, arrays, work.stain_unit, images_of, units)
+    doubt: Doubt = {}
+    for index, start, end in units:
+        output = outcomes[_key(index)].output or {}
+        rows = zip(found[start:end], output["confidence"], output["trusted"], strict=True)
+        doubt.update({cell.cell_id: (value, enough) for cell, value, enough in rows if value is not None})
+    return mark, doubt
+
+
+def classification(
+    run: CaseRun,
+    found: tuple[Cell, ...],
+    patches_mark: str,
+    staining_mark: str,
+    doubt: Doubt,
+) -> tuple[CellClass, ...]:
+    """Class, confidence, novelty and measures of every cell."""
+    settings = run.settings.classification
+    if not found:
+        return ()
+    mark = fingerprint(
+        "classification",
+        VERSIONS["classification"],
+        patches_mark,
+        staining_mark,
+        settings,
+        model_sha("classifier", settings.classifier),
+        model_sha("segmenter", settings.segmenter),
+    )
+    items = [
+        Item(
+            key=_key(index),
+            function=work.classify_unit,
+            gpu=True,
+            args=(run.store.url, run.case_id, start, list(found[start:end]), run.settings),
+            fingerprint=fingerprint(mark, index),
+        )
+        for index, start, end in _units(run, len(found))
+    ]
+    outcomes = run.run_items("classification", items)
+    _need_all(run, "classification", outcomes)
+    classes = [CellClass.model_validate(c) for o in outcomes.values() for c in (o.output or {})["classes"]]
+    return tuple(_with_doubt(c, doubt.get(c.cell_id)) for c in classes)
+
+
+def _with_doubt(found: CellClass, doubt: tuple[float, bool] | None) -> CellClass:
+    """A cell whose virtual image is less sure than the stainer's card demands is not named."""
+    if doubt is None:
+        return found
+    confidence, enough = doubt
+    label = found.label if enough else "unidentified"
+    return found.model_copy(update={"stain_confidence": confidence, "label": label})
