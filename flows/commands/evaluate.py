@@ -45,26 +45,51 @@ def _done(as_json: bool, data: Path, out: Path, evaluate: Callable[[], dict[str,
 )
 @options
 def detector(data: Path, out: Path, model: str | None, as_json: bool, modality: str) -> None:
-    """AP50, AP50-95, precision and recall on a YOLO-format folder."""
+    """AP50, AP50-95, precision and recall on a YOLO-format folder.
+
+    With --modality dic the brightfield images of the folder are turned into DIC by the optical model: what
+    is measured then is computed DIC.
+    """
     from detectors.evaluation import evaluate_detector
+    from detectors.training import dic_look
     from pipeline.settings import Settings
     from storage.registry import load
 
     settings = Settings().detection
     name = model or (settings.dic_detector if modality == "dic" else settings.brightfield_detector)
-    _done(as_json, data, out, lambda: evaluate_detector(load("detector", name), data, out))
+    _done(
+        as_json,
+        data,
+        out,
+        lambda: evaluate_detector(
+            load("detector", name), data, out, look=dic_look if modality == "dic" else None
+        ),
+    )
 
 
 @command.command(name="segmenter")
+@click.option(
+    "--held-out",
+    is_flag=True,
+    help="DATA is the folder that the model was trained on: measure only the part it never saw.",
+)
 @options
-def segmenter(data: Path, out: Path, model: str | None, as_json: bool) -> None:
+def segmenter(data: Path, out: Path, model: str | None, as_json: bool, held_out: bool) -> None:
     """Dice of nucleus and whole cell on images with masks."""
     from detectors.segment_evaluation import evaluate_segmenter
+    from pipeline.errors import BadInput
     from pipeline.settings import Settings
+    from storage.packages import find_package
     from storage.registry import load
 
     name = model or Settings().classification.segmenter
-    _done(as_json, data, out, lambda: evaluate_segmenter(load("segmenter", name), data, out))
+    seed = None
+    if held_out:
+        package = find_package(name)
+        seed = package.card.training.get("seed") if package is not None else None
+        if seed is None:
+            raise BadInput(f"{name}: its card names no seed of a split; leave out --held-out.")
+    _done(as_json, data, out, lambda: evaluate_segmenter(load("segmenter", name), data, out, seed))
 
 
 @command.command(name="stainer")

@@ -101,14 +101,21 @@ def stainer(data: Path, out: Path, length: int, seed: int, resume: bool, as_json
     from stainers.training import train_stainer
 
     existing(data, "folder")
-    _done(as_json, "stainer", out, lambda: train_stainer(data, out, steps=length, resume=resume, seed=seed))
+    _done(
+        as_json,
+        "stainer",
+        out,
+        lambda: train_stainer(data, out, steps=length, resume=resume, seed=seed, progress=_say),
+    )
 
 
 @command.command(name="classifier")
-@click.option("--recipe", default=None, help="Recipe file, or the name of a shipped one.")
+@click.option(
+    "--recipe", default="leukocytes", show_default=True, help="Recipe file, or the name of a shipped one."
+)
 @options(epochs=60)
 def classifier(
-    data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, recipe: str | None
+    data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, recipe: str
 ) -> None:
     """Train a cell classifier on class folders or on a folder with labels.csv."""
     from classifiers.training import train_classifier
@@ -118,5 +125,9 @@ def classifier(
         as_json,
         "classifier",
         out,
-        lambda: train_classifier(data, out, recipe=recipe, epochs=length, resume=resume, seed=seed),
+        lambda: {
+            "package": str(
+                train_classifier(data, out, recipe, epochs=length, resume=resume, seed=seed, report=_say)
+            )
+        },
     )
