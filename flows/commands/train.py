@@ -46,6 +46,11 @@ def _say(text: Any) -> None:
     click.echo(str(text), err=True)
 
 
+def _steps(step: int, total: int, losses: dict[str, float]) -> None:
+    if step % 50 == 0 or step == total:
+        _say(f"step {step}/{total} " + " ".join(f"{k} {v:.4g}" for k, v in losses.items()))
+
+
 def _done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]]) -> None:
     with output(as_json) as show:
         output_folder(out)
@@ -105,7 +110,7 @@ def stainer(data: Path, out: Path, length: int, seed: int, resume: bool, as_json
         as_json,
         "stainer",
         out,
-        lambda: train_stainer(data, out, steps=length, resume=resume, seed=seed, progress=_say),
+        lambda: train_stainer(data, out, steps=length, resume=resume, seed=seed, progress=_steps),
     )
 
 
