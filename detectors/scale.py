@@ -20,6 +20,7 @@ HYPOTHESES_UM = tuple(float(v) for v in 0.036 * 1.65 ** np.arange(7))  # 0.036 .
 CONSISTENT = 0.28  # standard deviation, in ln, of the error that a look at a wrong scale forgives
 MIN_SCORE = 0.25
 WINDOW_UM = 110.0  # side of the middle that is looked at: some hundred red cells
+ENOUGH_RED_CELLS = 6  # to measure the scale without the leukocytes, whose sizes vary more
 LEUKOCYTE_WEIGHT = 2.0  # a leukocyte says less of the scale than a red cell, but is surer to be one
 
 
@@ -104,10 +105,12 @@ def infer_pixel_size_um(
     narrow = np.exp(-max(0.0, best.spread - 0.1) * 2)
     how = (
         f"{best.n_red} red cells of {RED_CELL_UM:g} µm"
-        if best.n_red >= 4
-        else f"{best.n_white} leukocytes of {LEUKOCYTE_UM:g} µm, as only {best.n_red} red cells: a rough guess"
+        if best.n_red >= ENOUGH_RED_CELLS
+        else f"{best.n_white} leukocytes of {LEUKOCYTE_UM:g} µm, only {best.n_red} red cells: a rough guess"
     )
-    confidence = float(np.clip(certain * agreement * narrow * (1 if best.n_red >= 4 else 0.6), 0, 1))
+    confidence = float(
+        np.clip(certain * agreement * narrow * (1 if best.n_red >= ENOUGH_RED_CELLS else 0.6), 0, 1)
+    )
     return ScaleEstimate(float(best.measured_um), confidence if n_cells else 0.0, best.n_red, how)
 
 
@@ -133,16 +136,18 @@ def _look(detector: Any, image: np.ndarray, assumed_um: float) -> _Look:
             (scores[keep] ** 2 * agree).sum() * area_um2 * (um.mean() / assumed_um if len(um) else 1)
         )
         sizes.append(um)
-        weights.append(scores[keep] * (1.0 if cls == RED_CELL else 0.5))
+        weights.append(scores[keep])
     um, weight = np.concatenate(sizes), np.concatenate(weights)
     if not len(um):
         return _Look(assumed_um, assumed_um, 0.0, 0, 0, 0.0)
-    if numbers[RED_CELL] >= 4:  # enough to do without the leukocytes, whose sizes vary more
+    if numbers[RED_CELL] >= ENOUGH_RED_CELLS:
         um, weight = sizes[0], weights[0]
     measured = _weighted_median(um, weight)
     spread = float(np.median(np.abs(np.log(um / measured))))
     # The share of the area seen that is explained by cells of the right size.
-    quality = total / (h * w * assumed_um**2)
+    # One huge cell in a window taken for tiny explains all of it, so the number of witnesses counts too.
+    witnesses = 1 - np.exp(-(numbers[RED_CELL] + 2 * numbers[LEUKOCYTE]) / 6)
+    quality = total / (h * w * assumed_um**2) * float(witnesses)
     return _Look(assumed_um, measured, quality, numbers[RED_CELL], numbers[LEUKOCYTE], spread)
 
 
