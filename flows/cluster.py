@@ -74,7 +74,7 @@ class Workers:
         logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
         if self.scheduler is not None:
             try:
-                self._client = Client(self.scheduler, timeout="15s", set_as_default=False)
+                self._client = Client(self.scheduler, timeout="5s", set_as_default=False)
             except (OSError, TimeoutError, ValueError) as error:
                 raise BadInput(
                     f"{self.scheduler}: no Dask scheduler answers there ({error}); start one with 'dask "
