@@ -29,12 +29,7 @@ def patch_of(sample: Sample, image: np.ndarray) -> np.ndarray:
 
     About 25 µm, as the patches of a case: twice a leukocyte, and four times what `sources` gives a platelet.
     """
-    if (
-        sample.side is None
-        or sample.x is None
-        or sample.y is None
-        or max(image.shape[:2]) <= 3.2 * sample.side
-    ):
+    if sample.is_crop or sample.side is None or sample.x is None or sample.y is None:
         return image
     size = max(8, round((4.0 if sample.label == "platelet" else 2.2) * sample.side))
     rows = reflected(round(sample.y - size / 2), size, image.shape[0])
@@ -153,7 +148,10 @@ def finish_package(
     if any(to_level(s.label, recipe.level) in classes for s in held):
         embedding, logits, none, labels = embed_samples(classifier, held, recipe.level)
         known = labels >= 0
-        temperature = fit_temperature(logits[known].astype(np.float64), labels[known])
+        sources = np.array([s.source for s in held if _used(s, recipe.level, classes)])
+        # Every source counts alike, so that the many easy cells of one do not make the rest overconfident.
+        names, which, counts = np.unique(sources[known], return_inverse=True, return_counts=True)
+        temperature = fit_temperature(logits[known].astype(np.float64), labels[known], 1 / counts[which])
         scaled = logits[known] / temperature
         p = np.exp(scaled - scaled.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
@@ -165,8 +163,7 @@ def finish_package(
             score = net.familiarity.score(torch.tensor(embedding), torch.tensor(none)).numpy()
         metrics["all"] = summary(labels[known], p, classes)
         metrics["ood_auroc_red_cells_and_debris"] = auroc(score[known], score[~known])
-        sources = np.array([s.source for s in held if _used(s, recipe.level, classes)])
-        for source in sorted(set(sources)):
+        for source in names.tolist():
             mine = sources[known] == source
             if mine.any():
                 metrics[source] = summary(labels[known][mine], p[mine], classes)

@@ -71,13 +71,14 @@ def one_vs_rest_auc(truth: np.ndarray, probabilities: np.ndarray) -> list[float]
     ]
 
 
-def fit_temperature(logits: np.ndarray, truth: np.ndarray) -> float:
-    """The temperature in [0.25, 8] with the least negative log-likelihood (Guo et al. 2017)."""
+def fit_temperature(logits: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """The temperature in [0.25, 8] with the least, weighted, negative log-likelihood (Guo et al. 2017)."""
 
     def loss(t: float) -> float:
         scaled = logits / t
         scaled = scaled - scaled.max(1, keepdims=True)
-        return float((np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(truth)), truth]).mean())
+        each = np.log(np.exp(scaled).sum(1)) - scaled[np.arange(len(truth)), truth]
+        return float(np.average(each, weights=weights))
 
     grid = np.geomspace(0.25, 8, 400)
     return float(grid[int(np.argmin([loss(t) for t in grid]))])
@@ -127,6 +128,7 @@ def summary(truth: np.ndarray, probabilities: np.ndarray, names: tuple[str, ...]
         "macro_f1": macro_f1(matrix),
         "macro_f1_interval": bootstrap_macro_f1(truth, predicted, k) if n else None,
         "ece": expected_calibration_error(probabilities.max(1), right) if n else None,
+        "mean_confidence": float(probabilities.max(1).mean()) if n else None,
         "mean_binary_accuracy_not_top1": float(np.mean(binary)) if n else None,
         "per_class": per_class,
         "confusion": matrix.tolist(),

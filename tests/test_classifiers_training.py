@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from classifiers.augment import Augmentation, augment
+from classifiers.calibration import patch_of
 from classifiers.evaluation import evaluate_classifier
 from classifiers.locating import cached, train_locator, views
 from classifiers.networks import BACKBONES, CellNet, Familiarity, Locator
@@ -230,3 +231,13 @@ def test_a_locator_learns_from_boxes_and_its_targets_match_its_views(folder, tmp
     assert isinstance(train_locator(boxed, steps=2, batch=2), Locator)
     with pytest.raises(BadInput, match="box"):
         train_locator(read_samples(folder), steps=1)
+
+
+def test_a_cell_of_a_small_field_is_cut_out_and_a_crop_is_taken_whole():
+    field = np.zeros((100, 100, 3), np.uint8)
+    field[10:30, 70:90] = 255
+    sample = Sample(Path("field.png"), "monocyte", "drawn", 80.0, 20.0, 20.0)
+    patch = patch_of(sample, field)
+    assert patch.shape == (44, 44, 3)
+    assert patch[22, 22].tolist() == [255, 255, 255]
+    assert patch_of(replace(sample, is_crop=True), field) is field
