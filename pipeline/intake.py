@@ -316,8 +316,9 @@ def assemble_case(declared: Declaration, inspected: Iterable[Inspected | Mapping
     images, copies = _drop_copies(images)
     problems += copies
     if not images:
-        first = problems[0].message if problems else "no image was found"
-        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        fatal = [p for p in problems if p.fatal_for_field]
+        first = fatal[0].message if fatal else "no image was found"
+        more = f" ({len(fatal) - 1} more problems)" if len(fatal) > 1 else ""
         raise BadInput(f"{declared.case_id}: no field can be used: {first}{more}")
     problems += _partners(declared, images)
     usable = {(i.slide, i.field) for i in images}
