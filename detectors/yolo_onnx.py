@@ -80,7 +80,7 @@ class YoloOnnxDetector:
         self.overlap_px = int(parameters.get("overlap_px", 160))
         self.min_score = float(parameters.get("min_score", 0.01))
         self.max_iou = float(parameters.get("max_iou", 0.5))
-        self.max_inside = float(parameters.get("max_inside", 0.8))
+        self.max_inside = float(parameters.get("max_inside", 0.9))
         self.threshold = float(parameters.get("threshold", 0.4))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
