@@ -14,7 +14,7 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
         "DEMO-PAIRED",
         "blood, MGG brightfield with DIC partners",
-        {"seed": 11, "n_fields": 3, "modalities": ("brightfield", "dic"), "n_leukocytes_per_field": 24},
+        {"seed": 11, "n_fields": 4, "modalities": ("brightfield", "dic"), "n_leukocytes_per_field": 30},
     ),
     (
         "DEMO-DIC",
