@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from pipeline.settings import DetectionSettings
+from pipeline.settings import DetectionSettings, detection_threshold
 from pipeline.types import Box, Cell, Detections, FieldImage, Registration
 
 # A box that comes this near to the image's edge may go on beyond it; detectors stop a pixel short.
@@ -177,7 +177,7 @@ def merge_cells(
 ) -> tuple[Cell, ...]:
     """The cells of a case, in order of slide, field and position; the same for any order of the input.
 
-    Boxes under `settings.threshold` are no cells.  Where stage positions are known, boxes of
+    Boxes under the settings' threshold of their modality are no cells.  Where stage positions are known, boxes of
     different fields of a slide that overlap on the slide (`settings.same_cell_iou`, or a part cut by
     the edge lying in the whole) are one cell, shown by the view that is whole and farthest from its
     image's edge.  With border_policy `drop`, a cell that no field shows whole is left out.
@@ -186,7 +186,7 @@ def merge_cells(
     groups: dict[tuple[str, bool], list[_View]] = {}
     for image, found in _speaking(images, detections):
         group = groups.setdefault((image.slide, image.stain == "Perls"), [])
-        group.extend(_views(image, found, settings.threshold))
+        group.extend(_views(image, found, detection_threshold(settings, found.modality)))
     partners = {(i.slide, i.field): i for i in images if i.modality == "dic"}
     seen = [s for _, views in sorted(groups.items()) for s in _sightings(views, settings.same_cell_iou)]
     if settings.border_policy == "drop":

@@ -46,7 +46,8 @@ class DetectionSettings(Section):
 
     brightfield_detector: str = "leukocyte-brightfield"
     dic_detector: str = "leukocyte-dic"
-    threshold: float = Field(0.4, ge=0, le=1)  # a box below it is no cell of the case
+    threshold: float = Field(0.4, ge=0, le=1)  # on stained images: a box below it is no cell of the case
+    dic_threshold: float = Field(0.3, ge=0, le=1)  # the same on DIC, where scores are lower
     same_cell_iou: float = Field(0.3, gt=0, lt=1)  # overlap from which two boxes are one cell
     border_policy: Literal["keep", "drop"] = "keep"  # a cell cut by the edge of the imaged area
 
@@ -117,6 +118,11 @@ class Settings(Section):
     classification: ClassificationSettings = ClassificationSettings()
     counting: CountingSettings = CountingSettings()
     report: ReportSettings = ReportSettings()
+
+
+def detection_threshold(settings: DetectionSettings, modality: str) -> float:
+    """The score from which a box is a cell."""
+    return settings.dic_threshold if modality == "dic" else settings.threshold
 
 
 def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = None) -> Settings:

@@ -40,7 +40,7 @@ def command(
 ) -> None:
     """Find leukocytes in images; boxes in pixels of the file."""
     from detectors.scale import guess_modality, infer_pixel_size_um
-    from pipeline.settings import load_settings
+    from pipeline.settings import detection_threshold, load_settings
     from storage.images import image_info
     from storage.registry import load
 
@@ -70,11 +70,12 @@ def command(
 
     with output(as_json) as show:
         results, refused = each_image(images, "detect", one)
-        cut = threshold if threshold is not None else settings.threshold
-        text = "\n".join(
-            f"{r['file']}: {sum(s >= cut for s in r['scores'])} leukocytes ({r['modality']}, "
-            f"{r['pixel_size_um']:.3f} µm/px, {r['pixel_size_source']})"
-            for r in results
-        )
-        show(results, text)
+        lines = []
+        for r in results:
+            cut = threshold if threshold is not None else detection_threshold(settings, r["modality"])
+            lines.append(
+                f"{r['file']}: {sum(x >= cut for x in r['scores'])} leukocytes ({r['modality']}, "
+                f"{r['pixel_size_um']:.3f} µm/px, {r['pixel_size_source']})"
+            )
+        show(results, "\n".join(lines))
     finish(refused)
