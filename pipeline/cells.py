@@ -177,7 +177,7 @@ def merge_cells(
 ) -> tuple[Cell, ...]:
     """The cells of a case, in order of slide, field and position; the same for any order of the input.
 
-    Boxes under the settings' threshold of their modality are no cells.  Where stage positions are known, boxes of
+    Boxes under the threshold of their modality are no cells.  Where stage positions are known, boxes of
     different fields of a slide that overlap on the slide (`settings.same_cell_iou`, or a part cut by
     the edge lying in the whole) are one cell, shown by the view that is whole and farthest from its
     image's edge.  With border_policy `drop`, a cell that no field shows whole is left out.
