@@ -12,12 +12,12 @@ from flows.console import json_option, output
 # (case id, what it shows, how it is simulated)
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
-        "DEMO-PAIRED",
+        "PHANTOM-PAIRED",
         "blood, MGG brightfield with DIC partners",
         {"seed": 11, "n_fields": 4, "modalities": ("brightfield", "dic"), "n_leukocytes_per_field": 30},
     ),
     (
-        "DEMO-DIC",
+        "PHANTOM-DIC",
         "blood, unstained DIC only: stained virtually",
         {"seed": 12, "n_fields": 2, "modalities": ("dic",), "n_leukocytes_per_field": 24},
     ),
