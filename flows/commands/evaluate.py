@@ -52,7 +52,7 @@ def detector(data: Path, out: Path, model: str | None, as_json: bool, modality: 
     """
     from detectors.evaluation import evaluate_detector
     from detectors.training import dic_look
-    from pipeline.settings import Settings
+    from pipeline.settings import Settings, detection_threshold
     from storage.registry import load
 
     settings = Settings().detection
@@ -62,7 +62,11 @@ def detector(data: Path, out: Path, model: str | None, as_json: bool, modality: 
         data,
         out,
         lambda: evaluate_detector(
-            load("detector", name), data, out, look=dic_look if modality == "dic" else None
+            load("detector", name),
+            data,
+            out,
+            threshold=detection_threshold(settings, modality),
+            look=dic_look if modality == "dic" else None,
         ),
     )
 

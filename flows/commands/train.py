@@ -42,7 +42,8 @@ def options(*, epochs: int, unit: str = "epochs") -> Callable[[Callable[..., Any
     return add
 
 
-def _say(text: Any) -> None:
+def _say(text: Any, **_print_options: Any) -> None:
+    """Stands in for `print` where a trainer reports: stdout belongs to the JSON."""
     click.echo(str(text), err=True)
 
 

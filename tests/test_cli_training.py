@@ -1,0 +1,36 @@
+"""`smearflow train` and `smearflow evaluate` through the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from flows.cli import group
+from flows.console import _finite
+from tests.test_detectors_training import yolo_folder  # noqa: F401  (a fixture)
+
+
+def test_figures_that_are_no_numbers_become_null() -> None:
+    assert _finite({"a": [1.0, math.nan], "b": (math.inf, "x")}) == {"a": [1.0, None], "b": [None, "x"]}
+
+
+def test_a_detector_trained_for_an_epoch_can_be_evaluated_by_its_folder(
+    yolo_folder: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    trained = CliRunner().invoke(
+        group, ["train", "detector", str(yolo_folder), "--out", str(out), "--epochs", "1", "--json"]
+    )
+    assert trained.exit_code == 0, trained.output
+    package = next(p.parent for p in out.rglob("card.json"))
+    measured = CliRunner().invoke(
+        group,
+        ["evaluate", "detector", str(yolo_folder), "--model", str(package), "--out", str(tmp_path / "e")],
+    )
+    assert measured.exit_code == 0, measured.output
+    assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["n_images"] > 0
+    assert (tmp_path / "e" / "precision_recall.png").is_file()
