@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from flows.console import as_rgb
 from pipeline.settings import Settings
 from pipeline.types import Cell, FieldImage
 
@@ -44,16 +45,12 @@ def _put_jpeg(store_url: str, key: str, rgb: np.ndarray) -> None:
     Store(store_url).write_bytes(key, encode_jpeg(rgb, quality=82))
 
 
-def _rgb(image: np.ndarray) -> np.ndarray:
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-
-
 def _reduced(image: np.ndarray, width_px: int) -> np.ndarray:
     import cv2
 
     scale = min(1.0, width_px / image.shape[1])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return cv2.resize(_rgb(image), size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(as_rgb(image), size, interpolation=cv2.INTER_AREA)
 
 
 def _expected_shift_px(dic: FieldImage, brightfield: FieldImage) -> tuple[float, float] | None:
@@ -213,7 +210,7 @@ def cut_unit(
         for (slide, field, stain), indices in sorted(rows.items()):
             image = by_field[(slide, field, modality, stain)]
             pixels = _read(case_dir, image, settings)
-            pixels = _rgb(pixels) if channels == 3 else _grey(pixels)
+            pixels = as_rgb(pixels) if channels == 3 else _grey(pixels)
             centres = [
                 _centre(box) for box in (box_in(cells[i], modality) for i in indices) if box is not None
             ]
