@@ -20,6 +20,7 @@ COMMANDS = {
     "segment": ("segment", "Label red cells, cytoplasm and nuclei in images."),
     "classify": ("classify", "Name the cell in each image."),
     "stain": ("stain", "Stain images virtually."),
+    "vtt": ("vtt", "Build and score a Visual Turing Test of virtual images."),
     "train": ("train", "Train a detector, segmenter, stainer or classifier."),
     "evaluate": ("evaluate", "Measure a detector, segmenter, stainer or classifier."),
     "models": ("models", "List the models that can be named, with their cards."),
