@@ -88,10 +88,11 @@ def near_duplicate_groups(thumbnails: Array, threshold: float = 0.92) -> Array:
     return groups
 
 
-def split_of(group_name: str, seed: int = 0) -> str:
-    """The split of a group, by the hash of its name: 80 % train, 8 % validation, 12 % test."""
+def split_of(group_name: str, seed: int = 0, shares: tuple[float, float] = (0.80, 0.08)) -> str:
+    """The split of a group, by the hash of its name; `shares` of train and validation, the rest is test."""
     draw = int(hashlib.sha256(f"{seed}/{group_name}".encode()).hexdigest()[:8], 16) / 2**32
-    return "train" if draw < 0.80 else "validation" if draw < 0.88 else "test"
+    train, validation = shares
+    return "train" if draw < train else "validation" if draw < train + validation else "test"
 
 
 def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> list[Smear]:

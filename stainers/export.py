@@ -13,9 +13,10 @@ from stainers.confidence import NoiseOptions, fit_calibration
 from stainers.data import DOMAINS, PIXEL_SIZE_UM, Smear
 from stainers.evaluation import Pair, computed_pairs, evaluate_pairs, image_errors
 from stainers.networks import PolarityNet, UNetFilm, count_parameters
+from stainers.patch_stainer import to_uint8
 from stainers.polarity import polarity_accuracy
 from stainers.recipes import Recipe
-from stainers.unet_film import DicStainer, to_uint8
+from stainers.unet_film import DicStainer
 from storage.packages import ModelPackage, write_package
 
 Array = np.ndarray[Any, Any]

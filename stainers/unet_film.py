@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline.errors import BadInput, BadModelPackage
 from stainers.base import Stained
@@ -29,7 +28,9 @@ from stainers.dic_input import (
     shear_anisotropy,
     to_grey,
 )
-from stainers.networks import PolarityNet, UNetFilm, build_generator
+from stainers.levels import level_background
+from stainers.networks import PolarityNet, build_generator
+from stainers.patch_stainer import Patch, PatchStainer, checked_patches, reflected_index
 from stainers.polarity import find_shear
 
 Array = np.ndarray[Any, Any]
@@ -37,46 +38,16 @@ Array = np.ndarray[Any, Any]
 HALO_PX = 8  # reflected border that the network sees around a patch and that is cut off again
 
 
-class DicStainer(nn.Module):
-    """A generator, the polarity network and the calibration of its confidence.
-
-    Every patch goes through the networks alone, together only with its own disturbed copies, so that its
-    result cannot depend on what else is asked for.  `min_confidence` is the threshold of the card below
-    which a cell is not to be counted.
-    """
+class DicStainer(PatchStainer):
+    """A generator, the polarity network and the calibration of its confidence."""
 
     uses_shear = True  # `stain` takes shear_angle_deg
+    features = FEATURES
 
-    def __init__(
-        self,
-        generator: UNetFilm,
-        polarity: PolarityNet,
-        *,
-        name: str,
-        targets: Sequence[str],
-        noise: NoiseOptions,
-        calibration: Calibration | None,
-        min_confidence: float,
-    ) -> None:
-        super().__init__()
+    def __init__(self, generator: Any, polarity: PolarityNet, **rest: Any) -> None:
+        super().__init__(**rest)
         self.generator, self.polarity = generator, polarity
-        self.name, self.targets = name, tuple(targets)
-        self.noise, self.calibration, self.min_confidence = noise, calibration, min_confidence
         self.eval().requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.generator.parameters()).device
-
-    def target_index(self, target: str | None) -> int:
-        """Index of a target domain; None is the first.  Raises BadInput listing the targets."""
-        if target is None:
-            return 0
-        if target not in self.targets:
-            raise BadInput(
-                f"stainer '{self.name}' has no target '{target}'; choose one of: {', '.join(self.targets)}."
-            )
-        return self.targets.index(target)
 
     def find_shear_deg(self, image: Array) -> float:
         """Shear of a DIC patch or field (H, W[, C]): degrees from x to y, where growing path is bright."""
@@ -91,32 +62,23 @@ class DicStainer(nn.Module):
     ) -> Stained:
         """See stainers.base.Stainer; `shear_angle_deg`, one a patch, stands in for the estimate."""
         index = self.target_index(target)
-        patches = np.asarray(patches)
-        if patches.ndim != 4 or patches.shape[-1] not in (1, 3) or patches.dtype not in (np.uint8, np.uint16):
-            raise BadInput(
-                f"patches to stain are (N, H, W, 1 or 3) of 8 or 16 bit, not {patches.shape} {patches.dtype}."
-            )
-        if 0 in patches.shape[1:]:
-            raise BadInput(f"patches to stain have no pixels: {patches.shape}.")
+        patches = checked_patches(patches)
         angles = [None] * len(patches) if shear_angle_deg is None else list(shear_angle_deg)
         if len(angles) != len(patches):
             raise BadInput(f"{len(angles)} shear angles were given for {len(patches)} patches.")
-        n, height, width = patches.shape[:3]
-        image = np.empty((n, height, width, 3), np.uint8)
-        uncertainty = np.empty((n, height, width), np.float32)
-        rows = np.empty((n, len(FEATURES)), np.float64)
-        for i, (patch, angle) in enumerate(zip(patches, angles, strict=True)):
-            grey = to_grey(patch)
-            angle = find_shear(self.polarity, grey).angle_deg if angle is None else float(angle)
-            stained, uncertainty[i], rows[i] = self.stain_grey(grey, index, angle)
-            image[i] = to_uint8(stained)
-        return Stained(image, uncertainty, self.confidence(rows))
 
-    def confidence(self, rows: Array) -> Array:
-        """(n,) float32 of feature rows; a package without a calibration trusts nothing."""
-        if self.calibration is None:
-            return np.zeros(len(rows), np.float32)
-        return self.calibration.confidence(rows) if len(rows) else np.zeros(0, np.float32)
+        def one(i: int, patch: Array) -> Patch:
+            grey, angle = to_grey(patch), angles[i]
+            angle = find_shear(self.polarity, grey).angle_deg if angle is None else float(angle)
+            return self.stain_grey(grey, index, angle)
+
+        return self.each_patch(patches, one)
+
+    def open_field(
+        self, image: Array, target: str | None = None, *, shear_angle_deg: float | None = None
+    ) -> DicField:
+        """One background, one contrast and one shear for all tiles of a field (H, W[, 1 or 3])."""
+        return DicField(self, image, self.target_index(target), shear_angle_deg)
 
     def stain_grey(
         self, grey: Array, index: int, angle_deg: float, scale: Scale | None = None
@@ -138,8 +100,11 @@ class DicStainer(nn.Module):
         primary, others = disturbed_outputs(self.generator, source, index, self.noise)
         inside = (slice(HALO_PX, HALO_PX + height), slice(HALO_PX, HALO_PX + width))
         stained = primary[:3][(slice(None), *inside)].cpu().numpy()
-        log_expected = primary[3][inside].cpu().numpy()
         noisy = others[:, :3][(slice(None), slice(None), *inside)].cpu().numpy()
+        if len(primary) > 3:
+            log_expected = primary[3][inside].cpu().numpy()
+        else:  # a decoder that foretells no error: what noise does to it is all there is to go by
+            log_expected = np.log(noisy.std(axis=0).mean(axis=0) + 1e-3)
         features = output_features(stained, noisy, log_expected)
         features |= input_features(grey, normalised, scale.spread, shear_anisotropy(normalised))
         doubt = np.sqrt(np.exp(2 * np.clip(log_expected, -6, 1)) + noisy.var(axis=0).mean(axis=0))
@@ -147,16 +112,22 @@ class DicStainer(nn.Module):
         return image, turn.undo(doubt.astype(np.float32)), feature_row(features)
 
 
-def to_uint8(image: Array) -> Array:
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+class DicField:
+    """A DIC field, levelled and measured; see stainers.patch_stainer.OpenField."""
 
+    def __init__(self, stainer: DicStainer, image: Array, index: int, shear_angle_deg: float | None) -> None:
+        self.stainer, self.index = stainer, index
+        self.grey = level_background(to_grey(np.asarray(image)))
+        self.scale: Scale = measure_scale(self.grey)
+        self.angle = stainer.find_shear_deg(image) if shear_angle_deg is None else float(shear_angle_deg)
+        self.shape = (self.grey.shape[0], self.grey.shape[1])
 
-def reflected_index(length: int, halo: int, multiple: int) -> Array:
-    """Indices that pad a side with `halo` reflected pixels, and more at its end up to a multiple."""
-    total = -(-(length + 2 * halo) // multiple) * multiple
-    period = max(2 * length - 2, 1)
-    index = np.abs(np.arange(-halo, total - halo)) % period
-    return np.where(index >= length, period - index, index)
+    def tile(self, y: int, x: int, height: int, width: int) -> Patch:
+        part = self.grey[y : y + height, x : x + width]
+        return self.stainer.stain_grey(part, self.index, self.angle, self.scale)
+
+    def finish(self, stained: Array, uncertainty: Array) -> tuple[Array, Array]:
+        return stained, uncertainty
 
 
 def load(package: Any) -> DicStainer:

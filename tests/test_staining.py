@@ -113,7 +113,7 @@ def test_tiles_cover_a_side_and_overlap(length, tile, overlap):
 
 
 def test_uneven_light_is_levelled():
-    from stainers.field import level_background
+    from stainers.levels import level_background
 
     field = dic_image(500, 600, 20, 1).astype(np.float32)
     light = np.linspace(0.8, 1.2, 600, dtype=np.float32)[None, :]

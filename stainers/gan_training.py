@@ -1,0 +1,377 @@
+"""What the training of every adversarial stainer shares: steps, schedule, checkpoints, choice, pictures.
+
+A run folder holds `checkpoint.pt` (all that a resumed run needs; read with weights only, nothing is
+unpickled), `losses.csv`, `choice.csv`, `best-<criterion>.pt` and `samples-<step>.png`.  Batch
+number n is the same in any run of a seed, so a resumed run ends with the weights of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import BadInput
+from stainers.cell_sets import Example, Sampler, StainSet
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[int, int, dict[str, float]], None]
+Apply = Callable[[Sequence[Array]], list[Array]]  # pictures (H, W, C) uint8 -> virtual (H, W, 3) uint8
+Score = Callable[[Apply], float]  # higher is better: the accuracy of a classifier, say
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How long, how fast, how often.
+
+    `steps` above 0 overrides `epochs` (an epoch shows every source patch once).  The learning rate is
+    constant until the share `decay_from` of the steps and then falls linearly to 0.  `ema` above 0 keeps an averaged copy of
+    the generators, which is what is used.  precision: auto, fp32, bf16 or fp16; compile: auto, on or off;
+    anything but fp32 and off needs a GPU.
+    """
+
+    epochs: int = 20
+    steps: int = 0
+    batch: int = 4
+    learning_rate: float = 2e-4
+    decay_from: float = 0.5
+    ema: float = 0.99
+    seed: int = 0
+    checkpoint_every: int = 100
+    sample_every: int = 500
+    choose_every: int = 0  # steps between looks at the validation part; 0: once an epoch
+    precision: str = "auto"
+    compile: str = "auto"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """source (B, C, h, w), target (B, 3, h, w) in [0, 1]; class indices (B,), -1 where unknown."""
+
+    source: Tensor
+    target: Tensor
+    source_label: Tensor
+    target_label: Tensor
+
+
+def to_batch(examples: Sequence[Example], device: torch.device) -> Batch:
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(e, name) for e in examples])).to(device)
+
+    return Batch(stack("source"), stack("target"), stack("source_label"), stack("target_label"))
+
+
+def speed_options(options: RunOptions, device: torch.device) -> tuple[torch.dtype | None, bool]:
+    """(autocast type or None, compile?) for a device; raises BadInput for what it cannot do."""
+    types = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if options.precision not in ("auto", *types) or options.compile not in ("auto", "on", "off"):
+        raise BadInput(
+            f"precision '{options.precision}' or compile '{options.compile}' is not known; choose auto, "
+            "fp32, bf16 or fp16, and auto, on or off."
+        )
+    if device.type == "cuda":
+        return types["bf16" if options.precision == "auto" else options.precision], options.compile == "on"
+    if options.precision in ("bf16", "fp16") or options.compile == "on":
+        raise BadInput("mixed precision and compilation need a CUDA GPU; set precision and compile to auto.")
+    return None, False
+
+
+class GanRun:
+    """One training run: networks, averages, optimisers, pools, and where it stands.
+
+    A family fills `nets`, names its `generators`, and gives `losses`: a step is one pass for the generators
+    and one for the discriminators.
+    """
+
+    generators: tuple[str, ...] = ()
+    seed_offset = 0
+
+    def __init__(self, recipe: Any, options: RunOptions, total_steps: int, device: torch.device) -> None:
+        torch.manual_seed(options.seed)
+        self.recipe, self.options, self.total, self.device = recipe, options, total_steps, device
+        self.autocast_type, self.compiled = speed_options(options, device)
+        self.step = 0
+        self.nets: dict[str, nn.Module] = {}
+        self.averages: dict[str, nn.Module] = {}
+        self.pools: dict[str, Any] = {}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
+
+    def ready(self, betas: tuple[float, float] = (0.5, 0.999)) -> None:
+        """After `nets` are there: averages, an Adam for generators and one for discriminators."""
+        import copy
+
+        for name, net in self.nets.items():
+            net.to(self.device)
+            if name in self.generators:
+                self.averages[name] = copy.deepcopy(net).eval().requires_grad_(False)
+        groups = {
+            "generators": list(self.generators),
+            "discriminators": sorted(set(self.nets) - set(self.generators)),
+        }
+        for group, names in groups.items():
+            parameters = [p for n in names for p in self.nets[n].parameters()]
+            if parameters:
+                self.optimisers[group] = torch.optim.Adam(
+                    parameters, lr=self.options.learning_rate, betas=betas
+                )
+        self.call: dict[str, Any] = {
+            n: torch.compile(net) if self.compiled else net for n, net in self.nets.items()
+        }
+
+    def learning_rate(self) -> float:
+        """Constant, then a line to zero (Zhu et al., ICCV 2017)."""
+        first = self.options.decay_from * self.total
+        share = (self.step - first) / max(self.total - first, 1)
+        return self.options.learning_rate * (1.0 - min(max(share, 0.0), 1.0))
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        if self.autocast_type is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_type)
+
+    @property
+    def last_fifth(self) -> bool:
+        return self.step >= 0.8 * self.total
+
+    def passes(self, batch: Batch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Yield (group, total loss, its parts) for each pass; the next is asked for after the update."""
+        raise NotImplementedError
+
+    def train_step(self, batch: Batch) -> dict[str, float]:
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = self.learning_rate()
+        report: dict[str, float] = {}
+        passes = self.passes(batch)
+        while True:
+            with self.autocast():
+                found = next(passes, None)
+            if found is None:
+                break
+            name, total, parts = found
+            for group, optimiser in self.optimisers.items():
+                if group != name:  # gradients that a pass leaves with the other side are not that side's
+                    optimiser.zero_grad(set_to_none=True)
+            optimiser = self.optimisers[name]
+            optimiser.zero_grad(set_to_none=True)
+            self.scaler.scale(total).backward()
+            self.scaler.step(optimiser)
+            report |= {k: float(v.detach()) for k, v in parts.items()}
+        self.scaler.update()
+        self._follow()
+        self.step += 1
+        return report
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        keep = min(self.options.ema, (1 + self.step) / (10 + self.step)) if self.options.ema > 0 else 0.0
+        for name, average in self.averages.items():
+            for mean, value in zip(
+                average.state_dict().values(), self.nets[name].state_dict().values(), strict=True
+            ):
+                if mean.dtype.is_floating_point:
+                    mean.lerp_(value, 1 - keep)
+                else:
+                    mean.copy_(value)
+
+    def validate(self, data: StainSet) -> float:
+        """The loss by which a checkpoint is chosen, lower is better."""
+        raise NotImplementedError
+
+    def given(self, picture: Array) -> Array:
+        """What a generator is given of a picture (H, W, C) uint8."""
+        return picture
+
+    def virtual(self, name: str) -> Apply:
+        """The averaged generator `name` as a function of pictures."""
+        net = self.averages[name]
+
+        @torch.no_grad()
+        def apply(pictures: Sequence[Array]) -> list[Array]:
+            return [run_on_picture(net, self.given(p), self.device) for p in pictures]
+
+        return apply
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "total": self.total,
+            "recipe": repr(self.recipe),
+            "nets": {k: v.state_dict() for k, v in self.nets.items()},
+            "averages": {k: v.state_dict() for k, v in self.averages.items()},
+            "optimisers": {k: v.state_dict() for k, v in self.optimisers.items()},
+            "pools": {k: v.state() for k, v in self.pools.items()},
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load(self, path: Path) -> None:
+        """Go on from a checkpoint; raises BadInput where it was made with another recipe or length."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != repr(self.recipe) or state["total"] != self.total:
+            raise BadInput(
+                f"{path} was made with another recipe or data set; resume with that one, or train into "
+                "another folder."
+            )
+        for kind in ("nets", "averages", "optimisers"):
+            for key, part in getattr(self, kind).items():
+                part.load_state_dict(state[kind][key])
+        for key, pool in self.pools.items():
+            pool.load(state["pools"][key])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step = int(state["step"])
+
+    def take_averages(self, path: Path) -> None:
+        """Put a chosen checkpoint's generators in the place of the averages."""
+        chosen = torch.load(path, map_location=self.device, weights_only=True)["averages"]
+        for name, state in chosen.items():
+            self.averages[name].load_state_dict(state)
+
+
+def run_on_picture(net: Any, picture: Array, device: torch.device, target: int = 0) -> Array:
+    """One picture (H, W, C) uint8 through a generator, reflected to its multiple: (H, W, k) uint8."""
+    from stainers.cell_sets import as_planes
+    from stainers.patch_stainer import reflected_index
+
+    height, width = picture.shape[:2]
+    rows, columns = (reflected_index(n, net.halo_px, net.multiple) for n in (height, width))
+    x = torch.from_numpy(as_planes(picture)[:, rows][:, :, columns])[None].to(device)
+    out = net(x, torch.tensor([target], device=device))[0]
+    out = out[:, net.halo_px : net.halo_px + height, net.halo_px : net.halo_px + width]
+    return (out.permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    draft = path.with_suffix(".tmp")
+    torch.save(state, draft)
+    os.replace(draft, path)  # complete or absent, whenever the run is killed
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to a CSV; the first row ever written names the columns."""
+    if not rows:
+        return
+    names = list(rows[0])
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as stream:
+            names = next(csv.reader(stream))
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, names, restval="", extrasaction="ignore")
+        if stream.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def drop_later(path: Path, step: int) -> None:
+    """Take the rows after `step` out of a CSV: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = [r for r in csv.DictReader(stream) if int(r["step"]) <= step]
+    path.unlink()
+    append_rows(path, rows)
+
+
+def total_steps(options: RunOptions, examples: int) -> int:
+    return options.steps or options.epochs * -(-examples // options.batch)
+
+
+def fit(
+    run: GanRun,
+    data: StainSet,
+    sampler: Sampler,
+    out_dir: Path,
+    *,
+    resume: bool = False,
+    stop_at: int | None = None,
+    scores: Mapping[str, Score] | None = None,
+    keep_every: int = 0,
+    progress: Progress | None = None,
+) -> Path:
+    """Train; returns the checkpoint that was chosen by loss.
+
+    `scores` are downstream measures by generator name; each has its own best checkpoint,
+    `best-<generator>.pt`, beside `best-loss.pt`.  `keep_every` above 0 keeps the generators of every so
+    many steps as `step-<n>.pt`.  `stop_at` ends early, as a kill would, but with a checkpoint.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    options, checkpoint = run.options, out_dir / "checkpoint.pt"
+    if resume and checkpoint.is_file():
+        run.load(checkpoint)
+    for name in ("losses.csv", "choice.csv"):
+        drop_later(out_dir / name, run.step)
+    held_out = data.part("validation")
+    if not len(held_out.source) or not len(held_out.target):
+        raise BadInput("the validation part of the data set is empty; give more images.")
+    epoch = -(-len(sampler) // options.batch)
+    last = min(run.total, stop_at or run.total)
+    rows: list[dict[str, Any]] = []
+    while run.step < last:
+        examples = sampler.batch(run.step, options.batch, balanced=run.last_fifth)
+        parts = run.train_step(to_batch(examples, run.device))
+        rows.append({"step": run.step, **{k: round(v, 6) for k, v in parts.items()}})
+        if progress is not None:
+            progress(run.step, run.total, parts)
+        if run.step % options.sample_every == 0 or run.step == run.total:
+            save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
+        if keep_every and run.step % keep_every == 0:
+            save_atomically(_generators(run), out_dir / f"step-{run.step:06d}.pt")
+        if run.step % (options.choose_every or epoch) == 0 or run.step == run.total:
+            _choose(run, held_out, scores or {}, out_dir)
+        if run.step % options.checkpoint_every == 0 or run.step == last:
+            append_rows(out_dir / "losses.csv", rows)
+            rows = []
+            save_atomically(run.state(), checkpoint)
+    return out_dir / "best-loss.pt"
+
+
+def _generators(run: GanRun) -> dict[str, Any]:
+    return {"step": run.step, "averages": {k: v.state_dict() for k, v in run.averages.items()}}
+
+
+def _choose(run: GanRun, held_out: StainSet, scores: Mapping[str, Score], out_dir: Path) -> None:
+    """Measure the averages on the validation part and keep the best by each criterion."""
+    table = out_dir / "choice.csv"
+    earlier: list[dict[str, str]] = []
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as stream:
+            earlier = list(csv.DictReader(stream))
+    now = {"loss": -run.validate(held_out)}
+    now |= {name: score(run.virtual(name)) for name, score in scores.items()}
+    for name, value in now.items():
+        if all(value > float(r[name]) for r in earlier if r.get(name)):
+            save_atomically(_generators(run), out_dir / f"best-{name}.pt")
+    append_rows(table, [{"step": run.step, **{k: round(v, 6) for k, v in now.items()}}])
+
+
+@torch.no_grad()
+def save_samples(run: GanRun, held_out: StainSet, path: Path, n: int = 6) -> None:
+    """A picture of held-out patches, a row each: source, virtual by every generator, target."""
+    from PIL import Image
+
+    from stainers.data import window
+
+    side = run.recipe.draw.crop_px
+    rows = []
+    for i in range(min(n, len(held_out.source))):
+        views = [held_out.source.images[i], held_out.target.images[i % len(held_out.target)]]
+        source, target = (window(v, (v.shape[1] / 2, v.shape[0] / 2), side) for v in views)
+        shown = [source]
+        for name in run.generators:
+            given = source if name != "backward" else target
+            shown.append(run_on_picture(run.averages[name], run.given(given), run.device))
+        rows.append(np.hstack([_rgb(v) for v in (*shown, target)]))
+    Image.fromarray(np.vstack(rows)).save(path)
+
+
+def _rgb(picture: Array) -> Array:
+    """(H, W, C) of 1, 2 or 3 channels as RGB: the first map where it is no colour."""
+    return picture if picture.shape[2] == 3 else np.repeat(picture[..., :1], 3, axis=2)

@@ -1,0 +1,110 @@
+"""What stainers with a generator share: targets, the loop over patches, the confidence, an opened field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.errors import BadInput
+from stainers.base import Stained
+from stainers.confidence import Calibration, NoiseOptions
+
+Array = np.ndarray[Any, Any]
+Patch = tuple[Array, Array, Array]  # colour (H, W, 3) float in [0, 1], uncertainty (H, W), feature row
+
+
+class OpenField(Protocol):
+    """A field measured as a whole, so that its tiles agree; positions are in its own working pixels."""
+
+    shape: tuple[int, int]
+
+    def tile(self, y: int, x: int, height: int, width: int) -> Patch: ...
+
+    def finish(self, stained: Array, uncertainty: Array) -> tuple[Array, Array]:
+        """Stained (h, w, 3) uint8 and uncertainty (h, w) at working size -> at the field's size."""
+        ...
+
+
+def to_uint8(image: Array) -> Array:
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def reflected_index(length: int, halo: int, multiple: int) -> Array:
+    """Indices that pad a side with `halo` reflected pixels, and more at its end up to a multiple."""
+    total = -(-(length + 2 * halo) // multiple) * multiple
+    period = max(2 * length - 2, 1)
+    index = np.abs(np.arange(-halo, total - halo)) % period
+    return np.where(index >= length, period - index, index)
+
+
+def checked_patches(patches: Array) -> Array:
+    """Patches (N, H, W, 1 or 3) of 8 or 16 bit with pixels, or BadInput."""
+    patches = np.asarray(patches)
+    if patches.ndim != 4 or patches.shape[-1] not in (1, 3) or patches.dtype not in (np.uint8, np.uint16):
+        raise BadInput(
+            f"patches to stain are (N, H, W, 1 or 3) of 8 or 16 bit, not {patches.shape} {patches.dtype}."
+        )
+    if 0 in patches.shape[1:]:
+        raise BadInput(f"patches to stain have no pixels: {patches.shape}.")
+    return patches
+
+
+def target_index(name: str, targets: Sequence[str], target: str | None) -> int:
+    """Index of a target domain; None is the first.  Raises BadInput listing the targets."""
+    if target is None:
+        return 0
+    if target not in targets:
+        raise BadInput(f"stainer '{name}' has no target '{target}'; choose one of: {', '.join(targets)}.")
+    return list(targets).index(target)
+
+
+class PatchStainer(nn.Module):
+    """A stainer that puts every patch through its networks alone, together only with its own disturbed
+    copies, so that its result cannot depend on what else is asked for.
+
+    `features` names the columns of the feature rows; `min_confidence` is the threshold of the card below
+    which a cell is not to be counted.
+    """
+
+    features: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        targets: Sequence[str],
+        noise: NoiseOptions,
+        calibration: Calibration | None,
+        min_confidence: float,
+    ) -> None:
+        super().__init__()
+        self.name, self.targets = name, tuple(targets)
+        self.noise, self.calibration, self.min_confidence = noise, calibration, min_confidence
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def target_index(self, target: str | None) -> int:
+        return target_index(self.name, self.targets, target)
+
+    def confidence(self, rows: Array) -> Array:
+        """(n,) float32 of feature rows; a package without a calibration trusts nothing."""
+        if self.calibration is None:
+            return np.zeros(len(rows), np.float32)
+        return self.calibration.confidence(rows) if len(rows) else np.zeros(0, np.float32)
+
+    def each_patch(self, patches: Array, one: Callable[[int, Array], Patch]) -> Stained:
+        """`one` of every patch, put together."""
+        n, height, width = patches.shape[:3]
+        image = np.empty((n, height, width, 3), np.uint8)
+        uncertainty = np.empty((n, height, width), np.float32)
+        rows = np.empty((n, len(self.features)), np.float64)
+        for i, patch in enumerate(patches):
+            stained, uncertainty[i], rows[i] = one(i, patch)
+            image[i] = to_uint8(stained)
+        return Stained(image, uncertainty, self.confidence(rows))
