@@ -57,12 +57,16 @@ def process_case(
     """Run a case inside a flow: stages as tasks, the report as an artifact."""
     run = open_run(case_dir, store, settings, workers, pixel_size_um)
     with run.store.writing(run.case_id):
+        run.ledger.begin()
         try:
             outcome = execute(run, as_task)
         except BaseException as error:
-            run.ledger.end_run(computed=run.computed, reused=run.reused, error=error)
+            try:
+                run.end(error)
+            except Exception as second:  # of a full disk, say; the first error is the one to be told
+                log.error("%s: the ledger could not be written: %s", run.case_id, second)
             raise
-        run.ledger.end_run(computed=run.computed, reused=run.reused)
+        run.end()
     _publish(outcome)
     return outcome
 

@@ -5,15 +5,27 @@ Only paths, indices and small specs go through the scheduler; arrays stay in fil
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, SmearflowError
 
 log = logging.getLogger("smearflow.cluster")
+
+IN_FLIGHT_PER_WORKER = 4  # calls handed over and not yet answered: one works, the others wait beside it
+LOOK_S = 5.0  # how often a silent cluster is looked at
+NO_WORKERS_S = 120.0  # a cluster without a single worker for so long is given up
+
+
+class ClusterGone(SmearflowError, ConnectionError):
+    """The scheduler or every worker went away: the machine failed, not what it was computing."""
 
 
 def gpu_count() -> int:
@@ -38,6 +50,7 @@ class Workers:
         self.n_workers = n_workers
         self._client: Any = None
         self._cluster: Any = None
+        self._counted: tuple[float, int] | None = None  # when the workers were counted, and how many
 
     def __enter__(self) -> Workers:
         return self
@@ -95,6 +108,11 @@ class Workers:
         self._client = Client(self._cluster, set_as_default=False)
         log.info("Dask cluster with %d worker processes%s", workers, " (GPU)" if gpus else "")
 
+    def restart_if_lost(self) -> None:
+        """Start anew, or connect anew, after a ClusterGone; the next batch does it."""
+        if self._client is not None and self._client.status != "running":
+            self.close()
+
     def has_gpu(self) -> bool:
         """Whether any worker offers the resource GPU."""
         info = self.client.scheduler_info(n_workers=-1)["workers"]
@@ -105,42 +123,89 @@ class Workers:
     ) -> Iterator[tuple[str, Any, BaseException | None]]:
         """Run `function(*args)` for each key on the workers; yield (key, result, error) as they end.
 
-        No more than four calls a worker are in flight, so that a long night does not pile up results.
+        No more than IN_FLIGHT_PER_WORKER calls a worker are handed over and unanswered, so that neither
+        the scheduler nor this process holds more for a long night than for a short one.  A call that
+        kills its worker comes back as an error; raises ClusterGone where the scheduler, or every worker,
+        is lost.
         """
-        from distributed import as_completed
+        from distributed import wait
 
         resources = {"GPU": 1} if gpu and self.has_gpu() else None
         waiting = iter(calls.items())
-        keys: dict[Any, str] = {}
+        running: dict[Any, str] = {}
+        silent_since = time.monotonic()
+        try:
+            while True:
+                for key, args in itertools.islice(waiting, self._room(len(running))):
+                    running[self._submit(function, args, resources)] = key
+                if not running:
+                    return
+                try:
+                    with self.client.as_current():
+                        done = wait(list(running), timeout=LOOK_S, return_when="FIRST_COMPLETED").done
+                except TimeoutError:
+                    if self._n_workers(now=True):
+                        silent_since = time.monotonic()
+                    elif time.monotonic() - silent_since > NO_WORKERS_S:
+                        raise ClusterGone(
+                            f"the Dask cluster has had no worker for {NO_WORKERS_S:.0f} s; see why its "
+                            "workers die, and run again."
+                        ) from None
+                    continue
+                except CancelledError:  # the futures of a client whose scheduler is lost
+                    raise _scheduler_lost() from None
+                silent_since = time.monotonic()
+                for future in done:
+                    key = running.pop(future)
+                    if future.status in ("cancelled", "lost"):
+                        raise _scheduler_lost()
+                    error = future.exception() if future.status == "error" else None
+                    result = self._fetch(future) if error is None else None
+                    future.release()
+                    yield key, result, error
+        finally:
+            for future in running:  # whoever reads this stopped early, or the cluster is gone
+                future.release()
 
-        def submit() -> Any:
-            for key, args in waiting:
-                future = self.client.submit(function, *args, pure=False, retries=0, resources=resources)
-                keys[future] = key
-                return future
-            return None
+    def _submit(self, function: Callable[..., Any], args: tuple[Any, ...], resources: Any) -> Any:
+        try:
+            return self.client.submit(function, *args, pure=False, retries=0, resources=resources)
+        except RuntimeError as error:  # distributed's word for a client that is closed or not connected
+            raise _scheduler_lost() from error
 
-        width = 4 * max(1, len(self.client.scheduler_info(n_workers=-1)["workers"]))
-        first = [f for f in (submit() for _ in range(width)) if f is not None]
-        if not first:
-            return
-        running = as_completed(first, loop=self.client.loop)
-        for future in running:
-            key = keys.pop(future)
-            error = future.exception() if future.status == "error" else None
-            if future.status == "cancelled":
-                error = ConnectionError("the Dask cluster went away while this was computed")
-            yield key, (future.result() if error is None else None), error
-            future.release()
-            following = submit()
-            if following is not None:
-                running.add(following)
+    def _fetch(self, future: Any) -> Any:
+        """A result; where its worker died since, Dask computes it again, which needs a worker."""
+        try:
+            return future.result(timeout=NO_WORKERS_S)
+        except (TimeoutError, CancelledError) as error:
+            raise _scheduler_lost() from error
+
+    def _n_workers(self, *, now: bool = False) -> int:
+        """Workers that the scheduler knows (an adaptive cluster grows and shrinks); asked now and then."""
+        if self.client.status not in ("running", "connecting"):
+            raise _scheduler_lost()
+        if now or self._counted is None or time.monotonic() - self._counted[0] > LOOK_S:
+            try:
+                n = len(self.client.scheduler_info(n_workers=-1)["workers"])
+            except (OSError, RuntimeError, TimeoutError) as error:
+                raise _scheduler_lost() from error
+            self._counted = (time.monotonic(), n)
+        return self._counted[1]
+
+    def _room(self, n_running: int) -> int:
+        return max(0, IN_FLIGHT_PER_WORKER * max(1, self._n_workers()) - n_running)
 
     def close(self) -> None:
         """Stop what was started here; an existing cluster is only left."""
+        self._counted = None
         if self._client is not None:
-            self._client.close()
+            with contextlib.suppress(OSError, TimeoutError):  # of a scheduler that is not there any more
+                self._client.close()
             self._client = None
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
+
+
+def _scheduler_lost() -> ClusterGone:
+    return ClusterGone("the connection to the Dask scheduler was lost; start it again, and run again.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from flows import reporting, stages, unit_stages
 from flows.cluster import Workers
 from flows.records import CaseRun, WorkNeeded
 from flows.runs import open_run
+from storage.store import CaseBusy
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,12 @@ def up_to_date(
             outcome = execute(run)
         except WorkNeeded:
             return None
-        run.ledger.end_run(computed=run.computed, reused=run.reused)
+        with (
+            contextlib.suppress(CaseBusy),
+            run.store.writing(run.case_id),
+        ):  # the busy one writes its own line
+            run.ledger.begin()
+            run.end()
         return outcome
 
 

@@ -23,8 +23,9 @@ def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) ->
                 f"{case_id}: the store {store} holds no finished run of this case; process it first."
             )
         with run.store.writing(case_id):
+            run.ledger.begin()
             result = reporting.report(run, findings)
-            run.ledger.end_run(computed=run.computed, reused=run.reused)
+            run.end()
     return {
         "case": case_id,
         "report": run.store.url_of(f"{case_id}/report.html"),

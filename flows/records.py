@@ -3,7 +3,7 @@
 Every item of a stage (a field, a write unit, the whole case) has one record beside the store,
 `<case>/work/<stage>/<key>.json`.  A record with the same fingerprint is taken as it is; anything
 else is computed again.  Bad input is a result too, and is kept; a crash is not, so that the next run
-tries again.
+tries again (`flows.failures`).
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flows.cluster import Workers
-from pipeline.errors import BadInput, SmearflowError
+from flows.cluster import ClusterGone, Workers
+from flows.failures import Interrupted, StageFailed, fault_of
+from pipeline.errors import SmearflowError
 from pipeline.settings import Settings
 from storage.fingerprint import fingerprint
 from storage.ledger import Ledger
 from storage.store import Store
+
+__all__ = ["CaseRun", "Interrupted", "Item", "Outcome", "StageFailed", "WorkNeeded", "safe_key"]
 
 log = logging.getLogger("smearflow")
 
 
 class WorkNeeded(SmearflowError):
     """Raised where something would have to be computed and only a look was asked for."""
-
-
-class StageFailed(SmearflowError):
-    """A stage of a case could not be finished; the message carries the first original error."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,12 @@ class CaseRun:
 
     def picture_key(self, stage: str, key: str) -> str:
         return f"{self.case_id}/work/{stage}/{key}.jpg"
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Close this run in the ledger."""
+        self.ledger.end_run(
+            computed=self.computed, reused=self.reused, seconds=self.stage_seconds, error=error
+        )
 
     def kept(self, stage: str, key: str, expected: str) -> Outcome | None:
         """The outcome kept under this fingerprint, or None.
@@ -133,32 +138,82 @@ class CaseRun:
                 self._count(stage, computed=False)
         if todo and not self.allow_work:
             raise WorkNeeded(f"{self.case_id}: {stage} has {len(todo)} items to compute")
-        by_key = {item.key: item for item in todo}
-        for item in todo:
-            self.ledger.start(stage, item.key, item.fingerprint)
-        for key, output, error in self._dispatch(stage, todo):
-            item = by_key[key]
-            self._count(stage, computed=True)
-            if error is None:
-                outcome = Outcome(output)
-                self.keep(stage, key, item.fingerprint, outcome)
-                self.ledger.done(stage, key)
-            else:
-                bad_input = isinstance(error, BadInput)
-                outcome = Outcome(None, str(error), type(error).__name__, bad_input)
-                if bad_input:
-                    self.keep(stage, key, item.fingerprint, outcome)
-                    self.ledger.quarantine(stage, key, error)
-                else:
-                    self.ledger.fail(stage, key, error)
-                log.warning(
-                    "%s: %s of %s failed: %s: %s", self.case_id, stage, key, type(error).__name__, error
-                )
-            outcomes[key] = outcome
+        self.ledger.retire(stage, {item.key for item in items})
         if todo:
+            outcomes |= self._compute(stage, todo)
             self.ledger.save()
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
         return {item.key: outcomes[item.key] for item in items}
+
+    def _compute(self, stage: str, todo: list[Item]) -> dict[str, Outcome]:
+        """Have the items computed; those that the machine failed get one more try.
+
+        Raises Interrupted where the machine fails an item again, or the cluster is lost: a report with a
+        hole in it would outlive the fault.
+        """
+        outcomes: dict[str, Outcome] = {}
+        for _attempt in (1, 2):
+            again: dict[str, BaseException] = {}
+            for item in todo:
+                self.ledger.start(stage, item.key, item.fingerprint)
+            # Before the work, so that a run that is killed leaves what it was about to do.
+            self.ledger.save()
+            by_key = {item.key: item for item in todo}
+            try:
+                for key, output, error in self._dispatch(stage, todo):
+                    if error is not None and fault_of(error) == "machine":
+                        self._tell(stage, key, error)
+                        self.ledger.fail(stage, key, error)
+                        again[key] = error
+                    else:
+                        outcomes[key] = self._settle(stage, by_key[key], output, error)
+                    self.ledger.save_now_and_then()
+            except ClusterGone as error:
+                for key in by_key.keys() - outcomes.keys() - again.keys():
+                    self.ledger.fail(stage, key, error)
+                self.ledger.save()
+                raise Interrupted(f"{self.case_id}: {stage} was cut off: {error}") from error
+            if not again:
+                return outcomes
+            todo = [by_key[key] for key in again]
+        self.ledger.save()
+        key, first = next(iter(again.items()))
+        more = f" and {len(again) - 1} more" if len(again) > 1 else ""
+        raise Interrupted(
+            f"{self.case_id}: the machine failed {stage} of {key}{more} twice: "
+            f"{type(first).__name__}: {first}"
+        ) from first
+
+    def _settle(
+        self, stage: str, item: Item, output: dict[str, Any] | None, error: BaseException | None
+    ) -> Outcome:
+        """Keep what an item came to."""
+        self._count(stage, computed=True)
+        if error is None:
+            outcome = Outcome(output)
+            self.keep(stage, item.key, item.fingerprint, outcome)
+            self.ledger.done(stage, item.key)
+            return outcome
+        bad_input = fault_of(error) == "input"
+        outcome = Outcome(None, str(error), type(error).__name__, bad_input)
+        if bad_input:
+            self.keep(stage, item.key, item.fingerprint, outcome)
+            self.ledger.quarantine(stage, item.key, error)
+        else:
+            self.ledger.fail(stage, item.key, error)
+        self._tell(stage, item.key, error)
+        return outcome
+
+    def _tell(self, stage: str, key: str, error: BaseException) -> None:
+        log.warning(
+            "%s: %s of %s failed: %s: %s",
+            self.case_id,
+            stage,
+            key,
+            type(error).__name__,
+            error,
+            extra={"case": self.case_id, "stage": stage, "item": key},
+        )
 
     def _dispatch(
         self, stage: str, todo: list[Item]
@@ -188,11 +243,14 @@ class CaseRun:
         if not self.allow_work:
             raise WorkNeeded(f"{self.case_id}: {stage} has to be computed")
         self.ledger.start(stage, "case", expected)
+        self.ledger.save()
         try:
             output = compute()
         except Exception as error:
             self.ledger.fail(stage, "case", error)
             self.ledger.save()
+            if fault_of(error) == "machine" and not isinstance(error, Interrupted):
+                raise Interrupted(f"{self.case_id}: {stage} was cut off: {error}") from error
             raise
         self.keep(stage, "case", expected, Outcome(output))
         self.ledger.done(stage, "case")

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from pipeline.types import (
     Spec,
     Stain,
 )
+from storage.clock import now
 from storage.fingerprint import fingerprint
 
 RESULT, PAGE, TABLE, FINDINGS = "result.json", "report.html", "cells.parquet", "work/findings.json"
@@ -211,7 +211,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
         RunInfo(
             fingerprint=mark,
             config_sha256=fingerprint(run.settings),
-            created=datetime.now(UTC),
+            created=now(),
             models=models_used(run, findings),
             version=version("smearflow"),
             commit=source_commit(),

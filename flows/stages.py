@@ -29,6 +29,7 @@ VERSIONS = {
     "patches": 1,
     "staining": 1,
     "classification": 1,
+    "patient": 1,
     "sideroblasts": 1,
     "report": 1,
 }
@@ -57,20 +58,26 @@ def intake(run: CaseRun) -> Case:
 
     declared = declare(run.case_dir, run.settings.intake, pixel_size_um=run.pixel_size_um)
     refuse_missing_pixel_size(run.case_dir, declared)
-    items = [
-        Item(
-            key=safe_key(*source.names),
-            function=work.inspect,
-            args=(str(run.case_dir), source, run.settings),
-            fingerprint=fingerprint(
-                "intake", VERSIONS["intake"], source.hash_file(run.case_dir), source, run.settings.intake
-            ),
+    items = []
+    for source in declared.sources:
+        sha256 = source.hash_file(run.case_dir)
+        items.append(
+            Item(
+                key=safe_key(*source.names),
+                function=work.inspect,
+                args=(str(run.case_dir), source, sha256, run.settings),
+                fingerprint=fingerprint("intake", VERSIONS["intake"], sha256, source, run.settings.intake),
+            )
         )
-        for source in declared.sources
-    ]
     outcomes = run.run_items("intake", items)
     _raise_crashes(run, "intake", outcomes)
-    case = assemble_case(declared, [o.output for o in outcomes.values() if o.output is not None])
+    case = assemble_case(
+        declared,
+        [
+            _inspected(source, outcomes[item.key])
+            for source, item in zip(declared.sources, items, strict=True)
+        ],
+    )
     for problem in case.problems:
         run.ledger.note_problem(problem)
     return case
@@ -85,6 +92,20 @@ def _raise_crashes(run: CaseRun, stage: str, outcomes: dict[str, Outcome]) -> No
             f"{run.case_id}: {stage} failed for all {len(crashed)} items; the first, {key}: "
             f"{first.error_type}: {first.error}"
         )
+
+
+def _inspected(source: Any, outcome: Outcome) -> dict[str, Any]:
+    """What intake found of a source; one whose reading crashed is named, never left out in silence."""
+    if outcome.output is not None:
+        return outcome.output
+    problem = Problem(
+        code="INTAKE_ERROR",
+        slide=source.slide,
+        field=source.field,
+        file=source.file,
+        message=f"reading {source.file} failed ({outcome.error_type}: {outcome.error}); it is left out.",
+    )
+    return {"problems": [problem.model_dump(mode="json")]}
 
 
 def _lost(stage: str, image: FieldImage, outcome: Outcome) -> Problem:

@@ -20,7 +20,7 @@ OVERVIEW_WIDTH_PX = 900  # reduced field pictures of the report
 LOW_SCORE = 0.05  # detections kept in the store, so that another threshold needs no new detection
 
 
-def _limit_threads() -> None:
+def limit_threads() -> None:
     """One thread a worker: the processes already fill the cores, and sums stay reproducible."""
     import cv2
 
@@ -75,7 +75,7 @@ def align_field(
     from pipeline.registration import quality_picture, register
     from storage.images import to_uint8
 
-    _limit_threads()
+    limit_threads()
     from pipeline.intake import read_field
 
     moving = read_field(Path(case_dir), dic, settings.intake)
@@ -119,7 +119,7 @@ def find_cells(
     from pipeline.quality import focus_quality
     from storage.registry import load
 
-    _limit_threads()
+    limit_threads()
     pixels = _read(case_dir, image, settings)
     quality = focus_quality(pixels, image.modality)
     boxes: list[list[float]] = []
@@ -195,7 +195,7 @@ def cut_unit(
     from storage.case_store import CaseStore
     from storage.store import Store
 
-    _limit_threads()
+    limit_threads()
     store = CaseStore(Store(store_url), case_id)
     by_field = {(i.slide, i.field, i.modality, i.stain): i for i in images}
     written = 0
@@ -272,7 +272,7 @@ def stain_unit(
     from storage.registry import load
     from storage.store import Store
 
-    _limit_threads()
+    limit_threads()
     size, model = settings.staining.size_px, settings.staining.dic_stainer
     store, stainer = CaseStore(Store(store_url), case_id), load("stainer", model)
     dic = store.read_rows(f"patches/{size}/dic", first_row, first_row + len(cells))
@@ -322,7 +322,7 @@ def classify_unit(
     from storage.registry import load
     from storage.store import Store
 
-    _limit_threads()
+    limit_threads()
     patches = patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
     size_um = settings.patches.pixel_size_um
     perls = [i for i, c in enumerate(cells) if c.stain == "Perls"]
@@ -363,10 +363,19 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else round(float(value), 4)
 
 
-def inspect(case_dir: str, source: Any, settings: Settings) -> dict[str, Any]:
-    """Open, hash and decode one source of a case."""
+def inspect(case_dir: str, source: Any, sha256: str, settings: Settings) -> dict[str, Any]:
+    """Open, hash and decode one source of a case, whose file had this hash a moment ago.
+
+    Raises InputChanged where it is another by now (a copy still under way, a share that went away), so
+    that what was seen of it is not kept under the wrong hash.
+    """
+    from pipeline.errors import InputChanged
     from pipeline.intake import inspect_source
 
-    _limit_threads()
-    found: dict[str, Any] = inspect_source(Path(case_dir), source, settings.intake).model_dump(mode="json")
-    return found
+    limit_threads()
+    found = inspect_source(Path(case_dir), source, settings.intake)
+    seen = {image.sha256 for image in found.images} or {source.hash_file(Path(case_dir))}
+    if seen != {sha256}:
+        raise InputChanged(f"{source.file} was changed while the case was read; run the case again.")
+    document: dict[str, Any] = found.model_dump(mode="json")
+    return document

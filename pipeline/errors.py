@@ -19,6 +19,10 @@ class UnreadableImage(BadInput, OSError):
     """An image file is missing, truncated, or not an image of a supported kind."""
 
 
+class InputChanged(UnreadableImage):
+    """A file is gone, or another one than intake read: no verdict on what it holds, so it is not kept."""
+
+
 class UnknownName(BadInput, KeyError):
     """A name is not registered; the message lists the names that are."""
 

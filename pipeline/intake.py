@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import BadInput, UnreadableImage
+from pipeline.errors import BadInput, InputChanged, UnreadableImage
 from pipeline.intake_files import check_case_id, check_pixel_size, inside, read_regular_file, sha256_file
 from pipeline.intake_manifest import Declaration, Source, declare
 from pipeline.settings import IntakeSettings
@@ -359,8 +359,8 @@ def read_case(case_dir: Path | str, settings: IntakeSettings, *, pixel_size_um: 
 def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings) -> np.ndarray:
     """The pixels of a field as stored: brightfield (H, W, 3), DIC (H, W), uint8 or uint16.
 
-    DIC from a colour camera becomes its luminance.  Raises UnreadableImage where the file is gone or
-    is not the one that intake hashed (a whole slide, many gigabytes, is not hashed again).
+    DIC from a colour camera becomes its luminance.  Raises InputChanged where the file is gone or is not
+    the one that intake hashed (a whole slide, many gigabytes, is not hashed again).
     """
     path = inside(Path(case_dir).absolute(), image.file)
     if image.region is not None:
@@ -376,9 +376,9 @@ def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings
     try:
         data = read_regular_file(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise UnreadableImage(f"{image.file} cannot be read any more ({error}); copy it again.") from error
+        raise InputChanged(f"{image.file} cannot be read any more ({error}); copy it again.") from error
     if hashlib.sha256(data).hexdigest() != image.sha256:
-        raise UnreadableImage(f"{image.file} was changed while the case was read; run the case again.")
+        raise InputChanged(f"{image.file} was changed while the case was read; run the case again.")
     _, pixels = decode_image(Path(image.file), data, max_pixels=settings.max_image_pixels)
     if image.modality == "dic" and pixels.ndim == 3:
         weights = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601

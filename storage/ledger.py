@@ -1,18 +1,23 @@
 """The ledger of a case: what was done to each of its items, when, from what, and what went wrong.
 
-One JSON document, `<case>/ledger.json`, written whole.  The process that runs the case is its only
-writer.  Entries are changed by appending facts: an error that was seen stays in `errors` when a
-later attempt succeeds, and each run leaves a line in `runs`.
+One JSON document, `<case>/ledger.json`, written whole.  The process that runs the case, and holds its
+lock, is its only writer.  Entries are changed by appending facts: an error that was seen stays in
+`errors` when a later attempt succeeds, an item that was cut off counts it in `interrupted`, and each run
+leaves a line in `runs`, one that died without a word included.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
+import socket
+import time
 import traceback
-from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.types import Problem
+from storage.clock import stamp
 from storage.store import Store
 
 log = logging.getLogger("smearflow")
@@ -20,11 +25,8 @@ log = logging.getLogger("smearflow")
 MAX_RUNS = 100
 MAX_ERRORS = 10  # kept per item, the newest
 TRACEBACK_CHARACTERS = 2000
-SCHEMA_VERSION = 1
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+SCHEMA_VERSION = 2  # 2: `current`, interrupted runs, retired items
+SAVE_EVERY_S = 10.0  # during a long stage, so that a look at the ledger sees it move
 
 
 def describe_error(error: BaseException | str) -> dict[str, Any]:
@@ -42,8 +44,9 @@ def describe_error(error: BaseException | str) -> dict[str, Any]:
 class Ledger:
     """The record of one case.
 
-    `start`, `done`, `fail` and `quarantine` change it in memory; `save` writes it.  An entry left
-    `running` by a process that died is shown as `interrupted` by the next one that opens it.
+    `begin` and `end_run` frame a run that computes; `start`, `done`, `fail` and `quarantine` change the
+    record in memory; `save` writes it.  An entry left `running` by a process that died is shown as
+    `interrupted` by the next one that opens it, and the run that died gets its line in `runs`.
     """
 
     def __init__(self, store: Store, case_id: str) -> None:
@@ -51,7 +54,9 @@ class Ledger:
         self.case_id = case_id
         self._document = self._read()
         self._started: dict[tuple[str, str], float] = {}
-        self._run: dict[str, Any] = {"started": _now()}
+        self._run: dict[str, Any] = {"started": stamp()}
+        self._noted: list[dict[str, Any]] = []
+        self._saved = time.monotonic()
 
     def _read(self) -> dict[str, Any]:
         empty: dict[str, Any] = {
@@ -78,7 +83,25 @@ class Ledger:
             for entry in items.values():
                 if entry.get("status") == "running":
                     entry["status"] = "interrupted"
-        return {**empty, **document}
+                    entry["interrupted"] = entry.get("interrupted", 0) + 1
+        return {**empty, **document, "schema_version": SCHEMA_VERSION}
+
+    def begin(self) -> None:
+        """Open a run that will compute; to be called with the case's lock held.
+
+        The record is read anew: another process may have written it since this one looked.  A run that is
+        still open in it died, since its process no longer holds the lock.
+        """
+        self._document = self._read()
+        dead = self._document.pop("current", None)
+        if isinstance(dead, dict):
+            self._close({**dead, "ended": None, "interrupted": True})
+        self._run = {"started": stamp(), "pid": os.getpid(), "host": socket.gethostname()}
+        self._document["current"] = dict(self._run)
+        self.save()
+
+    def _close(self, run: dict[str, Any]) -> None:
+        self._document["runs"] = [*self._document["runs"], run][-MAX_RUNS:]
 
     def _entry(self, stage: str, key: str) -> dict[str, Any]:
         items: dict[str, Any] = self._document["stages"].setdefault(stage, {})
@@ -96,27 +119,23 @@ class Ledger:
         return entry is not None and entry["status"] == "done" and entry.get("fingerprint") == fingerprint
 
     def start(self, stage: str, key: str, fingerprint: str) -> None:
-        import time
-
         entry = self._entry(stage, key)
         if entry.get("fingerprint") != fingerprint:
             entry["attempts"] = 0
         entry.update(
-            status="running", fingerprint=fingerprint, started=_now(), attempts=entry["attempts"] + 1
+            status="running", fingerprint=fingerprint, started=stamp(), attempts=entry["attempts"] + 1
         )
         entry.pop("error", None)
         self._started[stage, key] = time.perf_counter()
 
     def _finish(self, stage: str, key: str, status: str, error: BaseException | str | None = None) -> None:
-        import time
-
         entry = self._entry(stage, key)
         begun = self._started.pop((stage, key), None)
         entry["status"] = status
         # Wall time from hand-over to answer, waiting for a worker included.
         entry["seconds"] = None if begun is None else round(time.perf_counter() - begun, 3)
         if error is not None:
-            entry["error"] = {**describe_error(error), "at": _now(), "attempt": entry["attempts"]}
+            entry["error"] = {**describe_error(error), "at": stamp(), "attempt": entry["attempts"]}
             entry["errors"] = [*entry.get("errors", []), entry["error"]][-MAX_ERRORS:]
 
     def done(self, stage: str, key: str) -> None:
@@ -133,27 +152,50 @@ class Ledger:
     def note_problem(self, problem: Problem) -> None:
         """Keep what intake (or a later stage) found wrong with the input."""
         document = problem.model_dump(mode="json")
-        if document not in self._document["problems"]:
-            self._document["problems"].append(document)
+        if document not in self._noted:
+            self._noted.append(document)
+
+    def retire(self, stage: str, keys: set[str]) -> None:
+        """Mark the items of a stage that are no longer among its `keys`: their input left the case."""
+        for key, entry in self._document["stages"].get(stage, {}).items():
+            if key not in keys and entry["status"] != "retired":
+                entry["status"] = "retired"
 
     def end_run(
-        self, *, computed: dict[str, int], reused: dict[str, int], error: BaseException | str | None = None
+        self,
+        *,
+        computed: dict[str, int],
+        reused: dict[str, int],
+        seconds: dict[str, float] | None = None,
+        error: BaseException | str | None = None,
     ) -> None:
-        """Close this run: how many items each stage computed and reused; saves.
+        """Close this run: how many items each stage computed and reused, and its seconds; saves.
 
         A run that computed nothing leaves its line as well: it is the proof that nothing was done.
         """
         run = self._run
-        run.update(ended=_now(), computed=dict(computed), reused=dict(reused))
+        run.update(ended=stamp(), computed=dict(computed), reused=dict(reused))
+        if seconds:
+            run["seconds"] = {stage: round(s, 3) for stage, s in seconds.items()}
         if error is not None:
             run["error"] = describe_error(error)
-        self._document["runs"] = [*self._document["runs"], run][-MAX_RUNS:]
-        self._run = {"started": _now()}
+        self._document.pop("current", None)
+        self._close(run)
+        # What a whole run found is all there is; a run that failed half-way may only add to it.
+        kept = [] if error is None else self._document["problems"]
+        self._document["problems"] = [*kept, *(p for p in self._noted if p not in kept)]
+        self._run = {"started": stamp()}
         self.save()
 
     def save(self) -> None:
-        self._document["updated"] = _now()
+        self._document["updated"] = stamp()
+        self._saved = time.monotonic()
         self._store.write_json(self._key, self._document)
+
+    def save_now_and_then(self) -> None:
+        """Write the record where the last time is long ago."""
+        if time.monotonic() - self._saved > SAVE_EVERY_S:
+            self.save()
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -173,6 +215,4 @@ class Ledger:
 
     def document(self) -> dict[str, Any]:
         """The whole record, as it would be saved."""
-        import copy
-
         return copy.deepcopy(self._document)

@@ -10,12 +10,17 @@ import contextlib
 import json
 import os
 import re
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadInput, SmearflowError
+from storage.clock import stamp
+
+LOCK_ATTEMPTS, LOCK_PAUSE_S = 4, 0.05
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -193,8 +198,9 @@ class Store:
     def writing(self, case_id: str) -> Iterator[None]:
         """Hold a case for writing; raises CaseBusy where another process holds it.
 
-        On a local store the lock is the kernel's and ends with its process, however it dies.  A remote
-        store has no such lock: there, one scheduler must run a case once at a time.
+        On a local store the lock is the kernel's and ends with its process, however it dies; who holds it
+        stands in the file for people to read.  A remote store has no such lock: there, one scheduler must
+        run a case once at a time.
         """
         if self.folder is None:
             yield
@@ -203,14 +209,51 @@ class Store:
 
         path = self.path(f"{case_id}/.lock")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as stream:
+        with path.open("a+") as stream:
+            for attempt in range(LOCK_ATTEMPTS):
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if attempt == LOCK_ATTEMPTS - 1:
+                        raise CaseBusy(
+                            f"{case_id}: another run is working on this case in {self.folder}; "
+                            "wait for it to end."
+                        ) from error
+                    time.sleep(LOCK_PAUSE_S)  # it may have been only a look (`holder`)
+            with contextlib.suppress(OSError):  # a full disk must not keep a case from being looked at
+                stream.truncate(0)
+                json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": stamp()}, stream)
+                stream.flush()
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise CaseBusy(
-                    f"{case_id}: another run is working on this case in {self.folder}; wait for it to end."
-                ) from error
-            yield
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    stream.truncate(0)
+
+    def holder(self, case_id: str) -> dict[str, Any] | None:
+        """Who holds a case for writing now: {"pid", "host", "since"}, as far as known; None: nobody does.
+
+        Always None on a remote store.
+        """
+        if self.folder is None:
+            return None
+        import fcntl
+
+        try:
+            with self.path(f"{case_id}/.lock").open("r") as stream:
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return None
+                except OSError:
+                    text = stream.read()
+        except OSError:
+            return None
+        try:
+            found = json.loads(text)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
 
 
 def _umask() -> int:

@@ -1,0 +1,64 @@
+"""Whose fault an error is: the input's, the machine's, or the code's for this one item.
+
+An input's fault is a result and is kept.  A machine's fault says nothing about the item: it is tried
+again, and while it lasts the case has no report rather than one with a hole.  Anything else costs its
+own item, is named, and is tried again by the next run.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Literal
+
+from flows.cluster import ClusterGone
+from pipeline.errors import BadInput, InputChanged, SmearflowError
+from storage.store import CaseBusy
+
+Fault = Literal["input", "machine", "item"]
+
+# Full, read-only or failing disks, shares that went away, a machine out of handles or memory.
+_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOLCK,
+}
+# Their roots are no OSError, and the libraries are not imported where no remote store is used.
+_REMOTE_ROOTS = ("botocore.", "aiobotocore.", "aiohttp.")
+
+
+class StageFailed(SmearflowError):
+    """A stage of a case could not be finished; the message carries the first original error."""
+
+
+class Interrupted(StageFailed):
+    """The machine failed under a case: what was done is kept, and the next run finishes it."""
+
+
+def fault_of(error: BaseException) -> Fault:
+    """Whether the input, the machine or the item itself is to blame for an error."""
+    if isinstance(error, InputChanged | ClusterGone):
+        return "machine"
+    if isinstance(error, BadInput):
+        return "input"
+    if isinstance(error, ConnectionError | TimeoutError):
+        return "machine"
+    if isinstance(error, OSError) and error.errno in _MACHINE:
+        return "machine"
+    return "machine" if type(error).__module__.startswith(_REMOTE_ROOTS) else "item"
+
+
+def worth_another_try(error: BaseException) -> bool:
+    """Whether the same case may go through later in the same night."""
+    return isinstance(error, Interrupted | CaseBusy) or fault_of(error) == "machine"
