@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -32,4 +36,28 @@ class Classifier(Protocol):
 
         Without a pixel size the scale is inferred from the patch.
         """
+        ...
+
+
+@dataclass(frozen=True)
+class AttributionInput:
+    """What an explanation is computed from.
+
+    `view` (3, S, S) in [0, 1] is what the network reads of the patch, `frame` its centre x, y and its side
+    in pixels of the patch; `probabilities` takes views (B, 3, S, S) to the reported, calibrated (B, K) and
+    can be differentiated; `layer` is the last convolutional stage that is still finer than the cell.
+    """
+
+    view: torch.Tensor
+    frame: tuple[float, float, float]
+    probabilities: Callable[[torch.Tensor], torch.Tensor]
+    layer: torch.nn.Module
+
+
+@runtime_checkable
+class Explainable(Classifier, Protocol):
+    """A classifier whose probabilities can be attributed to pixels (`classifiers.explaining`)."""
+
+    def attribution_input(self, patch: np.ndarray, pixel_size_um: float | None) -> AttributionInput:
+        """The view of a patch (H, W, 3) uint8, and how its probabilities come about."""
         ...

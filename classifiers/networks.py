@@ -144,5 +144,10 @@ class CellNet(nn.Module):
         classes = out[:, : self.classes]
         return classes, out[:, -1] - classes.logsumexp(1)
 
+    def fine_layer(self, input_px: int, least_px: int = 5) -> nn.Module:
+        """The deepest stage whose features are still `least_px` wide, for Grad-CAM."""
+        stages = [f for f in self.network.feature_info if input_px / f["reduction"] >= least_px]
+        return self.network.get_submodule(stages[-1]["module"])
+
     def forward(self, views: Tensor) -> Tensor:
         return self.network(views)

@@ -134,8 +134,8 @@ def _smear_leukocytes(root: Path) -> Iterator[Sample]:
             yield Sample(path, row["class"], "smears-" + row["source"], *place, group=str(path), weight=0.8)
 
 
-def _smear_boxes(folder: Path, red_cells: float = 0.05) -> Iterator[Sample]:
-    """Platelets, and a share of the red cells, of the boxed smears."""
+def _boxes(folder: Path) -> Iterator[tuple[Path, str, int, list[tuple[int, float, float, float]]]]:
+    """Image, source, width and boxes (class, x, y, side in px) of every labelled field of a YOLO folder."""
     from PIL import Image
 
     for labels in sorted(folder.glob("labels/*/*.txt")):
@@ -145,18 +145,58 @@ def _smear_boxes(folder: Path, red_cells: float = 0.05) -> Iterator[Sample]:
         with Image.open(path) as image:
             width, height = image.size
         source = {575: "raabin", 416: "bccd", 640: "bccd"}.get(width, "barcelona")
-        boxes = [line.split() for line in labels.read_text().splitlines() if line.strip()]
-        sides = [max(float(b[3]) * width, float(b[4]) * height) for b in boxes if b[0] == "1"]
+        lines = [line.split() for line in labels.read_text().splitlines() if line.strip()]
+        yield (
+            path,
+            source,
+            width,
+            [
+                (
+                    int(b[0]),
+                    float(b[1]) * width,
+                    float(b[2]) * height,
+                    max(float(b[3]) * width, float(b[4]) * height),
+                )
+                for b in lines
+            ],
+        )
+
+
+def _smear_boxes(folder: Path, red_cells: float = 0.05) -> Iterator[Sample]:
+    """Platelets, and a share of the red cells, of the boxed smears."""
+    for path, source, width, boxes in _boxes(folder):
+        sides = [side for kind, _, _, side in boxes if kind == 1]
         red = float(np.median(sides)) if sides else 0.22 * width
-        for i, box in enumerate(boxes):
-            x, y = float(box[1]) * width, float(box[2]) * height
+        for i, (kind, x, y, side) in enumerate(boxes):
             chance = zlib.crc32(f"{path.name}/{i}".encode()) % 1000 / 1000
-            if box[0] == "1" and chance < red_cells:
-                side = max(float(box[3]) * width, float(box[4]) * height)
+            if kind == 1 and chance < red_cells:
                 yield Sample(path, "other", "smears-" + source, x, y, side, group=str(path))
-            elif box[0] == "2" and (source == "barcelona" or chance < 0.5):
+            elif kind == 2 and (source == "barcelona" or chance < 0.5):
                 # A platelet's view holds a red cell's width, so that it is seen to be small.
                 yield Sample(path, "platelet", "smears-" + source, x, y, 0.87 * red, group=str(path))
+
+
+def boxed_cells(folder: Path, limit: int, seed: int = 0) -> list[Sample]:
+    """Leukocytes and red cells of a smears folder (YOLO boxes: 0 leukocyte, 1 red cell), without names.
+
+    Every leukocyte is taken first, then red cells of all sources evenly, up to `limit`; the label `other`
+    says nothing.  Raises BadInput where there are no boxes.
+    """
+    leukocytes: list[Sample] = []
+    red: dict[str, list[Sample]] = {}
+    for path, source, _, boxes in _boxes(folder):
+        for kind, x, y, side in boxes:
+            if kind in (0, 1) and side >= 8:
+                sample = Sample(path, "other", "smears-" + source, x, y, side, group=str(path))
+                leukocytes.append(sample) if kind == 0 else red.setdefault(source, []).append(sample)
+    if not leukocytes and not red:
+        raise BadInput(f"{folder}: no boxed cells; give a folder with images/<part>/ and labels/<part>/.")
+    random = np.random.default_rng(seed)
+    chosen = [leukocytes[i] for i in random.permutation(len(leukocytes))[:limit]]
+    for n, source in enumerate(sorted(red)):
+        share = (limit - len(chosen)) // (len(red) - n)
+        chosen += [red[source][i] for i in random.permutation(len(red[source]))[:share]]
+    return sorted(chosen, key=lambda s: (str(s.path), s.x, s.y))
 
 
 def split_by_group(samples: Iterable[Sample], share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from classifiers.base import Classified
+from classifiers.base import AttributionInput, Classified
 from classifiers.networks import BACKBONES, CellNet
 from classifiers.taxonomy import CELL_TYPES
 from classifiers.views import LOCATOR_PX, balance, crop_square, dihedral, field_of_view, white_point
@@ -86,27 +86,48 @@ class TimmClassifier:
             parameters=card.parameters,
         )
 
+    def frame(self, patch: np.ndarray, pixel_size_um: float | None) -> tuple[float, float, float]:
+        """Centre x, y and side, in pixels of the patch, of the square in which its cell is named."""
+        x, y, side = field_of_view(patch, pixel_size_um, self.view_um)
+        if self._net.locator is None:
+            return x, y, side
+        small = balance(crop_square(patch, x, y, side, LOCATOR_PX), white_point(patch))
+        with torch.inference_mode():
+            dx, dy, log_side = self._net.locator(small[None].to(self._device))[0].tolist()
+        size = float(np.exp(log_side))
+        if max(abs(dx), abs(dy)) <= MAX_OFFSET:
+            x, y = x + dx * side, y + dy * side
+        share = float(np.clip(self.zoom * np.clip(size, MIN_SIDE, MAX_SIDE), MIN_VIEW, MAX_VIEW))
+        return x, y, share * side
+
     def view(self, patch: np.ndarray, pixel_size_um: float | None) -> torch.Tensor:
         """The view (3, S, S) in [0, 1], white-balanced, in which a patch's cell is named."""
-        x, y, side = field_of_view(patch, pixel_size_um, self.view_um)
-        white = white_point(patch)
-        view_side = side
-        if self._net.locator is not None:
-            small = balance(crop_square(patch, x, y, side, LOCATOR_PX), white)
-            with torch.inference_mode():
-                dx, dy, log_side = self._net.locator(small[None].to(self._device))[0].tolist()
-            size = float(np.exp(log_side))
-            if max(abs(dx), abs(dy)) <= MAX_OFFSET:
-                x, y = x + dx * side, y + dy * side
-            view_side = (
-                float(np.clip(self.zoom * np.clip(size, MIN_SIDE, MAX_SIDE), MIN_VIEW, MAX_VIEW)) * side
-            )
-        return balance(crop_square(patch, x, y, view_side, self.input_px), white)
+        x, y, side = self.frame(patch, pixel_size_um)
+        return balance(crop_square(patch, x, y, side, self.input_px), white_point(patch))
+
+    def attribution_input(self, patch: np.ndarray, pixel_size_um: float | None) -> AttributionInput:
+        """See `classifiers.base.Explainable`."""
+        frame = self.frame(patch, pixel_size_um)
+        view = balance(crop_square(patch, *frame, self.input_px), white_point(patch))
+
+        def probabilities(views: torch.Tensor) -> torch.Tensor:
+            copies = torch.cat([dihedral((v - self._mean) / self._std, self.views) for v in views])
+            logits, _ = self._net.logits(self._net.embed(copies.to(self._device)))
+            mean = logits.unflatten(0, (len(views), self.views)).mean(1)
+            return (mean / self.temperature).softmax(1).cpu()
+
+        return AttributionInput(view, frame, probabilities, self._net.fine_layer(self.input_px))
 
     def embed_views(self, views: torch.Tensor) -> np.ndarray:
         """Embeddings (N, D) of views (N, 3, S, S) in [0, 1], one each, without symmetric copies."""
         with torch.inference_mode():
             return self._net.embed(((views - self._mean) / self._std).to(self._device)).cpu().numpy()
+
+    def bag(self, patches: np.ndarray, pixel_size_um: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """Embeddings (N, D) and calibrated probabilities (N, K), float32: what patient-level readers read."""
+        embeddings, logits, _ = self.embed(patches, pixel_size_um)
+        scaled = torch.from_numpy(logits).double() / self.temperature
+        return embeddings.astype(np.float32), scaled.softmax(1).numpy().astype(np.float32)
 
     def embed(
         self, patches: np.ndarray, pixel_size_um: float | None

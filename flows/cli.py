@@ -19,6 +19,7 @@ COMMANDS = {
     "detect": ("detect", "Find leukocytes in images."),
     "segment": ("segment", "Label red cells, cytoplasm and nuclei in images."),
     "classify": ("classify", "Name the cell in each image."),
+    "explain": ("explain", "Show which pixels speak for a cell's class."),
     "stain": ("stain", "Stain images virtually."),
     "vtt": ("vtt", "Build and score a Visual Turing Test of virtual images."),
     "train": ("train", "Train a detector, segmenter, stainer or classifier."),

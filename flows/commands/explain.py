@@ -1,0 +1,94 @@
+"""`smearflow explain IMAGE… --out DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.console import (
+    as_rgb,
+    config_option,
+    each_image,
+    finish,
+    json_option,
+    output,
+    output_folder,
+    read_rgb_or_grey,
+    unique_output,
+)
+
+
+@click.command(name="explain")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", required=True, help="Folder for the pictures.")
+@click.option(
+    "--pixel-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Micrometres a pixel [from the file, else the scale is taken from the image].",
+)
+@click.option("--model", default=None, help="Classifier [the settings' choice].")
+@click.option("--class", "label", default=None, help="Class to explain [the one that is named].")
+@click.option(
+    "--method",
+    type=click.Choice(["integrated-gradients", "grad-cam", "occlusion"]),
+    default="integrated-gradients",
+    show_default=True,
+)
+@config_option
+@json_option
+def command(
+    images: tuple[str, ...],
+    out: str,
+    pixel_size: float | None,
+    model: str | None,
+    label: str | None,
+    method: str,
+    config: Path | None,
+    as_json: bool,
+) -> None:
+    """Show which pixels speak for (orange) and against (blue) the class of the cell in each image."""
+    import cv2
+
+    from classifiers.explaining import draw, explain, explainable
+    from pipeline.classification import classify_patches
+    from pipeline.settings import load_settings
+    from storage.images import image_info
+    from storage.registry import load
+
+    settings = load_settings(config).classification
+    classifier = explainable(load("classifier", model or settings.classifier))
+    folder = output_folder(out)
+    taken: set[Path] = set()
+
+    def one(path: Path) -> dict[str, Any]:
+        image = as_rgb(read_rgb_or_grey(path))
+        size = pixel_size or image_info(path).pixel_size_um
+        named = classify_patches(image[None], size, classifier, settings).cells([str(path)])[0]
+        found = explain(classifier, image, size, label or named.label, method)
+        target = unique_output(folder, path, ".png", taken)
+        cv2.imwrite(str(target), draw(image, found)[..., ::-1])
+        return {
+            "file": str(path),
+            "class": named.label,
+            "explained": found.label,
+            "probability": round(found.probability, 6),
+            "ood": round(float(named.ood), 6),
+            "output": str(target),
+            "method": found.method,
+            "model": classifier.name,
+            "view_px": [round(v, 1) for v in found.view_px],
+            "share_for": round(found.share_for, 4),
+        }
+
+    with output(as_json) as show:
+        results, refused = each_image(images, "explain", one)
+        show(
+            results,
+            "\n".join(
+                f"{r['file']}: {r['explained']} (p {r['probability']:.2f}) -> {r['output']}" for r in results
+            ),
+        )
+    finish(refused)
