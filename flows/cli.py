@@ -69,15 +69,14 @@ def group() -> None:
 
 def main(argv: list[str] | None = None) -> Any:
     """Entry point: bad input is one sentence on stderr and exit status 2."""
-    from pipeline.errors import BadModelPackage, SmearflowError
+    from pipeline.errors import SmearflowError
 
     try:
         return group.main(args=argv, prog_name="smearflow", standalone_mode=True)
-    except BadModelPackage as error:
-        click.echo(f"smearflow: {error}", err=True)
-        sys.exit(2)
     except SmearflowError as error:
-        click.echo(f"smearflow: {error}", err=True)
+        from flows.console import one_line
+
+        click.echo(f"smearflow: {one_line(str(error))}", err=True)
         sys.exit(2)
 
 

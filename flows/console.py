@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 import click
 
 from pipeline.errors import BadInput
+
+MIN_SIDE_PX = 16  # a nucleus of 5 µm at 0.3 µm a pixel; nothing smaller can be named
 
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else."
@@ -103,7 +106,13 @@ def read_rgb_or_grey(path: Path) -> Any:
     """Read an image file as (H, W) or (H, W, 3) uint8."""
     from storage.images import read_image, to_uint8
 
-    return to_uint8(read_image(path))
+    image = to_uint8(read_image(path))
+    if min(image.shape[:2]) < MIN_SIDE_PX:
+        raise BadInput(
+            f"{path}: the image has only {image.shape[1]} x {image.shape[0]} pixels; hand in the whole cell "
+            "or field."
+        )
+    return image
 
 
 def as_rgb(image: Any) -> Any:
@@ -151,13 +160,25 @@ def each_image(
         try:
             results.append(one(existing(name)))
         except SmearflowError as error:
-            refused.append(str(error))
+            refused.append(str(error) if str(name) in str(error) else f"{name}: {error}")
+        except Exception as error:  # a defect of ours; the other images of the line are still answered
+            logging.getLogger("smearflow").debug("%s", name, exc_info=True)
+            detail = " ".join(str(error).split())[:200]
+            refused.append(
+                f"{name}: it could not be processed ({type(error).__name__}: {detail}); this is a defect of "
+                "smearflow, please report it."
+            )
     return results, refused
+
+
+def one_line(text: str) -> str:
+    """A sentence as a terminal may see it: names of files can hold newlines and escape sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def finish(refused: list[str]) -> None:
     """Print the sentences on stderr and exit with 2 if any input was refused."""
     for sentence in refused:
-        click.echo(f"smearflow: {sentence}", err=True)
+        click.echo(f"smearflow: {one_line(sentence)}", err=True)
     if refused:
         sys.exit(2)

@@ -11,6 +11,12 @@ import numpy as np
 from storage.images_info import ImageInfo, plausible_pixel_size, refuse
 
 _MAX_HEADER_CHUNKS = 10_000
+# Bits a sample that each colour type may have (PNG specification, 11.2.2).
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+# A progressive JPEG has about ten scans, and each goes over every block: thousands of empty ones keep a
+# small file decoding for minutes.
+MAX_JPEG_SCANS = 100
 
 
 def png_info(path: Path, stream: BinaryIO) -> ImageInfo:
@@ -41,18 +47,33 @@ def png_info(path: Path, stream: BinaryIO) -> ImageInfo:
     if header is None:
         raise refuse(path, "has no header", "copy or export it again")
     width, height, depth, colour = header[:4]
-    if colour not in (0, 2, 3, 4, 6):
+    if depth not in _DEPTHS.get(colour, ()):
         raise refuse(path, "has a damaged header", "copy or export it again")
     return ImageInfo(width, height, 1 if colour in (0, 4) else 3, 16 if depth == 16 else 8, size_um, notes)
+
+
+def _pixel_chunks(path: Path, data: bytes) -> bytes:
+    """The PNG without texts, profiles and times: they may unpack to gigabytes, and are not needed.
+
+    libpng is satisfied without the last chunk; a file cut before it was not written to its end.
+    """
+    kept, at = [data[:8]], 8
+    while True:
+        head = data[at : at + 8]
+        if len(head) < 8:
+            raise refuse(path, "is truncated", "copy or export it again")
+        length, name = struct.unpack(">I4s", head)
+        if name in _PIXEL_CHUNKS:
+            kept.append(data[at : at + 12 + length])
+        at += 12 + length
+        if name == b"IEND":
+            return b"".join(kept)
 
 
 def png_decode(path: Path, data: bytes) -> np.ndarray:
     import imagecodecs
 
-    # libpng is satisfied without the last chunk; a file cut there was not written to its end.
-    if b"IEND" not in data[-(1 << 20) :]:
-        raise refuse(path, "is truncated", "copy or export it again")
-    pixels = imagecodecs.png_decode(data)
+    pixels = imagecodecs.png_decode(_pixel_chunks(path, data))
     if pixels.ndim == 3:
         # 2 = grey + alpha, 4 = RGB + alpha.
         pixels = pixels[..., 0] if pixels.shape[2] <= 2 else pixels[..., :3]
@@ -78,11 +99,18 @@ def jpeg_info(path: Path, stream: BinaryIO) -> ImageInfo:
         return ImageInfo(image.width, image.height, 1 if image.mode == "L" else 3, 8, size_um, notes)
 
 
+def check_scans(path: Path, data: bytes) -> None:
+    """Refuse JPEG data of more scans than any camera or program writes; in pixel data FF is never bare."""
+    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise refuse(path, "has far too many scans", "export it again as a plain JPEG, PNG or TIFF")
+
+
 def jpeg_decode(path: Path, data: bytes) -> np.ndarray:
     import io
 
     from PIL import Image, ImageFile
 
+    check_scans(path, data)
     # Other libraries switch this on for the whole process; a half field would be counted as a whole one.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
