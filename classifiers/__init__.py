@@ -32,3 +32,16 @@ def _timm(package: ModelPackage | None) -> Any:
 
     assert package is not None  # the registry hands a package to every architecture that needs one
     return TimmClassifier.from_package(package)
+
+
+@register(
+    "patient-classifier",
+    "attention-mil",
+    licence="AGPL-3.0-or-later",
+    summary="gated attention over a case's cell embeddings (Ilse 2018), and their histogram beside it",
+)
+def _attention_mil(package: ModelPackage | None) -> Any:
+    from classifiers.patients import AttentionReader
+
+    assert package is not None  # the registry hands a package to every architecture that needs one
+    return AttentionReader.from_package(package)

@@ -124,10 +124,17 @@ class TimmClassifier:
             return self._net.embed(((views - self._mean) / self._std).to(self._device)).cpu().numpy()
 
     def bag(self, patches: np.ndarray, pixel_size_um: float | None) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings (N, D) and calibrated probabilities (N, K), float32: what patient-level readers read."""
-        embeddings, logits, _ = self.embed(patches, pixel_size_um)
-        scaled = torch.from_numpy(logits).double() / self.temperature
-        return embeddings.astype(np.float32), scaled.softmax(1).numpy().astype(np.float32)
+        """Embeddings (N, D) and probabilities (N, K), float32, for patient-level readers.
+
+        One view a cell, not its symmetric copies: a bag of cells is less in need of the last digit, and this
+        is what such readers were trained on.
+        """
+        rows = [self.embed_views(self.view(patch, pixel_size_um)[None])[0] for patch in patches]
+        embeddings = np.stack(rows).astype(np.float32)
+        with torch.inference_mode():
+            logits, _ = self._net.logits(torch.from_numpy(embeddings).to(self._device))
+            probabilities = (logits.double() / self.temperature).softmax(1)
+        return embeddings, probabilities.cpu().numpy().astype(np.float32)
 
     def embed(
         self, patches: np.ndarray, pixel_size_um: float | None

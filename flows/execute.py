@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import reporting, stages, unit_stages
+from flows import patient_stage, reporting, stages, unit_stages
 from flows.cluster import Workers
 from flows.records import CaseRun, WorkNeeded
 from flows.runs import open_run
@@ -39,6 +39,7 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     classes = wrap("classification", unit_stages.classification)(
         run, found, patches_mark, staining_mark, doubt
     )
+    pattern = wrap("patient", patient_stage.patient)(run, found, patches_mark)
     findings = reporting.gather(
         case.model_copy(update={"problems": (*case.problems, *problems)}),
         found,
@@ -47,6 +48,8 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         doubtful,
         quality,
         overviews,
+        pattern,
+        patient_stage.why_not(run, found),
     )
     result = wrap("report", reporting.report)(run, findings)
     return CaseOutcome(

@@ -20,6 +20,7 @@ from pipeline.types import (
     CellClass,
     FocusQuality,
     Modality,
+    PatientPattern,
     Registration,
     Spec,
     Stain,
@@ -50,6 +51,8 @@ class Findings(Spec):
     classes: tuple[CellClass, ...]
     registrations: tuple[FieldFinding, ...]
     images: tuple[FieldFinding, ...]
+    patient: PatientPattern | None = None
+    no_patient: str | None = None  # why there is no patient-level reading
 
 
 def gather(
@@ -60,6 +63,8 @@ def gather(
     doubtful: dict[stages.FieldKey, str],
     quality: dict[stages.ImageKey, FocusQuality],
     overviews: dict[stages.ImageKey, str],
+    patient: PatientPattern | None = None,
+    no_patient: str | None = None,
 ) -> Findings:
     """The stages' results in one value."""
     return Findings(
@@ -83,6 +88,8 @@ def gather(
             )
             for k, q in sorted(quality.items())
         ),
+        patient=patient,
+        no_patient=no_patient,
     )
 
 
@@ -109,6 +116,8 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
     if any(k[1] != "Perls" for k in kinds):
         named.append(("segmenter", settings.classification.segmenter, (("brightfield", "MGG"),)))
         named.append(("classifier", settings.classification.classifier, (("brightfield", "MGG"),)))
+    if findings.patient is not None:
+        named.append(("patient-classifier", findings.patient.model, (("brightfield", "MGG"),)))
     return tuple(
         ModelUse.of(describe(task, name), reads, version=version("smearflow")) for task, name, reads in named
     )
@@ -219,6 +228,8 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             min_confidence=min_confidence,
         ),
         run.settings,
+        patient=findings.patient,
+        no_patient=findings.no_patient,
     )
     files = {
         RESULT: result.to_json().encode(),

@@ -25,6 +25,9 @@ from pipeline.result import (
     InputFile,
     ModelInfo,
     NotAssessed,
+    PatientCell,
+    PatientLevel,
+    PatternShare,
     ProblemReport,
     Result,
     Review,
@@ -32,8 +35,9 @@ from pipeline.result import (
     Status,
 )
 from pipeline.settings import Settings
-from pipeline.types import Case, Cell, CellClass
+from pipeline.types import Case, Cell, CellClass, PatientPattern
 
+PATIENT_LEVEL = "The pattern of all cells together"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:smearflow:report")
 
 
@@ -48,6 +52,8 @@ def build_result(
     status: Status = "preliminary",
     review: Review | None = None,
     reviewed: Mapping[str, str] | None = None,
+    patient: PatientPattern | None = None,
+    no_patient: str | None = None,
 ) -> Result:
     """The result of a case.
 
@@ -83,12 +89,42 @@ def build_result(
         per_100_wbc=counted.per_100_wbc,
         me_ratio=counted.me_ratio,
         sideroblasts=counted.sideroblasts,
+        patient=_patient(patient, run),
         galleries=_galleries(cells, classes, counted, reviewed or {}, settings),
         flags=raise_flags(facts),
-        not_assessed=(*_not_seen(case, bool(virtual), run), *counted.not_assessed),
+        not_assessed=(
+            *_not_seen(case, bool(virtual), run),
+            *counted.not_assessed,
+            *(
+                [NotAssessed(code="NO_PATIENT_LEVEL", what=PATIENT_LEVEL, why=no_patient)]
+                if no_patient
+                else []
+            ),
+        ),
         problems=_problems(case, quality),
         fields=fields,
         review=review or _review(counted, classes, reviewed or {}),
+    )
+
+
+def _patient(found: PatientPattern | None, run: RunInfo) -> PatientLevel | None:
+    """The patient-level reading with what its model was measured on."""
+    if found is None:
+        return None
+    card = next((m.card for m in run.models if m.name == found.model), None)
+    ranked = sorted(found.probabilities, key=lambda k: (-found.probabilities[k], k))
+    return PatientLevel(
+        model=found.model,
+        measured_on=str(card.metrics.get("measured_on", "not stated")) if card else "not stated",
+        n_cells=found.n_cells,
+        patterns=tuple(
+            PatternShare(pattern=k, p_attention=found.probabilities[k], p_histogram=found.histogram[k])
+            for k in ranked
+        ),
+        agree=ranked[0] == min(found.histogram, key=lambda k: (-found.histogram[k], k)),
+        top_cells=tuple(
+            PatientCell(cell_id=c.cell_id, attention=c.attention, speaks_for=c.speaks_for) for c in found.top
+        ),
     )
 
 

@@ -25,7 +25,7 @@ from pipeline.report_images import (
     FieldPicture,
     encode_within,
 )
-from pipeline.result import Gallery, GalleryCell, Result, Row
+from pipeline.result import Gallery, GalleryCell, PatientCell, Result, Row
 from pipeline.settings import ReportSettings
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -186,6 +186,7 @@ def _render(
         checks_left_out=len(check_images.left_out),
         bars=_bars(result),
         rs_bar=_rs_bar(result),
+        attended=_attended(result, shelves),
         tops=_tops(result),
         decimals=_decimals(result),
         thumbnail_px=settings.thumbnail_px,
@@ -194,6 +195,13 @@ def _render(
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode(),
     )
+
+
+def _attended(result: Result, shelves: Sequence[Shelf]) -> list[tuple[PatientCell, Card]]:
+    """The cells of highest attention that the page shows a picture of."""
+    cards = {card.cell.cell_id: card for shelf in shelves for card in shelf.cards if card.uri}
+    top = result.patient.top_cells if result.patient else ()
+    return [(c, cards[c.cell_id]) for c in top if c.cell_id in cards]
 
 
 def _tops(result: Result) -> dict[str, str]:

@@ -220,6 +220,29 @@ class Sideroblasts(Part):
     code: str = Field(description="local code; no LOINC code for ring sideroblasts is known")
 
 
+class PatternShare(Part):
+    pattern: str
+    p_attention: float = Field(description="by attention over the cells' embeddings")
+    p_histogram: float = Field(description="by the cells' mean class probabilities alone")
+
+
+class PatientCell(Part):
+    cell_id: str
+    attention: float = Field(description="its share of the whole bag's attention, which sums to 1")
+    speaks_for: str
+
+
+class PatientLevel(Part):
+    """The pattern that all stained cells make together; never a diagnosis."""
+
+    model: str
+    measured_on: str = Field(description="what the model's figures were measured on, from its card")
+    n_cells: int
+    patterns: tuple[PatternShare, ...] = Field(description="likeliest by attention first")
+    agree: bool = Field(description="whether attention and histogram name the same pattern")
+    top_cells: tuple[PatientCell, ...] = Field(description="highest attention first")
+
+
 class ClassP(Part):
     class_: str = Field(alias="class")
     p: float
@@ -343,6 +366,7 @@ class Result(Part):
     per_100_wbc: Per100Wbc | None
     me_ratio: MeRatio | None
     sideroblasts: Sideroblasts | None
+    patient: PatientLevel | None
     galleries: tuple[Gallery, ...]
     flags: tuple[Flag, ...]
     not_assessed: tuple[NotAssessed, ...]

@@ -9,13 +9,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import BadInput
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FieldPosition(Section):
+    """A field of a whole slide named by a person: its upper left corner, counted from the slide's."""
+
+    slide: str | None = None  # None: of every slide of the case
+    x_um: float | None = Field(None, ge=0)
+    y_um: float | None = Field(None, ge=0)
+    x_px: float | None = Field(None, ge=0)  # pixels of the slide at full resolution
+    y_px: float | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> FieldPosition:
+        um, px = (self.x_um, self.y_um), (self.x_px, self.y_px)
+        if (None in um) == (None in px) or None in (um if px == (None, None) else px):
+            raise ValueError("a field's position is x_um and y_um, or x_px and y_px")
+        return self
+
+    def corner_px(self, pixel_size_um: float) -> tuple[int, int]:
+        """The corner in level-0 pixels."""
+        if self.x_px is not None and self.y_px is not None:
+            return round(self.x_px), round(self.y_px)
+        return round((self.x_um or 0.0) / pixel_size_um), round((self.y_um or 0.0) / pixel_size_um)
+
+    def shown(self) -> str:
+        if self.x_px is not None:
+            return f"({self.x_px:g}, {self.y_px:g}) px"
+        return f"({self.x_um:g}, {self.y_um:g}) µm"
 
 
 class IntakeSettings(Section):
@@ -27,6 +55,9 @@ class IntakeSettings(Section):
     field_overlap_um: float = Field(25.0, ge=0)  # of fields cut from a slide: about a large cell
     max_slide_fields: int = Field(60, gt=0)
     min_tissue_fraction: float = Field(0.05, ge=0, le=1)
+    slide_field_choice: Literal["monolayer", "stained area"] = "monolayer"  # how fields are ranked
+    min_field_score: float = Field(0.1, ge=0, le=1)  # monolayer score under which a field is left out
+    slide_fields: tuple[FieldPosition, ...] = ()  # named by hand: then these and no others
     max_image_pixels: int = Field(400_000_000, gt=0)  # larger field images are refused, not opened
 
 
@@ -82,6 +113,14 @@ class ClassificationSettings(Section):
     min_child_share: float = Field(0.6, ge=0.5, le=1)  # of its parent's probability, for a child to be named
 
 
+class PatientSettings(Section):
+    """The pattern that all cells of a case make together."""
+
+    model: str | None = "patient-patterns"  # None: no patient-level reading
+    min_cells: int = Field(20, gt=0)  # fewer say too little (docs/patients.md)
+    top_cells: int = Field(12, ge=0)  # shown in the report, by attention
+
+
 class CountingSettings(Section):
     """Denominators, intervals and the rules of the flags (CLINICAL.md)."""
 
@@ -116,6 +155,7 @@ class Settings(Section):
     patches: PatchSettings = PatchSettings()
     staining: StainingSettings = StainingSettings()
     classification: ClassificationSettings = ClassificationSettings()
+    patients: PatientSettings = PatientSettings()
     counting: CountingSettings = CountingSettings()
     report: ReportSettings = ReportSettings()
 

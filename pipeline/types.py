@@ -15,6 +15,7 @@ Modality = Literal["brightfield", "dic"]
 Stain = Literal["MGG", "Perls", "unstained"]
 Specimen = Literal["blood", "bone_marrow"]
 CaseMode = Literal["brightfield", "dic", "paired", "mgg_perls"]
+FieldChoice = Literal["monolayer", "stained area", "by hand"]
 Box = tuple[float, float, float, float]
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 
@@ -65,6 +66,20 @@ class FieldImage(Spec):
     region: SlideRegion | None = None  # set where the field is cut from a whole-slide file
 
 
+class SlideChoice(Spec):
+    """How the fields of a whole slide were chosen: by monolayer score, by stained area, or by a person."""
+
+    slide: str
+    file: str
+    how: FieldChoice
+    n_candidates: int  # fields with stained material
+    n_scored: int  # of them looked at
+    n_chosen: int
+    lowest_score: float | None = None  # of the chosen fields
+    best_score: float | None = None
+    picture: str | None = None  # key in the store of the slide drawn with scores and chosen fields
+
+
 class Case(Spec):
     """A validated case: what there is to count, and what had to be left out."""
 
@@ -75,6 +90,7 @@ class Case(Spec):
     images: tuple[FieldImage, ...]
     problems: tuple[Problem, ...] = ()
     n_fields_declared: int
+    slide_choices: tuple[SlideChoice, ...] = ()
 
     def image(
         self, slide: str, field: str, modality: Modality, stain: Stain | None = None
@@ -151,8 +167,32 @@ class Cell(Spec):
     dic_bbox_px: Box | None = None
 
 
-class CellClass(Spec):
-    """What a classifier says of one cell."""
+class CellMeasures(Spec):
+    """Measures of the cell in the middle of a patch; lengths in µm, areas in µm², densities in OD (log10).
+
+    nc_ratio is nucleus area / whole-cell area, in [0, 1] (not nucleus / cytoplasm, which has no upper
+    limit).  Eccentricity is that of the ellipse of equal second moments, 0 a circle (skimage
+    regionprops).  od_* are the mean optical densities in red, green, blue against the glass of the
+    patch; None where that part is absent.  cut_by_patch: the patch's edge cuts the cell, so areas are
+    lower limits.  All None where no leukocyte is labelled in the middle.
+    """
+
+    area_um2: float | None = None
+    nucleus_area_um2: float | None = None
+    cytoplasm_area_um2: float | None = None
+    nc_ratio: float | None = None
+    lobes: int | None = None
+    eccentricity: float | None = None
+    nucleus_eccentricity: float | None = None
+    nucleus_solidity: float | None = None
+    perimeter_um: float | None = None
+    od_nucleus: tuple[float, float, float] | None = None
+    od_cytoplasm: tuple[float, float, float] | None = None
+    cut_by_patch: bool | None = None
+
+
+class CellClass(CellMeasures):
+    """What a classifier says of one cell, and what a segmenter measures of it."""
 
     cell_id: str
     label: str  # canonical class of CLINICAL.md, or a parent
@@ -162,5 +202,21 @@ class CellClass(Spec):
     virtual: bool = False  # read from a virtually stained image
     stain_confidence: float | None = None
     rs_type: Literal["0", "1", "2", "3", "indeterminate"] | None = None
-    area_um2: float | None = None
-    nc_ratio: float | None = None
+
+
+class AttendedCell(Spec):
+    """A cell that a patient-level reading rests on."""
+
+    cell_id: str
+    attention: float  # its share of the whole bag's, which sums to 1
+    speaks_for: str  # the pattern that this cell alone speaks for most
+
+
+class PatientPattern(Spec):
+    """What all cells of a case say together: by attention, and by their mean class probabilities alone."""
+
+    model: str
+    n_cells: int
+    probabilities: dict[str, float]
+    histogram: dict[str, float]
+    top: tuple[AttendedCell, ...]  # by attention, highest first

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pipeline.errors import BadModelPackage, UnknownName
 from storage.packages import ModelPackage, find_package, list_packages
 
-Task = Literal["detector", "segmenter", "stainer", "classifier", "sideroblast-reader"]
+Task = Literal["detector", "segmenter", "stainer", "classifier", "sideroblast-reader", "patient-classifier"]
 Builder = Callable[[ModelPackage | None], Any]
 
 # The rooms that register builders when they are imported; imported only when a model is asked for,

@@ -1,0 +1,100 @@
+"""The stage that looks at all cells of a case at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flows import work
+from flows.records import CaseRun, Item, StageFailed
+from flows.stages import VERSIONS, model_sha
+from pipeline.settings import Settings
+from pipeline.types import Cell, PatientPattern
+from storage.fingerprint import fingerprint
+
+
+def stained_cells(found: tuple[Cell, ...]) -> list[Cell]:
+    """The cells whose real May-Grünwald-Giemsa stain was photographed, in their order."""
+    return [c for c in found if c.modality == "brightfield" and c.stain == "MGG"]
+
+
+def why_not(run: CaseRun, found: tuple[Cell, ...]) -> str | None:
+    """Why this case has no patient-level reading, or None where it has one."""
+    from storage.packages import ModelPackage
+    from storage.registry import describe
+
+    settings = run.settings.patients
+    if settings.model is None:
+        return "it is turned off in the settings (patients.model)"
+    n = len(stained_cells(found))
+    if n < settings.min_cells:
+        return f"{n} cells with a real stain were found, at least {settings.min_cells} are needed"
+    reader = describe("patient-classifier", settings.model)
+    classifier = describe("classifier", run.settings.classification.classifier)
+    assert isinstance(reader, ModelPackage)  # every patient-level reader has weights
+    sha256 = classifier.card.sha256 if isinstance(classifier, ModelPackage) else None
+    if reader.card.parameters.get("cell_classifier_sha256") != sha256:
+        return (
+            f"{reader.name} reads cells as another classifier sees them "
+            f"({reader.card.parameters.get('cell_classifier')}); train it again for "
+            f"{run.settings.classification.classifier}"
+        )
+    return None
+
+
+def patient(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> PatientPattern | None:
+    """The pattern of the case's stained cells; None where `why_not` gives a reason."""
+    settings = run.settings
+    if settings.patients.model is None or why_not(run, found) is not None:
+        return None
+    mark = fingerprint(
+        "patient",
+        VERSIONS["patient"],
+        patches_mark,
+        settings.patients,
+        model_sha("classifier", settings.classification.classifier),
+        model_sha("patient-classifier", settings.patients.model),
+    )
+    item = Item(
+        key="case",
+        fingerprint=mark,
+        function=read_case,
+        args=(run.store.url, run.case_id, list(found), settings),
+        gpu=True,
+    )
+    outcome = run.run_items("patient", [item])["case"]
+    if outcome.error is not None:
+        raise StageFailed(f"{run.case_id}: patient failed: {outcome.error_type}: {outcome.error}")
+    return PatientPattern.model_validate(outcome.output)
+
+
+def read_case(store_url: str, case_id: str, found: list[Cell], settings: Settings) -> dict[str, Any]:
+    """On a worker: embed the stained cells of a case shard by shard, and read them as one bag."""
+    import numpy as np
+
+    from pipeline.patients import embed_cells, read_patient
+    from storage.case_store import CaseStore, shard_rows
+    from storage.registry import load
+    from storage.store import Store
+
+    work.limit_threads()
+    assert settings.patients.model is not None
+    store, step = CaseStore(Store(store_url), case_id), shard_rows(settings.patches)
+    wanted = {c.cell_id for c in stained_cells(tuple(found))}
+
+    def batches() -> Any:
+        for start in range(0, len(found), step):
+            some = found[start : start + step]
+            mine = np.array([c.cell_id in wanted for c in some])
+            if mine.any():
+                yield work.patches_to_read(store, some, start, settings)[mine]
+
+    classifier = load("classifier", settings.classification.classifier)
+    embeddings, probabilities = embed_cells(batches(), settings.patches.pixel_size_um, classifier)
+    pattern = read_patient(
+        [c.cell_id for c in found if c.cell_id in wanted],
+        embeddings,
+        probabilities,
+        load("patient-classifier", settings.patients.model),
+        top_cells=settings.patients.top_cells,
+    )
+    return pattern.model_dump(mode="json")

@@ -1,0 +1,75 @@
+"""Losses that look at a stained cell through a frozen classifier: its features, and its name for the cell.
+
+A pixel loss is content with the mean of what a cell may look like; what tells the cell types apart is a
+small part of it.  Features of a network that names cells weigh just that part (Johnson, Alahi and Fei-Fei,
+ECCV 2016), and the divergence of its class probabilities asks that the stained cell be given the name of the
+real one (the class head of thesis chapter 8, with a network instead of expert classes).  The classifier
+sees both images in the light of the real one, so that the lamp's colour is not part of the loss.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_WHITE = 0.45  # as classifiers see a patch without background
+
+
+def white_of(stained: Tensor) -> Tensor:
+    """Brightest colour (B, 3, 1, 1) of stained images (B, 3, H, W) in [0, 1]: the 98th percentile."""
+    sample = stained[:, :, ::4, ::4].flatten(2)
+    white = torch.quantile(sample.float(), 0.98, dim=2)
+    return white.clamp(min=MIN_WHITE)[:, :, None, None]
+
+
+class PerceptualLoss(nn.Module):
+    """Feature and class distances of image pairs under one frozen convolutional network of timm.
+
+    `network` takes views (B, 3, input_px, input_px) normalised by mean and std and gives logits, of which
+    the first `classes` are compared; the features are those of its last three stages.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        input_px: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.input_px, self.classes = input_px, classes
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(std)[:, None, None])
+
+    def train(self, mode: bool = True) -> PerceptualLoss:
+        """A frozen judge stays in evaluation mode whatever its surroundings do."""
+        del mode
+        return super().train(False)
+
+    def _look(self, image: Tensor, white: Tensor) -> tuple[list[Tensor], Tensor]:
+        size = (self.input_px, self.input_px)
+        view = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        view = ((view / white).clamp(0, 1.2) - self.mean) / self.std
+        last, stages = self.network.forward_intermediates(view, indices=3)
+        return stages, self.network.forward_head(last)[:, : self.classes]
+
+    def forward(self, image: Tensor, stained: Tensor) -> tuple[Tensor, Tensor]:
+        """(feature distance, class divergence) of images (B, 3, H, W) from stained ones, each a mean.
+
+        The feature distance is the mean absolute difference over each stage's own spread; the divergence
+        is that of Kullback and Leibler, in nats, from the real image's classes.
+        """
+        white = white_of(stained)
+        with torch.no_grad():
+            wanted, logits = self._look(stained, white)
+            named = logits.softmax(1)
+        found, guesses = self._look(image, white)
+        feature = sum(
+            ((a - b).abs().mean() / (b.std() + 1e-6) for a, b in zip(found, wanted, strict=True)),
+            image.new_zeros(()),
+        ) / len(wanted)
+        return feature, F.kl_div(guesses.log_softmax(1), named, reduction="batchmean")
