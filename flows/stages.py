@@ -22,16 +22,16 @@ from storage.fingerprint import fingerprint
 
 # Raised by one where a stage's code changes what it computes from the same inputs.
 VERSIONS = {
-    "intake": 1,
+    "intake": 2,
     "registration": 1,
     "detection": 1,
     "cells": 1,
     "patches": 1,
     "staining": 1,
-    "classification": 1,
+    "classification": 2,
     "patient": 1,
     "sideroblasts": 1,
-    "report": 1,
+    "report": 2,
 }
 
 FieldKey = tuple[str, str]
@@ -54,18 +54,32 @@ def image_key(image: FieldImage) -> ImageKey:
 
 def intake(run: CaseRun) -> Case:
     """Read and validate the case folder; every image is hashed and decoded once."""
-    from pipeline.intake import assemble_case, declare, refuse_missing_pixel_size
+    from pipeline.intake import (
+        assemble_case,
+        declare,
+        refuse_missing_pixel_size,
+        refuse_unusable_slides,
+    )
 
     declared = declare(run.case_dir, run.settings.intake, pixel_size_um=run.pixel_size_um)
     refuse_missing_pixel_size(run.case_dir, declared)
+    refuse_unusable_slides(run.case_dir, declared, run.settings.intake)
     items = []
     for source in declared.sources:
         sha256 = source.hash_file(run.case_dir)
+        key = safe_key(*source.names)
         items.append(
             Item(
-                key=safe_key(*source.names),
+                key=key,
                 function=work.inspect,
-                args=(str(run.case_dir), source, sha256, run.settings),
+                args=(
+                    str(run.case_dir),
+                    run.store.url,
+                    run.picture_key("intake", key),
+                    source,
+                    sha256,
+                    run.settings,
+                ),
                 fingerprint=fingerprint("intake", VERSIONS["intake"], sha256, source, run.settings.intake),
             )
         )

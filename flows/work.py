@@ -316,7 +316,7 @@ def classify_unit(
 ) -> dict[str, Any]:
     """Name, measure and, on Perls, read the sideroblast type of the cells of one unit."""
     from pipeline.classification import classify_patches
-    from pipeline.segmentation import measure_cells
+    from pipeline.segmentation import measure_cells, rounded_measures
     from pipeline.sideroblasts import read_sideroblasts
     from storage.case_store import CaseStore
     from storage.registry import load
@@ -341,8 +341,7 @@ def classify_unit(
                 "confidence": round(result.confidence, 6),
                 "ood": round(result.ood, 6),
                 "virtual": cells[i].modality == "dic",
-                "area_um2": _rounded(measure.area_um2),
-                "nc_ratio": _rounded(measure.nc_ratio),
+                **rounded_measures(measure),
             }
     if perls:
         # On Perls the question is the iron of an erythroblast, not the class: the finder looks for
@@ -359,13 +358,12 @@ def classify_unit(
     return {"classes": [{"cell_id": c.cell_id, **d} for c, d in zip(cells, documents, strict=True)]}
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else round(float(value), 4)
-
-
-def inspect(case_dir: str, source: Any, sha256: str, settings: Settings) -> dict[str, Any]:
+def inspect(
+    case_dir: str, store_url: str, picture_key: str, source: Any, sha256: str, settings: Settings
+) -> dict[str, Any]:
     """Open, hash and decode one source of a case, whose file had this hash a moment ago.
 
+    Of a whole slide the picture of the chosen fields is kept under `picture_key`.
     Raises InputChanged where it is another by now (a copy still under way, a share that went away), so
     that what was seen of it is not kept under the wrong hash.
     """
@@ -373,7 +371,12 @@ def inspect(case_dir: str, source: Any, sha256: str, settings: Settings) -> dict
     from pipeline.intake import inspect_source
 
     limit_threads()
-    found = inspect_source(Path(case_dir), source, settings.intake)
+
+    def keep_picture(rgb: np.ndarray) -> str:
+        _put_jpeg(store_url, picture_key, rgb)
+        return picture_key
+
+    found = inspect_source(Path(case_dir), source, settings.intake, keep_picture)
     seen = {image.sha256 for image in found.images} or {source.hash_file(Path(case_dir))}
     if seen != {sha256}:
         raise InputChanged(f"{source.file} was changed while the case was read; run the case again.")

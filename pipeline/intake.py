@@ -8,17 +8,19 @@ BadInput; what costs one image is a Problem of the Case, and the rest goes on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import BadInput, InputChanged, UnreadableImage
-from pipeline.intake_files import check_case_id, check_pixel_size, inside, read_regular_file, sha256_file
+from pipeline.intake_files import check_case_id, check_pixel_size, inside, read_regular_file
 from pipeline.intake_manifest import Declaration, Source, declare
+from pipeline.intake_slides import inspect_slide, refuse_unusable_slides
+from pipeline.intake_sources import MISSING_PIXEL_SIZE, Inspected, no_pixel_size, problem_of, scale_of
 from pipeline.settings import IntakeSettings
-from pipeline.types import Case, CaseMode, FieldImage, Problem, SlideRegion, Spec
+from pipeline.types import Case, CaseMode, FieldImage, Problem
 
 __all__ = [
     "Declaration",
@@ -32,69 +34,22 @@ __all__ = [
     "read_case",
     "read_field",
     "refuse_missing_pixel_size",
+    "refuse_unusable_slides",
 ]
 
 MIN_SIDE_PX = 64  # smaller than any leukocyte at any objective that is used for counting
-PIXEL_SIZE_TOLERANCE = 0.10
-MISSING_PIXEL_SIZE = "MISSING_PIXEL_SIZE"
 
 
-class Inspected(Spec):
-    """What one source turned out to be: images to count (several of a slide), and what was wrong."""
-
-    images: tuple[FieldImage, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
-
-def _problem(source: Source, code: str, message: str, *, fatal: bool = True) -> Problem:
-    return Problem(
-        code=code,
-        message=message,
-        slide=source.slide,
-        field=source.field or None,
-        file=source.file,
-        fatal_for_field=fatal,
-    )
-
-
-def _scale(source: Source, in_file_um: float | None) -> tuple[float, Any, list[Problem]] | None:
-    """Pixel size, where it comes from, and a problem where two sources disagree; None where none says."""
-    if source.given_pixel_size_um is not None:
-        size, origin = source.given_pixel_size_um, "command line"
-    elif source.manifest_pixel_size_um is not None:
-        size, origin = source.manifest_pixel_size_um, "manifest"
-    elif in_file_um is not None:
-        return in_file_um, "file", []
-    else:
-        return None
-    others = {"file": in_file_um, "manifest": source.manifest_pixel_size_um}
-    problems = [
-        _problem(
-            source,
-            "PIXEL_SIZE_CONFLICT",
-            f"{source.file}: the {origin} says {size:g} µm a pixel, the {name} {other:.4g} µm; "
-            f"{size:g} µm is used. Correct the one that is wrong.",
-            fatal=False,
-        )
-        for name, other in others.items()
-        if other is not None and name != origin and abs(other / size - 1.0) > PIXEL_SIZE_TOLERANCE
-    ]
-    return size, origin, problems
-
-
-def _no_pixel_size(source: Source) -> Inspected:
-    where = f"line {source.line} of manifest.csv" if source.line else "a manifest.csv"
-    message = (
-        f"{source.file}: neither the manifest nor the file states the pixel size; write it into "
-        f"pixel_size_um in {where}, or give --pixel-size."
-    )
-    return Inspected(problems=(_problem(source, MISSING_PIXEL_SIZE, message),))
-
-
-def inspect_source(case_dir: Path | str, source: Source, settings: IntakeSettings) -> Inspected:
+def inspect_source(
+    case_dir: Path | str,
+    source: Source,
+    settings: IntakeSettings,
+    keep_picture: Callable[[np.ndarray], str] | None = None,
+) -> Inspected:
     """Open, hash and decode one source; never raises for what is wrong with the file itself.
 
-    A field image is read once: the bytes that are hashed are the bytes that are decoded.
+    A field image is read once: the bytes that are hashed are the bytes that are decoded.  Of a whole
+    slide `keep_picture` takes the picture of the chosen fields, (H, W, 3) uint8, and gives its key.
     """
     case_dir = Path(case_dir).absolute()
     try:
@@ -103,17 +58,17 @@ def inspect_source(case_dir: Path | str, source: Source, settings: IntakeSetting
             message = (
                 f"{source.file} is named in the manifest but is not in the folder; add it or remove its line."
             )
-            return Inspected(problems=(_problem(source, "MISSING_FILE", message),))
+            return Inspected(problems=(problem_of(source, "MISSING_FILE", message),))
         if source.kind == "slide":
-            return _inspect_slide(path, source, settings)
+            return inspect_slide(path, source, settings, keep_picture)
         return _inspect_field(path, source, settings)
     except UnreadableImage as error:
         message = str(error).replace(str(case_dir) + "/", "")
-        return Inspected(problems=(_problem(source, "UNREADABLE", message),))
+        return Inspected(problems=(problem_of(source, "UNREADABLE", message),))
     except (OSError, BadInput) as error:
         detail = getattr(error, "strerror", None) or str(error)
         message = f"{source.file} cannot be read ({detail}); copy it again."
-        return Inspected(problems=(_problem(source, "UNREADABLE", message),))
+        return Inspected(problems=(problem_of(source, "UNREADABLE", message),))
 
 
 def refuse_missing_pixel_size(case_dir: Path | str, declared: Declaration) -> None:
@@ -131,7 +86,7 @@ def refuse_missing_pixel_size(case_dir: Path | str, declared: Declaration) -> No
         except (BadInput, OSError):
             continue  # a missing or damaged file is another problem, and not the whole case's
         if info.pixel_size_um is None:
-            raise BadInput(f"{declared.case_id}: {_no_pixel_size(source).problems[0].message}")
+            raise BadInput(f"{declared.case_id}: {no_pixel_size(source).problems[0].message}")
 
 
 def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
@@ -143,24 +98,26 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
     del data
     if min(info.width, info.height) < MIN_SIDE_PX:
         message = f"{source.file} has only {info.width} x {info.height} pixels; hand in the whole field."
-        return Inspected(problems=(_problem(source, "TOO_SMALL", message),))
+        return Inspected(problems=(problem_of(source, "TOO_SMALL", message),))
     if source.modality == "brightfield" and source.stain == "unstained":
         message = (
             f"{source.file}: brightfield of an unstained smear shows no cell types; declare its stain, "
             "or its modality as dic."
         )
-        return Inspected(problems=(_problem(source, "UNSTAINED_BRIGHTFIELD", message),))
+        return Inspected(problems=(problem_of(source, "UNSTAINED_BRIGHTFIELD", message),))
     if source.modality == "brightfield" and is_grey(pixels):
         message = (
             f"{source.file} is declared as {source.stain} brightfield but carries no colour, without "
             "which cells cannot be named; export it in colour, or declare it as dic."
         )
-        return Inspected(problems=(_problem(source, "GREY_BRIGHTFIELD", message),))
-    scale = _scale(source, info.pixel_size_um)
+        return Inspected(problems=(problem_of(source, "GREY_BRIGHTFIELD", message),))
+    scale = scale_of(source, info.pixel_size_um)
     if scale is None:
-        return _no_pixel_size(source)
+        return no_pixel_size(source)
     size, origin, problems = scale
-    problems += [_problem(source, "FILE_NOTE", f"{source.file}: {note}.", fatal=False) for note in info.notes]
+    problems += [
+        problem_of(source, "FILE_NOTE", f"{source.file}: {note}.", fatal=False) for note in info.notes
+    ]
     image = FieldImage(
         slide=source.slide,
         field=source.field,
@@ -178,60 +135,6 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
         y_um=source.y_um,
     )
     return Inspected(images=(image,), problems=tuple(problems))
-
-
-def _inspect_slide(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
-    from storage.slides import SlideReader, fields_of_slide
-
-    if source.modality == "dic" or source.stain == "unstained":
-        message = f"{source.file}: a whole slide is read as stained brightfield only; export DIC as fields."
-        return Inspected(problems=(_problem(source, "UNREADABLE", message),))
-    digest = sha256_file(path)
-    with SlideReader(path) as reader:
-        scale = _scale(source, reader.file_pixel_size_um)
-        if scale is None:
-            return _no_pixel_size(source)
-        size, origin, problems = scale
-        reader.pixel_size_um = size
-        fields = fields_of_slide(
-            reader,
-            field_width_px=settings.field_width_px,
-            field_height_px=settings.field_height_px,
-            target_pixel_size_um=settings.slide_pixel_size_um,
-            overlap_um=settings.field_overlap_um,
-            min_tissue_fraction=settings.min_tissue_fraction,
-            max_fields=settings.max_slide_fields,
-        )
-    if not fields:
-        message = (
-            f"{source.file}: no stained material was found on the slide; check that it is the right one."
-        )
-        return Inspected(problems=(*problems, _problem(source, "EMPTY_SLIDE", message)))
-    prefix = f"{source.field}-" if source.field else ""
-    images = tuple(
-        FieldImage(
-            slide=source.slide,
-            field=f"{prefix}R{number:04d}",
-            modality=source.modality,
-            stain=source.stain,
-            file=source.file,
-            pixel_size_um=field.pixel_size_um,
-            pixel_size_source=origin,
-            width_px=field.out_width_px,
-            height_px=field.out_height_px,
-            bits=8,
-            channels=3,
-            sha256=digest,
-            # Where the slide itself has a stage position, it is that of its corner.
-            x_um=(source.x_um or 0.0) + field.x_px * size,
-            y_um=(source.y_um or 0.0) + field.y_px * size,
-            region=SlideRegion(
-                x_px=field.x_px, y_px=field.y_px, width_px=field.width_px, height_px=field.height_px
-            ),
-        )
-        for number, field in enumerate(fields, start=1)
-    )
-    return Inspected(images=images, problems=tuple(problems))
 
 
 def _drop_copies(images: list[FieldImage]) -> tuple[list[FieldImage], list[Problem]]:
@@ -345,6 +248,9 @@ def assemble_case(declared: Declaration, inspected: Iterable[Inspected | Mapping
         images=tuple(images),
         problems=tuple(sorted(settled, key=lambda p: (p.slide or "", p.field or "", p.code, p.file or ""))),
         n_fields_declared=len((set(declared.declared_fields) - whole) | of_slides),
+        slide_choices=tuple(
+            sorted((i.choice for i in found if i.choice is not None), key=lambda c: (c.slide, c.file))
+        ),
     )
 
 

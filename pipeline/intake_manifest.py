@@ -10,7 +10,6 @@ import csv
 import io
 import math
 import re
-from datetime import date, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
@@ -22,9 +21,11 @@ from pipeline.intake_files import (
     inside,
     read_small,
     sha256_file,
+    sha256_slide,
     shown,
 )
-from pipeline.settings import IntakeSettings
+from pipeline.intake_yaml import read_case_yaml
+from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.types import Modality, Problem, Spec, Specimen, Stain
 
 MANIFEST = "manifest.csv"
@@ -51,6 +52,7 @@ class Source(Spec):
     given_pixel_size_um: float | None = None  # from the command line, which overrides the manifest
     x_um: float | None = None
     y_um: float | None = None
+    positions: tuple[FieldPosition, ...] = ()  # of a whole slide: fields named in slide_fields.csv
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,7 +62,8 @@ class Source(Spec):
     def hash_file(self, case_dir: Path) -> str:
         """sha256 of the file as it is now; a word where it is missing or cannot be read."""
         try:
-            return sha256_file(inside(Path(case_dir), self.file))
+            path = inside(Path(case_dir), self.file)
+            return sha256_slide(path) if self.kind == "slide" else sha256_file(path)
         except OSError as error:
             return type(error).__name__
         except BadInput:
@@ -233,48 +236,6 @@ def _without_manifest(case_dir: Path, settings: IntakeSettings, given_um: float 
     )
 
 
-def read_case_yaml(case_dir: Path) -> tuple[Specimen | None, str | None]:
-    """Specimen and collection date of case.yaml; (None, None) where there is none."""
-    import yaml
-
-    path = case_dir / "case.yaml"
-    data = read_small(case_dir, "case.yaml", 64 << 10)
-    if data is None:
-        return None, None
-    try:
-        document = yaml.safe_load(decode_text(path, data))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        detail = shown(" ".join(str(error).split()), 160)
-        raise BadInput(
-            f"{path} is no valid YAML ({detail}); write lines such as 'specimen: blood'."
-        ) from error
-    if document is None:
-        return None, None
-    if not isinstance(document, dict):
-        raise BadInput(f"{path} holds no keys; write lines such as 'specimen: blood'.")
-    unknown = sorted(str(k) for k in document if k not in ("specimen", "collected"))
-    if unknown:
-        raise BadInput(
-            f"{path} has the unknown key '{shown(unknown[0])}'; the keys are specimen and collected."
-        )
-    specimen = document.get("specimen")
-    if specimen is not None:
-        specimen = _one_of(str(path), "specimen", str(specimen), get_args(Specimen))
-    collected = document.get("collected")
-    if collected is None:
-        return specimen, None
-    if isinstance(collected, date | datetime):
-        return specimen, collected.isoformat()
-    try:
-        text = str(collected).strip()
-        datetime.fromisoformat(text)
-    except ValueError as error:
-        raise BadInput(
-            f"{path}: 'collected' is '{shown(str(collected))}'; write a date such as 2026-11-01."
-        ) from error
-    return specimen, text
-
-
 def _drop_duplicates(sources: list[Source]) -> tuple[list[Source], list[Problem]]:
     """One source for each slide, field, modality and stain.
 
@@ -315,6 +276,30 @@ def _drop_duplicates(sources: list[Source]) -> tuple[list[Source], list[Problem]
     return kept, problems
 
 
+def _with_positions(case_dir: Path, sources: list[Source]) -> list[Source]:
+    """The sources, each whole slide with the fields that the folder's slide_fields.csv names on it."""
+    from pipeline.slide_positions import POSITIONS_FILE, parse_positions
+
+    data = read_small(case_dir, POSITIONS_FILE, MAX_MANIFEST_BYTES)
+    if data is None:
+        return sources
+    path = case_dir / POSITIONS_FILE
+    positions = parse_positions(path, data)
+    slides = {s.slide for s in sources if s.kind == "slide"}
+    for position in positions:
+        if not slides or position.slide not in {None, *slides}:
+            what = f"the slide '{position.slide}'" if position.slide and slides else "a whole slide"
+            raise BadInput(
+                f"{path} names fields of {what}, which the case does not hold; correct or remove it."
+            )
+    return [
+        s.model_copy(update={"positions": tuple(p for p in positions if p.slide in (None, s.slide))})
+        if s.kind == "slide"
+        else s
+        for s in sources
+    ]
+
+
 def declare(
     case_dir: Path | str, settings: IntakeSettings, *, pixel_size_um: float | None = None
 ) -> Declaration:
@@ -353,7 +338,7 @@ def declare(
             f"{case_dir} cannot be read ({error.strerror}); check the disk and who may read it."
         ) from error
     declared = tuple(dict.fromkeys((s.slide, s.field) for s in sources))
-    kept, doubled = _drop_duplicates(sources)
+    kept, doubled = _drop_duplicates(_with_positions(case_dir, sources))
     return Declaration(
         case_id=case_id,
         specimen=specimen,

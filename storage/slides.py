@@ -5,7 +5,7 @@ Only the slide image itself is ever read; label and macro images, which carry id
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.errors import UnreadableImage
 from storage.images_info import PLAUSIBLE_UM, refuse
+from storage.slides_companions import companions
 
 SLIDE_SUFFIXES = frozenset((".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm"))
 
@@ -74,6 +75,7 @@ class SlideReader:
         import openslide
 
         self.path = Path(path)
+        companions(self.path)  # nothing outside the slide's folder is opened
         try:
             self._slide: Any = openslide.OpenSlide(str(self.path))
             self.width_px, self.height_px = (int(v) for v in self._slide.dimensions)
@@ -198,6 +200,16 @@ class SlideReader:
             )
         return self.pixel_size_um
 
+    def check(self) -> None:
+        """Decode a small piece of every level; raises UnreadableImage where a level cannot be decoded.
+
+        A damaged file often opens: its header is whole, and the error comes with the first tile.
+        """
+        for level, (width, height) in enumerate(self._level_sizes):
+            w, h = min(width, 64), min(height, 64)
+            down_x, down_y = self.width_px / width, self.height_px / height
+            self._read_level(round((width - w) // 2 * down_x), round((height - h) // 2 * down_y), level, w, h)
+
     def thumbnail(self, longest_px: int = THUMBNAIL_PX) -> np.ndarray:
         """The whole slide, (H, W, 3) uint8, at most `longest_px` on its longer side, in bounded memory."""
         import cv2
@@ -236,22 +248,101 @@ def _pixel_size(properties: Any) -> float | None:
     return sum(values) / 2
 
 
+def glass_colour(thumbnail: np.ndarray) -> np.ndarray:
+    """(3,) float: the slide's empty glass, the 99th percentile of each channel of a thumbnail.
+
+    Pixels of pure white are left out where there are others: scanners leave what they did not image
+    white or transparent, which is brighter than any glass.
+    """
+    pixels = thumbnail.reshape(-1, 3)
+    imaged = pixels[(pixels < 255).any(axis=1)]
+    if len(imaged) < 0.02 * len(pixels):
+        imaged = pixels
+    return np.maximum(np.percentile(imaged, 99, axis=0), 1.0)
+
+
+def optical_density(image: np.ndarray, glass: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 of an (H, W, 3) uint8 image: log10 of glass over light, 0 to 3."""
+    # 256 grey levels need 256 logarithms, not one a pixel.
+    light = (np.arange(256, dtype=np.float64)[:, None] + 1.0) / (np.asarray(glass, np.float64) + 1.0)
+    table = -np.log10(np.clip(light, 1e-3, 1.0)).astype(np.float32)
+    return np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
+
+
 def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
     """(H, W) bool: where a thumbnail (H, W, 3) uint8 shows stained material rather than glass.
 
-    Optical density against the slide's own glass (the 99th percentile of each channel), cut by Otsu's
-    threshold, held between 0.05 (an empty slide has no tissue, however noisy its glass) and 0.12 (a
-    single layer of red cells counts, even beside dense tissue that draws the threshold up).
+    Optical density against the slide's own glass, cut by Otsu's threshold, held between 0.05 (an empty
+    slide has no tissue, however noisy its glass) and 0.12 (a single layer of red cells counts, even
+    beside dense tissue that draws the threshold up).
     Source of the threshold: Otsu 1979, IEEE Trans. SMC 9:62-66.
     """
     import cv2
 
-    glass = np.maximum(np.percentile(thumbnail.reshape(-1, 3), 99, axis=0), 1.0)
-    density = -np.log10(np.clip((thumbnail + 1.0) / (glass + 1.0), 1e-3, 1.0)).max(axis=2)
+    density = optical_density(thumbnail, glass_colour(thumbnail)).max(axis=2)
     scaled = np.clip(density * 255.0, 0, 255).astype(np.uint8)
     otsu, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     mask: np.ndarray = density > min(max(otsu / 255.0, 0.05), 0.12)
     return mask
+
+
+@dataclass(frozen=True)
+class FieldGrid:
+    """Fields of one size that cover a slide: their positions, and how a field is cut at one.
+
+    `scale` is level-0 pixels per pixel of the field, `pixel_size_um` that of the field.
+    """
+
+    width_px: int
+    height_px: int
+    scale: float
+    pixel_size_um: float
+    xs: tuple[int, ...]
+    ys: tuple[int, ...]
+
+    def field(self, reader: SlideReader, x: int, y: int, tissue_fraction: float) -> SlideField:
+        """The field whose upper left corner is a level-0 pixel; cut short at the slide's edge."""
+        width = min(round(self.width_px * self.scale), reader.width_px - x)
+        height = min(round(self.height_px * self.scale), reader.height_px - y)
+        out = (max(1, round(width / self.scale)), max(1, round(height / self.scale)))
+        return SlideField(x, y, width, height, *out, self.pixel_size_um, tissue_fraction)
+
+
+def field_grid(
+    reader: SlideReader,
+    *,
+    field_width_px: int,
+    field_height_px: int,
+    target_pixel_size_um: float,
+    overlap_um: float,
+) -> FieldGrid:
+    """Fields at a pixel size, never finer than the slide itself, overlapping by about a cell, so that each
+    cell is whole in one of them.  Raises UnreadableImage for a slide without a pixel size."""
+    mpp = reader._need_pixel_size()
+    size_um = max(target_pixel_size_um, mpp)
+    if abs(size_um / mpp - 1.0) <= _SAME_SCALE:
+        size_um = mpp
+    scale = size_um / mpp
+    xs = _starts(reader.width_px, field_width_px * scale, overlap_um / mpp)
+    ys = _starts(reader.height_px, field_height_px * scale, overlap_um / mpp)
+    return FieldGrid(field_width_px, field_height_px, scale, size_um, tuple(xs), tuple(ys))
+
+
+def candidate_fields(
+    reader: SlideReader, grid: FieldGrid, thumbnail: np.ndarray, min_tissue_fraction: float
+) -> tuple[SlideField, ...]:
+    """The fields of a grid that are not background, in reading order."""
+    mask = tissue_mask(thumbnail)
+    # Sums over any rectangle in constant time.
+    integral = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    found: list[SlideField] = []
+    for y in grid.ys:
+        for x in grid.xs:
+            field = grid.field(reader, x, y, 0.0)
+            fraction = _fraction(integral, mask.shape, reader, x, y, field.width_px, field.height_px)
+            if fraction >= min_tissue_fraction:
+                found.append(replace(field, tissue_fraction=fraction))
+    return tuple(found)
 
 
 def fields_of_slide(
@@ -264,33 +355,15 @@ def fields_of_slide(
     min_tissue_fraction: float,
     max_fields: int,
 ) -> tuple[SlideField, ...]:
-    """The fields of a slide that show most tissue, in reading order.
-
-    A grid of fields at the target pixel size (never finer than the slide itself) with an overlap of
-    about a cell, so that each cell is whole in one of them; background is skipped.  A slide smaller
-    than one field is one smaller field.  Raises UnreadableImage without a pixel size.
-    """
-    mpp = reader._need_pixel_size()
-    size_um = max(target_pixel_size_um, mpp)
-    if abs(size_um / mpp - 1.0) <= _SAME_SCALE:
-        size_um = mpp
-    scale = size_um / mpp
-    thumbnail = reader.thumbnail()
-    mask = tissue_mask(thumbnail)
-    # Sums over any rectangle in constant time.
-    integral = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    found: list[SlideField] = []
-    xs = _starts(reader.width_px, field_width_px * scale, overlap_um / mpp)
-    ys = _starts(reader.height_px, field_height_px * scale, overlap_um / mpp)
-    for y in ys:
-        for x in xs:
-            width = min(round(field_width_px * scale), reader.width_px - x)
-            height = min(round(field_height_px * scale), reader.height_px - y)
-            fraction = _fraction(integral, mask.shape, reader, x, y, width, height)
-            if fraction < min_tissue_fraction:
-                continue
-            out = (max(1, round(width / scale)), max(1, round(height / scale)))
-            found.append(SlideField(x, y, width, height, *out, size_um, fraction))
+    """The fields of a slide that show most stained material, in reading order (see `field_grid`)."""
+    grid = field_grid(
+        reader,
+        field_width_px=field_width_px,
+        field_height_px=field_height_px,
+        target_pixel_size_um=target_pixel_size_um,
+        overlap_um=overlap_um,
+    )
+    found = candidate_fields(reader, grid, reader.thumbnail(), min_tissue_fraction)
     best = sorted(found, key=lambda f: (-f.tissue_fraction, f.y_px, f.x_px))[:max_fields]
     return tuple(sorted(best, key=lambda f: (f.y_px, f.x_px)))
 

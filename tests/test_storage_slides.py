@@ -16,7 +16,14 @@ from pipeline.settings import IntakeSettings
 from storage.slides import SlideReader, fields_of_slide, tissue_mask
 
 GLASS = (242, 240, 243)
-SMALL = IntakeSettings(field_width_px=300, field_height_px=200, slide_pixel_size_um=0.5, field_overlap_um=10)
+# The discs on these slides are no red cells, so fields are ranked by what is stained.
+SMALL = IntakeSettings(
+    field_width_px=300,
+    field_height_px=200,
+    slide_pixel_size_um=0.5,
+    field_overlap_um=10,
+    slide_field_choice="stained area",
+)
 
 
 def _slide(path: Path, *, mpp: float | None = 0.5, seed: int = 1, tissue: bool = True) -> np.ndarray:

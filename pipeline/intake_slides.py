@@ -1,0 +1,150 @@
+"""Intake of whole slides: which can be read at all, and the fields that are cut from one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import BadInput, UnreadableImage
+from pipeline.intake_files import inside, sha256_slide
+from pipeline.intake_manifest import Declaration, Source
+from pipeline.intake_sources import Inspected, no_pixel_size, problem_of, scale_of
+from pipeline.settings import FieldPosition, IntakeSettings
+from pipeline.types import FieldImage, Problem, SlideChoice, SlideRegion
+
+KeepPicture = Callable[[np.ndarray], str]
+
+
+def positions_of(source: Source, settings: IntakeSettings) -> tuple[FieldPosition, ...]:
+    """The fields of a slide that a person named: in the settings, else in the case folder."""
+    named = settings.slide_fields or source.positions
+    return tuple(p for p in named if p.slide in (None, source.slide))
+
+
+def refuse_unusable_slides(case_dir: Path | str, declared: Declaration, settings: IntakeSettings) -> None:
+    """Raise BadInput for what can be seen of a case's whole slides without reading them through.
+
+    A slide without a pixel size; positions that name no slide of the case, or lie outside theirs; and
+    slides that cannot be opened or decoded, where nothing else is left to count.  Intake finds it too,
+    but on a worker, after every file was hashed; a person should not wait for that.
+    """
+    from storage.slides import SlideReader
+
+    slides = [s for s in declared.sources if s.kind == "slide"]
+    names = {s.slide for s in slides}
+    for position in settings.slide_fields:
+        if not slides or position.slide not in {None, *names}:
+            what = f"the slide '{position.slide}'" if position.slide and slides else "any whole slide"
+            raise BadInput(
+                f"{declared.case_id}: fields are named by hand, but the case does not hold {what}; check the "
+                "positions."
+            )
+    broken: list[UnreadableImage] = []
+    for source in slides:
+        path = inside(Path(case_dir).absolute(), source.file)
+        if not path.exists():
+            continue
+        try:
+            with SlideReader(path) as reader:
+                reader.check()
+                scale = scale_of(source, reader.file_pixel_size_um)
+                if scale is None:
+                    raise BadInput(f"{declared.case_id}: {no_pixel_size(source).problems[0].message}")
+                reader.pixel_size_um = scale[0]
+                if positions := positions_of(source, settings):
+                    from pipeline.slide_fields import fields_by_hand
+
+                    fields_by_hand(reader, settings, positions)
+        except UnreadableImage as error:
+            broken.append(error)
+        except OSError:
+            continue
+    if broken and len(broken) == len(declared.sources):
+        more = f" ({len(broken) - 1} more like it)" if len(broken) > 1 else ""
+        raise BadInput(f"{declared.case_id}: no field can be used: {broken[0]}{more}")
+
+
+def inspect_slide(
+    path: Path, source: Source, settings: IntakeSettings, keep_picture: KeepPicture | None = None
+) -> Inspected:
+    """The fields of one whole slide; raises UnreadableImage, OSError or BadInput for a slide that is none.
+
+    `keep_picture` takes the picture of the choice, (H, W, 3) uint8, and gives the key it is kept under.
+    """
+    from pipeline.slide_fields import choose_fields
+    from storage.slides import SlideReader
+
+    if source.modality == "dic" or source.stain == "unstained":
+        message = f"{source.file}: a whole slide is read as stained brightfield only; export DIC as fields."
+        return Inspected(problems=(problem_of(source, "UNREADABLE", message),))
+    digest = sha256_slide(path)
+    with SlideReader(path) as reader:
+        scale = scale_of(source, reader.file_pixel_size_um)
+        if scale is None:
+            return no_pixel_size(source)
+        size, origin, problems = scale
+        reader.pixel_size_um = size
+        chosen = choose_fields(
+            reader, settings, positions_of(source, settings), by_stained_area=source.stain == "Perls"
+        )
+        picture = None
+        if keep_picture is not None:
+            from pipeline.slide_picture import draw_choice
+
+            picture = keep_picture(draw_choice(chosen, reader.width_px, reader.height_px))
+    if not chosen.fields:
+        message = (
+            f"{source.file}: no stained material was found on the slide; check that it is the right one."
+        )
+        return Inspected(problems=(*problems, problem_of(source, "EMPTY_SLIDE", message)), picture=picture)
+    if not chosen.monolayer:
+        problems.append(_no_monolayer(source, settings, len(chosen.fields)))
+    prefix = f"{source.field}-" if source.field else ""
+    images = tuple(
+        FieldImage(
+            slide=source.slide,
+            field=f"{prefix}R{number:04d}",
+            modality=source.modality,
+            stain=source.stain,
+            file=source.file,
+            pixel_size_um=field.pixel_size_um,
+            pixel_size_source=origin,
+            width_px=field.out_width_px,
+            height_px=field.out_height_px,
+            bits=8,
+            channels=3,
+            sha256=digest,
+            # Where the slide itself has a stage position, it is that of its corner.
+            x_um=(source.x_um or 0.0) + field.x_px * size,
+            y_um=(source.y_um or 0.0) + field.y_px * size,
+            region=SlideRegion(
+                x_px=field.x_px, y_px=field.y_px, width_px=field.width_px, height_px=field.height_px
+            ),
+        )
+        for number, field in enumerate(chosen.fields, start=1)
+    )
+    scores = {c.field: c.score for c in chosen.candidates if c.score is not None}
+    taken = [round(scores[f], 3) for f in chosen.fields if f in scores]
+    choice = SlideChoice(
+        slide=source.slide,
+        file=source.file,
+        how=chosen.how,
+        n_candidates=len(chosen.candidates),
+        n_scored=len(scores),
+        n_chosen=len(chosen.fields),
+        lowest_score=min(taken, default=None),
+        best_score=max(taken, default=None),
+        picture=picture,
+    )
+    return Inspected(images=images, problems=tuple(problems), choice=choice, picture=picture)
+
+
+def _no_monolayer(source: Source, settings: IntakeSettings, n: int) -> Problem:
+    message = (
+        f"{source.file}: no field of the slide shows a single layer of red cells in focus (monolayer score "
+        f"{settings.min_field_score:g} or more); the {n} best are read. Look at the picture of the slide, "
+        "and name fields with --fields where there are better ones."
+    )
+    return problem_of(source, "NO_MONOLAYER", message, fatal=False)
