@@ -1,0 +1,196 @@
+"""What the training of both multi-domain stainers shares: batches, one optimiser a pass, pictures, the loop.
+
+A run folder is that of `stainers.gan_training`, with `pool.npz`, the data set, beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
+from stainers.gan_training import (
+    GanRun,
+    Progress,
+    RunOptions,
+    append_rows,
+    drop_later,
+    save_atomically,
+)
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class DomainBatch:
+    """picture, partner (B, 3, h, w) in [0, 1]; domain, target, label (B,) int64; mask (B, h, w) int64, 255
+    unknown; paired (B,) bool: partner is the same cell in the target domain."""
+
+    picture: Tensor
+    domain: Tensor
+    target: Tensor
+    label: Tensor
+    mask: Tensor
+    partner: Tensor
+    paired: Tensor
+
+
+def to_domain_batch(examples: Sequence[DomainExample], device: torch.device) -> DomainBatch:
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([np.asarray(getattr(e, name)) for e in examples])).to(device)
+
+    return DomainBatch(**{name: stack(name) for name in DomainBatch.__dataclass_fields__})
+
+
+class DomainRun(GanRun):
+    """A run with one averaged generator, `stain`, and an optimiser for every kind of pass.
+
+    A network that several passes train has its own moments in each of their optimisers.
+    """
+
+    generators = ("stain",)
+
+    def __init__(self, recipe: Any, options: RunOptions, device: torch.device) -> None:
+        super().__init__(recipe, options, options.steps, device)
+        # Where a random number is needed, it depends on seed and step alone: a resumed run goes on alike.
+        self.random = torch.Generator()
+
+    def ready_for(self, groups: Mapping[str, Sequence[nn.Module]]) -> None:
+        """After `nets` are there: the averages, and an Adam (betas 0.5, 0.999) for each group's networks."""
+        self.ready()
+        self.optimisers = {
+            name: torch.optim.Adam(
+                [p for net in nets for p in net.parameters()],
+                lr=self.options.learning_rate,
+                betas=(0.5, 0.999),
+            )
+            for name, nets in groups.items()
+        }
+
+    def train_step(self, batch: Any) -> dict[str, float]:
+        self.random.manual_seed(self.options.seed * 1_000_003 + self.step)
+        for net in self.nets.values():
+            net.train()
+        return super().train_step(batch)
+
+    @torch.no_grad()
+    def pair_error(self, data: DomainSet, limit: int = 48) -> float:
+        """Mean absolute error of the averaged generator on the pairs of a held-out set, DIC to stain."""
+        errors = []
+        for cell in data.cells:
+            if cell.picture.shape[2] != 2 or cell.partner == NO_PARTNER:
+                continue
+            wanted = data.cells[cell.partner]
+            errors.append(
+                float((self.show(cell.picture, wanted.domain) - _planes(wanted.picture)).abs().mean())
+            )
+            if len(errors) == limit:
+                break
+        return float(np.mean(errors)) if errors else float("nan")
+
+    @torch.no_grad()
+    def show(self, picture: Array, target: int) -> Tensor:
+        """A picture (H, W, 2 or 3) uint8 through the averaged generator: (3, H, W) in [0, 1] on the CPU.
+
+        H and W are cut to the network's multiple.
+        """
+        net = self.averages["stain"]
+        multiple = int(net.multiple)
+        x = _planes(picture)[
+            :, : picture.shape[0] // multiple * multiple, : picture.shape[1] // multiple * multiple
+        ]
+        out = net(x[None].to(self.device), torch.tensor([target], device=self.device))[0].cpu()
+        full = _planes(picture)[:1].expand(3, -1, -1).clone()
+        full[:, : out.shape[1], : out.shape[2]] = out
+        return full
+
+
+def _planes(picture: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float() / 255
+
+
+def fit_domains(
+    run: DomainRun,
+    sampler: DomainSampler,
+    held_out: DomainSet,
+    out_dir: Path,
+    *,
+    resume: bool = False,
+    stop_at: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train to the recipe's last step; `stop_at` ends early, as a kill would, but with a checkpoint.
+
+    `choice.csv` holds the error on held-out pairs; the checkpoint with the lowest is kept as `best-loss.pt`.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    options, checkpoint = run.options, out_dir / "checkpoint.pt"
+    if resume and checkpoint.is_file():
+        run.load(checkpoint)
+    for name in ("losses.csv", "choice.csv"):
+        drop_later(out_dir / name, run.step)
+    last = min(run.total, stop_at or run.total)
+    rows: list[dict[str, Any]] = []
+    best = _best(out_dir / "choice.csv")
+    while run.step < last:
+        parts = run.train_step(to_domain_batch(sampler.batch(run.step, options.batch), run.device))
+        rows.append({"step": run.step, **{k: round(v, 6) for k, v in parts.items()}})
+        if progress is not None:
+            progress(run.step, run.total, parts)
+        if run.step % options.sample_every == 0 or run.step == run.total:
+            save_domain_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
+        if options.choose_every and (run.step % options.choose_every == 0 or run.step == run.total):
+            error = run.pair_error(held_out)
+            append_rows(out_dir / "choice.csv", [{"step": run.step, "loss": round(error, 6)}])
+            if error < best:
+                best = error
+                kept = {k: v.state_dict() for k, v in run.averages.items()}
+                save_atomically({"step": run.step, "averages": kept}, out_dir / "best-loss.pt")
+        if run.step % options.checkpoint_every == 0 or run.step == last:
+            _append(out_dir / "losses.csv", rows)
+            rows = []
+            save_atomically(run.state(), checkpoint)
+
+
+def _best(path: Path) -> float:
+    import csv
+
+    if not path.is_file():
+        return float("inf")
+    with path.open(newline="", encoding="utf-8") as stream:
+        return min((float(r["loss"]) for r in csv.DictReader(stream)), default=float("inf"))
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Not every step has every pass: the columns are those of all passes, in the order they first appear."""
+    if not path.is_file() and rows:
+        names = list(dict.fromkeys(k for row in rows for k in row))
+        rows = [{n: row.get(n, "") for n in names} for row in rows]
+    append_rows(path, rows)
+
+
+@torch.no_grad()
+def save_domain_samples(run: DomainRun, held_out: DomainSet, path: Path, n: int = 6) -> None:
+    """A row for each of `n` held-out pairs: the DIC, its translation to every stain, the real stain."""
+    from PIL import Image
+
+    rows = []
+    stains = [i for i, d in enumerate(held_out.domains) if d != "dic"]
+    for cell in held_out.cells:
+        if cell.picture.shape[2] != 2 or cell.partner == NO_PARTNER:
+            continue
+        shown = [torch.from_numpy(np.repeat(cell.picture[..., :1], 3, 2).transpose(2, 0, 1)).float() / 255]
+        shown += [run.show(cell.picture, t) for t in stains]
+        shown.append(_planes(held_out.cells[cell.partner].picture))
+        rows.append(torch.cat(shown, dim=2))
+        if len(rows) == n:
+            break
+    if rows:
+        picture = (torch.cat(rows, dim=1).clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0).numpy()
+        Image.fromarray(picture).save(path)
