@@ -55,6 +55,9 @@ class SideroblastReading:
     granules_px: np.ndarray = field(default_factory=lambda: np.empty((0, 3)))
     nucleus_contour: np.ndarray | None = None
     reason: str = ""
+    probabilities: tuple[float, ...] | None = (
+        None  # of types 0 to 3 and none of them, where a reader has some
+    )
 
 
 @runtime_checkable
@@ -78,13 +81,7 @@ class RuleReader:
 
     def read(self, patches: np.ndarray, pixel_size_um: float) -> list[SideroblastReading]:
         """Read patches (N, H, W, 3) uint8 at a known pixel size (µm)."""
-        if patches.ndim != 4 or patches.shape[3] != 3 or patches.dtype != np.uint8:
-            raise BadInput(
-                f"patches of shape {patches.shape} and type {patches.dtype} cannot be read for iron;"
-                " hand in (N, H, W, 3) uint8."
-            )
-        if not 0.01 <= pixel_size_um <= 2.0:
-            raise BadInput(f"a pixel size of {pixel_size_um} µm is not that of a smear; give 0.01 to 2 µm.")
+        check_patches(patches, pixel_size_um)
         return [self._read(patch, pixel_size_um) for patch in patches]
 
     def _read(self, patch: np.ndarray, pixel_size_um: float) -> SideroblastReading:
@@ -144,6 +141,17 @@ class RuleReader:
             to_patch(contour, scale),
             reason,
         )
+
+
+def check_patches(patches: np.ndarray, pixel_size_um: float) -> None:
+    """Raise BadInput unless patches are (N, H, W, 3) uint8 at a pixel size that a microscope can have."""
+    if patches.ndim != 4 or patches.shape[3] != 3 or patches.dtype != np.uint8:
+        raise BadInput(
+            f"patches of shape {patches.shape} and type {patches.dtype} cannot be read for iron;"
+            " hand in (N, H, W, 3) uint8."
+        )
+    if not 0.01 <= pixel_size_um <= 2.0:
+        raise BadInput(f"a pixel size of {pixel_size_um} µm is not that of a smear; give 0.01 to 2 µm.")
 
 
 def to_patch(points: np.ndarray, scale: float) -> np.ndarray:

@@ -63,3 +63,15 @@ def _perls_classical(package: ModelPackage | None) -> Any:
     from detectors.segment_perls import PerlsErythroblastFinder
 
     return PerlsErythroblastFinder()
+
+
+@register(
+    "detector",
+    "marrow-net",
+    licence="AGPL-3.0-or-later",
+    summary="Centres, boxes and kinds of nucleated cells in whole marrow fields, MGG or Perls",
+)
+def _marrow_net(package: ModelPackage | None) -> Any:
+    from detectors.marrow import build
+
+    return build(package)
