@@ -14,7 +14,14 @@ Columns, in this order:
 | confidence, ood | 0-1 | of the label; share of validation cells that look more familiar |
 | virtual, stain_confidence | -, 0-1 | read from a virtual stain, and the stainer's confidence |
 | rs_type | - | iron type 0-3 or indeterminate, on Perls |
-| area_um2, nc_ratio | µm², - | of the cell; nucleus / cytoplasm area |
+| area_um2, nucleus_area_um2, cytoplasm_area_um2 | µm² | of the cell; null where no leukocyte was segmented |
+| nc_ratio | 0-1 | nucleus area / whole-cell area |
+| lobes | - | of the nucleus |
+| eccentricity, nucleus_eccentricity | 0-1 | of the ellipse of equal second moments; 0 a circle |
+| nucleus_solidity | 0-1 | nucleus area / area of its convex hull |
+| perimeter_um | µm | of the cell |
+| od_nucleus_<channel>, od_cytoplasm_<channel> | OD | mean optical density (log10) in red, green, blue |
+| cut_by_patch | - | the patch's edge cuts the cell: areas are lower limits |
 | p_<class> | 0-1 | probability of each class that the classifier knows |
 """
 
@@ -72,9 +79,12 @@ def cells_table(
             "virtual": found.virtual if found else None,
             "stain_confidence": found.stain_confidence if found else None,
             "rs_type": found.rs_type if found else None,
-            "area_um2": found.area_um2 if found else None,
-            "nc_ratio": found.nc_ratio if found else None,
         }
+        row.update({k: getattr(found, k) if found else None for k in _MEASURES})
+        for part in _PARTS:
+            density = getattr(found, f"od_{part}") if found else None
+            for i, channel in enumerate(_CHANNELS):
+                row[f"od_{part}_{channel}"] = density[i] if density else None
         row.update({f"p_{k}": found.probabilities.get(k) if found else None for k in known})
         rows.append(row)
     columns = {name: _dtype(name) for name in (*_COLUMNS, *(f"p_{k}" for k in known))}
@@ -92,10 +102,17 @@ _TEXT = (
     "label_reviewed",
     "rs_type",
 )
+_MEASURES = (
+    *("area_um2", "nucleus_area_um2", "cytoplasm_area_um2", "nc_ratio", "lobes", "eccentricity"),
+    *("nucleus_eccentricity", "nucleus_solidity", "perimeter_um", "cut_by_patch"),
+)
+_PARTS, _CHANNELS = ("nucleus", "cytoplasm"), ("red", "green", "blue")
 _COLUMNS = (
     *("cell_id", "slide", "field", "modality", "stain", "x0_px", "y0_px", "x1_px", "y1_px", "x_um", "y_um"),
     *("score", "at_border", "n_fields_seen", "label", "display", "label_reviewed", "confidence", "ood"),
-    *("virtual", "stain_confidence", "rs_type", "area_um2", "nc_ratio"),
+    *("virtual", "stain_confidence", "rs_type"),
+    *_MEASURES,
+    *(f"od_{part}_{channel}" for part in _PARTS for channel in _CHANNELS),
 )
 
 
@@ -103,9 +120,9 @@ def _dtype(name: str) -> str:
     """Stated, not inferred: a column that is empty in one case has the type it has in every other."""
     if name in _TEXT:
         return "string"
-    if name in ("at_border", "virtual"):
+    if name in ("at_border", "virtual", "cut_by_patch"):
         return "boolean"
-    return "Int64" if name == "n_fields_seen" else "Float64"
+    return "Int64" if name in ("n_fields_seen", "lobes") else "Float64"
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:

@@ -11,35 +11,11 @@ from detectors.base import CYTOPLASM, NUCLEUS, Segmenter
 from detectors.segment import central_cell
 from detectors.segment_colour import background_colour, optical_density
 from pipeline.errors import BadInput
-from pipeline.types import Spec
+from pipeline.types import CellMeasures
 
 MIN_CELL_UM2 = 12.0  # a platelet's size; what is smaller is no leukocyte
 MIN_LOBE_UM2 = 1.5  # smaller pieces of nucleus are crumbs of the labelling
 LOBE_DEPTH_UM = 0.35  # how much a neck must be narrower than both lobes that it joins
-
-
-class CellMeasures(Spec):
-    """Measures of the cell in the middle of a patch; areas in µm², densities in OD units (log10).
-
-    nc_ratio is nucleus area / whole-cell area, in [0, 1] (not nucleus / cytoplasm, which has no upper
-    limit).  Eccentricity is that of the ellipse of equal second moments, 0 a circle (skimage
-    regionprops).  od_* are the mean optical densities in red, green, blue against the glass of the
-    patch; None where that part is absent.  at_border: the patch cuts the cell, so areas are lower
-    limits.  All None where no leukocyte is labelled in the middle.
-    """
-
-    area_um2: float | None = None
-    nucleus_area_um2: float | None = None
-    cytoplasm_area_um2: float | None = None
-    nc_ratio: float | None = None
-    lobes: int | None = None
-    eccentricity: float | None = None
-    nucleus_eccentricity: float | None = None
-    nucleus_solidity: float | None = None
-    perimeter_um: float | None = None
-    od_nucleus: tuple[float, float, float] | None = None
-    od_cytoplasm: tuple[float, float, float] | None = None
-    at_border: bool | None = None
 
 
 def segment_patches(patches: np.ndarray, pixel_size_um: float, segmenter: Segmenter) -> np.ndarray:
@@ -89,8 +65,21 @@ def _measure(labels: np.ndarray, patch: np.ndarray, pixel_size_um: float) -> Cel
         perimeter_um=float(whole.perimeter_crofton) * pixel_size_um,
         od_nucleus=_mean_density(density, nucleus),
         od_cytoplasm=_mean_density(density, cytoplasm),
-        at_border=bool(edge.any()),
+        cut_by_patch=bool(edge.any()),
     )
+
+
+def rounded_measures(measures: CellMeasures) -> dict[str, Any]:
+    """The measures as plain values of four decimals, for a record that is compared byte by byte."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(plain(v) for v in value)
+        if isinstance(value, float):
+            return round(value, 4) if math.isfinite(value) else None
+        return value
+
+    return {key: plain(value) for key, value in measures.model_dump().items()}
 
 
 def _mean_density(density: np.ndarray, where: np.ndarray) -> tuple[float, float, float] | None:

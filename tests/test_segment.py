@@ -174,7 +174,7 @@ def test_measures_of_a_drawn_cell_are_its_geometry_in_micrometres() -> None:
     assert measured.lobes == 1
     assert measured.eccentricity < 0.2
     assert measured.od_nucleus == pytest.approx((1, 1, 1), abs=0.01)
-    assert not measured.at_border
+    assert not measured.cut_by_patch
 
 
 def test_measures_do_not_depend_on_the_pixel_size() -> None:
