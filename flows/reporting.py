@@ -239,6 +239,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             list(field_pictures(run, findings)),
             registration_pictures(run, findings),
             settings=run.settings.report,
+            slides=slide_pictures(run, findings),
         ).encode(),
         TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, card.classes if card else None)),
     }
@@ -322,6 +323,17 @@ def field_pictures(run: CaseRun, findings: Findings) -> Iterator[Any]:
             image=_picture(run, item.picture),
             width_px=image.width_px,
         )
+
+
+def slide_pictures(run: CaseRun, findings: Findings) -> list[Any]:
+    """Whole slides with the fields that were read."""
+    from pipeline.report_slides import SlidePicture
+
+    return [
+        SlidePicture(choice, _picture(run, choice.picture))
+        for choice in findings.case.slide_choices
+        if choice.picture is not None and run.store.exists(choice.picture)
+    ]
 
 
 def registration_pictures(run: CaseRun, findings: Findings) -> dict[stages.FieldKey, np.ndarray]:

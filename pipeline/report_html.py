@@ -25,6 +25,7 @@ from pipeline.report_images import (
     FieldPicture,
     encode_within,
 )
+from pipeline.report_slides import SlidePicture, slide_views
 from pipeline.result import Gallery, GalleryCell, PatientCell, Result, Row
 from pipeline.settings import ReportSettings
 
@@ -80,11 +81,13 @@ def render_html(
     fields: Sequence[FieldPicture] = (),
     registrations: Mapping[tuple[str, str], np.ndarray] | None = None,
     settings: ReportSettings | None = None,
+    slides: Sequence[SlidePicture] = (),
 ) -> str:
     """The page of a result.
 
     `thumbnails` maps cell ids to pictures (H, W, 3) uint8 of any size, best twice as large as they
-    are shown; `registrations` maps (slide, field) to quality pictures.  Pictures are encoded smaller
+    are shown; `registrations` maps (slide, field) to quality pictures; `slides` show which fields of a
+    whole slide were read.  Pictures are encoded smaller
     until the page is under `settings.max_bytes`; where that is not enough, the surest cells are left
     out and the page says so.  Cells under the calibrated confidence of the result are marked.
     """
@@ -99,7 +102,8 @@ def render_html(
     checked = sorted(registrations or {})
     checks = {f"r{i}": (registrations or {})[key] for i, key in enumerate(checked)}
     check_images = encode_within(checks, list(checks), int(0.10 * room), FIELD_LADDER)
-    room -= field_images.bytes + check_images.bytes
+    slide_shown, slide_bytes = slide_views(slides, int(0.15 * room))
+    room -= field_images.bytes + check_images.bytes + slide_bytes
     wanted = {
         c.cell_id: thumbnails[c.cell_id]
         for cells in chosen.values()
@@ -112,7 +116,9 @@ def render_html(
     if cell_images.left_out:
         gone = set(cell_images.left_out)
         chosen = {k: tuple(c for c in cells if c.cell_id not in gone) for k, cells in chosen.items()}
-    return _render(result, chosen, pictures, field_images, check_images, checked, fields, settings)
+    return _render(
+        result, chosen, pictures, field_images, check_images, checked, fields, settings, slide_shown
+    )
 
 
 def _choose(result: Result, settings: ReportSettings) -> dict[str, tuple[GalleryCell, ...]]:
@@ -147,6 +153,7 @@ def _render(
     checked: Sequence[tuple[str, str]],
     fields: Sequence[FieldPicture],
     settings: ReportSettings,
+    slides: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     min_confidence = result.method.min_confidence
     colours = {g.class_: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, g in enumerate(result.galleries)}
@@ -184,6 +191,7 @@ def _render(
             if f"r{i}" in check_images.uris
         ],
         checks_left_out=len(check_images.left_out),
+        slides=slides,
         bars=_bars(result),
         rs_bar=_rs_bar(result),
         attended=_attended(result, shelves),

@@ -17,6 +17,13 @@ def settings_values(config: Path | None) -> dict[str, Any]:
     return load_settings(config).model_dump(mode="json", exclude_defaults=True)
 
 
+def field_positions(path: Path) -> list[dict[str, Any]]:
+    """The fields that a CSV names, as plain values of `intake.slide_fields`."""
+    from pipeline.slide_positions import read_positions
+
+    return [p.model_dump(mode="json", exclude_none=True) for p in read_positions(path)]
+
+
 @click.command(name="run")
 @click.argument("case_dir", type=click.Path(path_type=Path))
 @click.option(
@@ -25,10 +32,17 @@ def settings_values(config: Path | None) -> dict[str, Any]:
     default=None,
     help="Micrometres a pixel, where neither manifest nor file says.",
 )
+@click.option(
+    "--fields",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="CSV of the fields of a whole slide to read, x_um,y_um or x_px,y_px [chosen by their look].",
+)
 @store_options
 def command(
     case_dir: Path,
     pixel_size: float | None,
+    fields: Path | None,
     store: str,
     scheduler: str | None,
     workers: int | None,
@@ -40,6 +54,8 @@ def command(
     What was computed before from the same inputs, settings and models is not computed again.
     """
     values = settings_values(config)
+    if fields is not None:
+        values["intake"] = {**values.get("intake", {}), "slide_fields": field_positions(fields)}
     with output(as_json) as show:
         from flows.local import run_case
 
