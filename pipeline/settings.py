@@ -146,6 +146,14 @@ class ReportSettings(Section):
     max_bytes: int = 5_000_000
 
 
+class NightSettings(Section):
+    """The night as a whole; no result depends on it."""
+
+    canary: bool = True  # a phantom of known truth runs first, and stops the night when its figures move
+    canary_folder: str | None = None  # None: beside the night's summaries; must be seen by every worker
+    slowest: int = Field(5, ge=0)  # cases named in the summary
+
+
 class Settings(Section):
     """Everything that can be set, by stage."""
 
@@ -158,6 +166,7 @@ class Settings(Section):
     patients: PatientSettings = PatientSettings()
     counting: CountingSettings = CountingSettings()
     report: ReportSettings = ReportSettings()
+    night: NightSettings = NightSettings()
 
 
 def detection_threshold(settings: DetectionSettings, modality: str) -> float:
