@@ -14,6 +14,9 @@ from pipeline.errors import BadInput
 # Finer than light microscopy resolves by far, or too coarse to show a nucleus.
 PIXEL_SIZE_LIMITS_UM = (0.01, 5.0)
 
+# Names that the store has for itself, beside the cases.
+RESERVED = ("nights", "audit")
+
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 
 
@@ -25,6 +28,8 @@ def shown(text: str, limit: int = 60) -> str:
 
 def check_case_id(case_id: str) -> str:
     """The id itself; raises BadInput unless it can be a folder, a key and a link everywhere."""
+    if case_id.lower() in RESERVED:
+        raise BadInput(f"'{case_id}' is a name of the store's own; give the case's folder another.")
     if not _CASE_ID.fullmatch(case_id) or case_id.startswith("results.db"):
         raise BadInput(
             f"'{shown(case_id, 80)}' is no case id; name the folder with 1 to 64 of A-Z a-z 0-9 . _ - and no "
@@ -63,6 +68,17 @@ def sha256_file(path: Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_slide(path: Path) -> str:
+    """sha256 of a whole slide: of its file, and of those beside it where the slide is many files."""
+    from storage.slides_companions import companions
+
+    others = companions(path)
+    if not others:
+        return sha256_file(path)
+    lines = [f"{sha256_file(p)} {p.relative_to(path.parent).as_posix()}" for p in (path, *others)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def read_regular_file(path: Path, max_bytes: int) -> bytes:
