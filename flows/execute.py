@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import patient_stage, reporting, stages, unit_stages
+from flows import explain_stage, patient_stage, reporting, stages, unit_stages
 from flows.cluster import Workers
 from flows.records import CaseRun, WorkNeeded
 from flows.runs import open_run
@@ -39,6 +39,9 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     classes = wrap("classification", unit_stages.classification)(
         run, found, patches_mark, staining_mark, doubt
     )
+    explained = wrap("explanation", explain_stage.explanation)(
+        run, found, classes, patches_mark, staining_mark
+    )
     pattern = wrap("patient", patient_stage.patient)(run, found, patches_mark)
     findings = reporting.gather(
         case.model_copy(update={"problems": (*case.problems, *problems)}),
@@ -50,6 +53,7 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         overviews,
         pattern,
         patient_stage.why_not(run, found),
+        explained,
     )
     result = wrap("report", reporting.report)(run, findings)
     return CaseOutcome(
@@ -57,7 +61,7 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         result=result,
         report_url=run.store.url_of(f"{run.case_id}/report.html"),
         result_url=run.store.url_of(f"{run.case_id}/result.json"),
-        n_quarantined=len(findings.case.problems),
+        n_quarantined=sum(p.fatal_for_field for p in findings.case.problems),
         computed=dict(run.computed),
         reused=dict(run.reused),
         stage_seconds=dict(run.stage_seconds),
@@ -91,6 +95,10 @@ def summary(outcome: CaseOutcome) -> dict[str, Any]:
         "report": outcome.report_url,
         "result": outcome.result_url,
         "quarantined": outcome.n_quarantined,
+        "problems": [
+            {k: p.get(k) for k in ("code", "slide", "field", "file", "message")}
+            for p in outcome.result.get("problems", [])
+        ],
         "computed": sum(outcome.computed.values()),
         "reused": sum(outcome.reused.values()),
         "flags": [f["code"] for f in outcome.result.get("flags", [])],

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from flows import stages, work
+from flows.explain_stage import calibrated_confidence
 from flows.records import CaseRun
 from pipeline.types import (
     Case,
     Cell,
     CellClass,
+    ExplainedCell,
     FocusQuality,
     Modality,
     PatientPattern,
@@ -53,6 +55,7 @@ class Findings(Spec):
     images: tuple[FieldFinding, ...]
     patient: PatientPattern | None = None
     no_patient: str | None = None  # why there is no patient-level reading
+    explained: tuple[ExplainedCell, ...] = ()  # cells in doubt, least sure first
 
 
 def gather(
@@ -65,6 +68,7 @@ def gather(
     overviews: dict[stages.ImageKey, str],
     patient: PatientPattern | None = None,
     no_patient: str | None = None,
+    explained: tuple[ExplainedCell, ...] = (),
 ) -> Findings:
     """The stages' results in one value."""
     return Findings(
@@ -90,6 +94,7 @@ def gather(
         ),
         patient=patient,
         no_patient=no_patient,
+        explained=explained,
     )
 
 
@@ -199,9 +204,6 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
 
     classifier = describe("classifier", run.settings.classification.classifier)
     card = classifier.card if isinstance(classifier, ModelPackage) else None
-    min_confidence = run.settings.classification.min_confidence
-    if min_confidence is None and card is not None:
-        min_confidence = card.parameters.get("min_confidence")
     case = findings.case.model_copy(update={"case_id": pseudonym(run.case_id)})
     result = build_result(
         case,
@@ -225,7 +227,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             version=version("smearflow"),
             commit=source_commit(),
             known_classes=card.classes if card else None,
-            min_confidence=min_confidence,
+            min_confidence=calibrated_confidence(run.settings),
         ),
         run.settings,
         patient=findings.patient,
@@ -240,6 +242,7 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             registration_pictures(run, findings),
             settings=run.settings.report,
             slides=slide_pictures(run, findings),
+            explanations=explained_pictures(run, findings),
         ).encode(),
         TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, card.classes if card else None)),
     }
@@ -333,6 +336,17 @@ def slide_pictures(run: CaseRun, findings: Findings) -> list[Any]:
         SlidePicture(choice, _picture(run, choice.picture))
         for choice in findings.case.slide_choices
         if choice.picture is not None and run.store.exists(choice.picture)
+    ]
+
+
+def explained_pictures(run: CaseRun, findings: Findings) -> list[Any]:
+    """Pictures of what speaks for the names of cells in doubt."""
+    from pipeline.report_explanations import ExplainedPicture
+
+    return [
+        ExplainedPicture(cell, _picture(run, cell.picture))
+        for cell in findings.explained
+        if run.store.exists(cell.picture)
     ]
 
 

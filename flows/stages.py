@@ -29,6 +29,7 @@ VERSIONS = {
     "patches": 1,
     "staining": 1,
     "classification": 2,
+    "explanation": 1,
     "patient": 1,
     "sideroblasts": 1,
     "report": 2,

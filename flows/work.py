@@ -38,7 +38,7 @@ def _read(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray:
     return to_uint8(read_field(Path(case_dir), image, settings.intake), modality=image.modality)
 
 
-def _put_jpeg(store_url: str, key: str, rgb: np.ndarray) -> None:
+def put_jpeg(store_url: str, key: str, rgb: np.ndarray) -> None:
     from pipeline.report_images import encode_jpeg
     from storage.store import Store
 
@@ -96,7 +96,7 @@ def align_field(
         picture = quality_picture(
             to_uint8(moving, modality="dic"), to_uint8(fixed, modality="brightfield"), found
         )
-        _put_jpeg(store_url, picture_key, _reduced(picture, OVERVIEW_WIDTH_PX))
+        put_jpeg(store_url, picture_key, _reduced(picture, OVERVIEW_WIDTH_PX))
     return {
         # The time is kept out: a result must not differ between two runs of the same inputs.
         "registration": found.model_copy(update={"seconds": 0.0}).model_dump(mode="json"),
@@ -129,7 +129,7 @@ def find_cells(
         keep = score >= LOW_SCORE
         boxes = [[round(float(v), 2) for v in box] for box in found[keep]]
         scores = [round(float(s), 4) for s in score[keep]]
-        _put_jpeg(store_url, picture_key, _reduced(pixels, OVERVIEW_WIDTH_PX))
+        put_jpeg(store_url, picture_key, _reduced(pixels, OVERVIEW_WIDTH_PX))
     return {
         "detections": {
             "slide": image.slide,
@@ -373,7 +373,7 @@ def inspect(
     limit_threads()
 
     def keep_picture(rgb: np.ndarray) -> str:
-        _put_jpeg(store_url, picture_key, rgb)
+        put_jpeg(store_url, picture_key, rgb)
         return picture_key
 
     found = inspect_source(Path(case_dir), source, settings.intake, keep_picture)

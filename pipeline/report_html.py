@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from classifiers import taxonomy
+from pipeline.report_explanations import ExplainedPicture, explanation_views
 from pipeline.report_images import (
     FIELD_LADDER,
     THUMBNAIL_LADDER,
@@ -82,12 +83,14 @@ def render_html(
     registrations: Mapping[tuple[str, str], np.ndarray] | None = None,
     settings: ReportSettings | None = None,
     slides: Sequence[SlidePicture] = (),
+    explanations: Sequence[ExplainedPicture] = (),
 ) -> str:
     """The page of a result.
 
     `thumbnails` maps cell ids to pictures (H, W, 3) uint8 of any size, best twice as large as they
     are shown; `registrations` maps (slide, field) to quality pictures; `slides` show which fields of a
-    whole slide were read.  Pictures are encoded smaller
+    whole slide were read; `explanations` show what speaks for the names of cells in doubt.  Pictures are
+    encoded smaller
     until the page is under `settings.max_bytes`; where that is not enough, the surest cells are left
     out and the page says so.  Cells under the calibrated confidence of the result are marked.
     """
@@ -103,7 +106,8 @@ def render_html(
     checks = {f"r{i}": (registrations or {})[key] for i, key in enumerate(checked)}
     check_images = encode_within(checks, list(checks), int(0.10 * room), FIELD_LADDER)
     slide_shown, slide_bytes = slide_views(slides, int(0.15 * room))
-    room -= field_images.bytes + check_images.bytes + slide_bytes
+    explained, explained_bytes = explanation_views(explanations, int(0.08 * room))
+    room -= field_images.bytes + check_images.bytes + slide_bytes + explained_bytes
     wanted = {
         c.cell_id: thumbnails[c.cell_id]
         for cells in chosen.values()
@@ -117,7 +121,16 @@ def render_html(
         gone = set(cell_images.left_out)
         chosen = {k: tuple(c for c in cells if c.cell_id not in gone) for k, cells in chosen.items()}
     return _render(
-        result, chosen, pictures, field_images, check_images, checked, fields, settings, slide_shown
+        result,
+        chosen,
+        pictures,
+        field_images,
+        check_images,
+        checked,
+        fields,
+        settings,
+        slide_shown,
+        explained,
     )
 
 
@@ -154,6 +167,7 @@ def _render(
     fields: Sequence[FieldPicture],
     settings: ReportSettings,
     slides: Sequence[Mapping[str, Any]] = (),
+    explained: Mapping[str, Any] | None = None,
 ) -> str:
     min_confidence = result.method.min_confidence
     colours = {g.class_: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, g in enumerate(result.galleries)}
@@ -183,6 +197,8 @@ def _render(
         r=result,
         shelves=shelves,
         n_cards=len(index),
+        explained=explained or {"cells": [], "left_out": 0, "methods": []},
+        card_of=index,
         colours=colours,
         views=_views(result, fields, field_images, index, colours),
         checks=[

@@ -143,6 +143,7 @@ class ReportSettings(Section):
 
     gallery_cells_per_class: int = Field(1000, gt=0)
     thumbnail_px: int = Field(72, gt=0)
+    explained_cells: int = Field(24, ge=0)  # cells in doubt, least sure first, of which heat is shown
     max_bytes: int = 5_000_000
 
 

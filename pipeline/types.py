@@ -204,6 +204,17 @@ class CellClass(CellMeasures):
     rs_type: Literal["0", "1", "2", "3", "indeterminate"] | None = None
 
 
+class ExplainedCell(Spec):
+    """What speaks for the name of a cell: a picture (the view, and beside it its heat) in the store."""
+
+    cell_id: str
+    label: str  # the class explained
+    probability: float  # of that class
+    method: str  # of attribution
+    picture: str  # key in the store
+    virtual: bool  # the pixels are those of a virtual stain
+
+
 class AttendedCell(Spec):
     """A cell that a patient-level reading rests on."""
 

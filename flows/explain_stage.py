@@ -1,0 +1,164 @@
+"""The stage that shows why cells in doubt were named as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from flows import work
+from flows.records import CaseRun, Item, StageFailed, safe_key
+from flows.stages import VERSIONS, model_sha
+from pipeline.settings import Settings
+from pipeline.types import Cell, CellClass, ExplainedCell
+from storage.fingerprint import fingerprint
+
+STAGE, METHOD = "explanation", "grad-cam"  # the fastest of those that pass (docs/classification.md)
+PICTURE_PX = 160
+
+
+def calibrated_confidence(settings: Settings) -> float | None:
+    """The confidence below which a cell is in doubt: the settings', else the classifier's own, else None."""
+    from storage.packages import ModelPackage
+    from storage.registry import describe
+
+    if settings.classification.min_confidence is not None:
+        return settings.classification.min_confidence
+    found = describe("classifier", settings.classification.classifier)
+    stated = found.card.parameters.get("min_confidence") if isinstance(found, ModelPackage) else None
+    return None if stated is None else float(stated)
+
+
+def in_doubt(
+    found: tuple[Cell, ...], classes: tuple[CellClass, ...], min_confidence: float | None, limit: int
+) -> list[str]:
+    """Ids of the cells to be explained, least sure first, `limit` at most; on Perls nothing is named."""
+    from pipeline.flags_counts import OOD_PERCENTILE
+
+    named = {c.cell_id for c in found if c.stain != "Perls"}
+    doubtful = [
+        c
+        for c in classes
+        if c.cell_id in named
+        and (c.ood > OOD_PERCENTILE or (min_confidence is not None and c.confidence < min_confidence))
+    ]
+    doubtful.sort(key=lambda c: (c.confidence, c.cell_id))
+    return [c.cell_id for c in doubtful[:limit]]
+
+
+def explanation(
+    run: CaseRun,
+    found: tuple[Cell, ...],
+    classes: tuple[CellClass, ...],
+    patches_mark: str,
+    staining_mark: str,
+) -> tuple[ExplainedCell, ...]:
+    """A picture of what speaks for the name of each cell in doubt; a write unit's cells are one item."""
+    from storage.case_store import plan_units, shard_rows
+
+    settings = run.settings
+    chosen = set(in_doubt(found, classes, calibrated_confidence(settings), settings.report.explained_cells))
+    if not chosen:
+        return ()
+    labels = {c.cell_id: c.label for c in classes if c.cell_id in chosen}
+    mark = fingerprint(
+        STAGE,
+        VERSIONS[STAGE],
+        patches_mark,
+        staining_mark,
+        settings.classification,
+        model_sha("classifier", settings.classification.classifier),
+    )
+    items = []
+    for unit in plan_units("patches", len(found), shard_rows(settings.patches)):
+        some = list(found[unit.start : unit.stop])
+        mine = {c.cell_id: labels[c.cell_id] for c in some if c.cell_id in chosen}
+        if mine:
+            keys = {i: run.picture_key(STAGE, safe_key(i)) for i in mine}
+            items.append(
+                Item(
+                    key=f"unit-{unit.index:05d}",
+                    fingerprint=fingerprint(mark, sorted(mine.items())),
+                    function=explain_unit,
+                    args=(run.store.url, run.case_id, unit.start, some, mine, keys, settings),
+                    gpu=True,
+                )
+            )
+    by_key = {item.key: item for item in items}
+    outcomes = run.run_items(
+        STAGE, items, intact=lambda key: all(run.store.exists(k) for k in by_key[key].args[5].values())
+    )
+    cells: list[ExplainedCell] = []
+    for outcome in outcomes.values():
+        if outcome.error is not None:
+            raise StageFailed(f"{run.case_id}: {STAGE} failed: {outcome.error_type}: {outcome.error}")
+        cells += [ExplainedCell.model_validate(c) for c in (outcome.output or {})["cells"]]
+    order = {c.cell_id: (c.confidence, c.cell_id) for c in classes}
+    return tuple(sorted(cells, key=lambda c: order[c.cell_id]))
+
+
+def explain_unit(
+    store_url: str,
+    case_id: str,
+    first_row: int,
+    cells: list[Cell],
+    labels: dict[str, str],
+    keys: dict[str, str],
+    settings: Settings,
+) -> dict[str, Any]:
+    """On a worker: explain the cells of one unit that `labels` names; nothing for a closed classifier."""
+    from classifiers.base import Explainable
+    from classifiers.explaining import explain
+    from classifiers.taxonomy import is_a
+    from storage.case_store import CaseStore
+    from storage.registry import load
+    from storage.store import Store
+
+    work.limit_threads()
+    classifier = load("classifier", settings.classification.classifier)
+    if not isinstance(classifier, Explainable):
+        return {"cells": []}
+    patches = work.patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
+    size_um = settings.patches.pixel_size_um
+    done = []
+    for cell, patch in zip(cells, patches, strict=True):
+        if cell.cell_id not in labels:
+            continue
+        # A label that the stage gave and the classifier does not know (unidentified) has no heat of its own.
+        label: str | None = labels[cell.cell_id]
+        if not any(is_a(name, str(label)) for name in classifier.classes):
+            label = None
+        found = explain(classifier, patch, size_um, label, METHOD)
+        work.put_jpeg(store_url, keys[cell.cell_id], pair_picture(patch, found))
+        done.append(
+            ExplainedCell(
+                cell_id=cell.cell_id,
+                label=found.label,
+                probability=round(found.probability, 4),
+                method=found.method,
+                picture=keys[cell.cell_id],
+                virtual=cell.modality == "dic",
+            ).model_dump(mode="json")
+        )
+    return {"cells": done}
+
+
+def pair_picture(patch: np.ndarray, found: Any) -> np.ndarray:
+    """The view that was read, and beside it its heat: (160, 324, 3) uint8."""
+    import cv2
+
+    from classifiers.explaining import draw
+
+    x0, y0, x1, y1 = (round(v) for v in found.view_px)
+    height, width = patch.shape[:2]
+    rows = slice(max(0, y0), max(1, min(height, y1)))
+    columns = slice(max(0, x0), max(1, min(width, x1)))
+    out = np.full((PICTURE_PX, 2 * PICTURE_PX + 4, 3), 255, np.uint8)
+    for left, image in ((0, patch), (PICTURE_PX + 4, draw(patch, found))):
+        part = np.ascontiguousarray(image[rows, columns])
+        scale = PICTURE_PX / max(part.shape[:2])
+        size = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
+        part = cv2.resize(part, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        top, side = (PICTURE_PX - part.shape[0]) // 2, (PICTURE_PX - part.shape[1]) // 2
+        out[top : top + part.shape[0], left + side : left + side + part.shape[1]] = part
+    return out
