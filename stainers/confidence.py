@@ -43,11 +43,14 @@ FEATURES = (
 
 
 class EncoderDecoder(Protocol):
-    """What a generator must offer for its latent representation to be disturbed."""
+    """What a generator must offer for its latent representation to be disturbed.
 
-    def encode(self, x: Tensor) -> Latent: ...
+    A latent is a `Latent`, or has `disturbed(shown, options, generator)`, which gives k copies with noise.
+    """
 
-    def decode(self, latent: Latent, target: Tensor) -> Tensor: ...
+    def encode(self, x: Tensor) -> Any: ...
+
+    def decode(self, latent: Any, target: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class NoiseOptions:
     alpha: float = 0.3
     skips: bool = False
     seed: int = 20261121
+    beta: float = 7.0  # deviations of a style code, where a latent has one (thesis 6.6; 7 in section 6.3)
 
 
 def _disturb(latent: Tensor, mask: Tensor, options: NoiseOptions, generator: torch.Generator) -> Tensor:
@@ -85,12 +89,14 @@ def disturbed_outputs(
     grey = primary[:, :3].mean(dim=1, keepdim=True)
     shown = (grey < torch.quantile(grey.flatten()[::7], 0.98) - 0.06).float()
     generator = torch.Generator().manual_seed(options.seed)
+    k = options.samples
+    if not isinstance(latent, Latent):  # codes of several kinds: each knows what noise does to it
+        return primary[0], net.decode(latent.disturbed(shown, options, generator), index.expand(k))
 
     def masked(h: Tensor) -> Tensor:
         mask = torch.nn.functional.interpolate(shown, size=h.shape[2:], mode="area")
         return _disturb(h, mask, options, generator)
 
-    k = options.samples
     code = masked(latent.code)
     skips = tuple(masked(s) if options.skips else s.expand(k, -1, -1, -1) for s in latent.skips)
     return primary[0], net.decode(Latent(code, skips), index.expand(k))

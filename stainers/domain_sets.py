@@ -1,8 +1,9 @@
 """Partly paired data of several domains: some cells are known in two of them, most in one alone.
 
-As in thesis sections 4.4 and 5.2: classes and masks are known for stained cells and handed on to the DIC of the
-same cell where that is known.  Here the DIC is computed from the stained cell; of some cells both are kept as a pair, of
-some the stain alone, of some the DIC alone - which then has no class, no mask and no partner.
+As in thesis sections 4.4 and 5.2: classes and masks are known for stained cells and handed on to the DIC of
+the same cell where that is known.  Here the DIC is computed from the stained cell; of some cells both are
+kept as a pair, of some the stain alone, of some the DIC alone - which then has no class, no mask and no
+partner.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ NO_LABEL, NO_MASK, NO_PARTNER = -1, 255, -1
 class DomainCell:
     """One picture (H, W, 3 or 2) uint8 of a domain; what is not known of it is "", None or NO_PARTNER.
 
-    mask: (H, W) uint8 of background, red cell, cytoplasm, nucleus; partner: place, in the set, of the same cell
-    in another domain.
+    mask: (H, W) uint8 of background, red cell, cytoplasm, nucleus; partner: place, in the set, of the same
+    cell in another domain.
     """
 
     picture: Array
@@ -67,10 +68,10 @@ class DomainSet:
 class DomainOptions:
     """How many cells, and what is known of them.
 
-    `pairs_known` of the cells are kept in both domains; the rest gives its stain or its DIC alone, in turn.  Crops are
-    cut out of `context_px` at random; DIC is never flipped nor turned apart from its partner.  `paired_share` of
-    the items that have a partner are given its domain as target, the others a random permutation of the batch's
-    domains.  `rare_share` of the draws choose the class first, so that rare classes are seen.
+    `pairs_known` of the cells are kept in both domains; the rest gives its stain or its DIC alone, in turn.
+    Crops are cut out of `context_px` at random; DIC is never flipped nor turned apart from its partner.
+    `paired_share` of the items that have a partner are given its domain as target, the others a random
+    permutation of the batch's domains.  `rare_share` of the draws choose the class first, so that rare classes are seen.
     """
 
     cells: int = 360

@@ -1,10 +1,11 @@
-"""Norms of styled generators: AdaIN and SPADE that train as instance norm and stain as a fixed scale and shift.
+"""Norms of styled generators: AdaIN and SPADE that train as instance norm and stain as a fixed scale and
+shift.
 
 Instance norm, AdaIN and SPADE divide a map by its own mean and deviation.  At inference that would tie every
-pixel to the whole tile: the same cell would be stained otherwise in another tile, and neighbouring tiles would
-not meet.  `SettledNorm` uses the statistics of each map while a network learns its style, keeps their running
-mean, and once settled (`settle`, the last part of a training; always in evaluation mode) uses these for
-every map.  The last part of the training runs settled, so that what is trained is what stains.
+pixel to the whole tile: the same cell would be stained otherwise in another tile, and neighbouring tiles
+would not meet.  `SettledNorm` uses the statistics of each map while a network learns its style, keeps their
+running mean, and once settled (`settle`, the last part of a training; always in evaluation mode) uses these
+for every map.  The last part of the training runs settled, so that what is trained is what stains.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ def settle(module: nn.Module, settled: bool = True) -> None:
 
 
 class StyledNorm(nn.Module):
-    """AdaIN (Huang and Belongie, ICCV 2017): each map gets the deviation and the mean that an affine layer reads
-    from a style code (B, style); its own statistics are taken out by `SettledNorm`."""
+    """AdaIN (Huang and Belongie, ICCV 2017): each map gets the deviation and the mean that an affine layer
+    reads from a style code (B, style); its own statistics are taken out by `SettledNorm`."""
 
     def __init__(self, width: int, style: int) -> None:
         super().__init__()

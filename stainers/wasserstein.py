@@ -1,5 +1,5 @@
-"""The Wasserstein objective with gradient penalty (Gulrajani et al., NeurIPS 2017), as thesis chapters 5 and 6
-put it in the place of the logarithmic one (sections 5.3.1 and 6.3)."""
+"""The Wasserstein objective with gradient penalty (Gulrajani et al., NeurIPS 2017), as thesis chapters 5
+and 6 put it in the place of the logarithmic one (sections 5.3.1 and 6.3)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def gradient_penalty(
 ) -> Tensor:
     """Mean squared distance from 1 of the norm of the critic's gradient, between real and generated images.
 
-    Images (B, C, H, W); one random point on the line between the two of each pair.  A critic that answers with a
-    map counts by the mean of its map for each image.
+    Images (B, C, H, W); one random point on the line between the two of each pair.  A critic that answers
+    with a map counts by the mean of its map for each image.
     """
     share = torch.rand(len(real), 1, 1, 1, generator=generator).to(real)
     between = (share * real + (1 - share) * fake).detach().requires_grad_(True)

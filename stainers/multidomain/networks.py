@@ -1,8 +1,8 @@
 """Networks of the multi-domain stainer (thesis, figure 5.1): encoder, generator, two-headed discriminator,
 domain-agnostic cell classifier, segmenter.
 
-The encoder is never told a domain; the generator is told the target at the bottleneck.  Every norm is a pixel's own,
-so that neither batch nor neighbours change a pixel and training and use are the same function.
+The encoder is never told a domain; the generator is told the target at the bottleneck.  Every norm is a
+pixel's own, so that neither batch nor neighbours change a pixel and training and use are the same function.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ N_SEGMENTS = 4  # background, red cell, cytoplasm, nucleus (thesis 4.4.4)
 
 @dataclass(frozen=True)
 class MultiDomainNetwork:
-    """Widths and depths.  `domains` are the generator's targets in its order, DIC last; all but DIC are offered."""
+    """Widths and depths.  `domains` are the generator's targets in its order, DIC last; all but DIC are
+    offered."""
 
     domains: tuple[str, ...] = ("barcelona", "bccd", "raabin", "dic")
     width: int = 16
@@ -32,7 +33,8 @@ class MultiDomainNetwork:
 
 
 def as_three(x: Tensor) -> Tensor:
-    """Pictures of any domain as three maps: RGB as it is; DIC and its integral (B, 2, H, W) as dic, path, dic."""
+    """Pictures of any domain as three maps: RGB as it is; DIC and its integral (B, 2, H, W) as dic, path,
+    dic."""
     return torch.cat([x, x[:, :1]], dim=1) if x.shape[1] == 2 else x
 
 

@@ -25,16 +25,16 @@ def cell_class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def pair_loss(translated: Tensor, partner: Tensor, paired: Tensor) -> Tensor:
-    """5.6: mean absolute difference from the same cell in the target domain, over the items (B,) bool that have
-    one; 0 where none has."""
+    """5.6: mean absolute difference from the same cell in the target domain, over the items (B,) bool that
+    have one; 0 where none has."""
     if not bool(paired.any()):
         return translated.sum() * 0.0
     return (translated[paired] - partner[paired]).abs().mean()
 
 
 def segment_loss(logits: Tensor, labels: Tensor, ignore: int = 255) -> Tensor:
-    """5.7: cross-entropy of every pixel with a known label; logits (B, 4, h, w), labels (B, H, W) are thinned to
-    their size."""
+    """5.7: cross-entropy of every pixel with a known label; logits (B, 4, h, w), labels (B, H, W) are
+    thinned to their size."""
     thin = labels.shape[1] // logits.shape[2]
     labels = labels[:, ::thin, ::thin]
     if not bool((labels != ignore).any()):

@@ -1,11 +1,12 @@
 """Training of the multi-domain stainer: three phases and the order of passes of Algorithm 1 (thesis 5.3.2).
 
-Step t is one iteration of Algorithm 1.  Every step is a pass of the discriminators; every fifth is followed by
+Step t is one iteration of Algorithm 1.  Every step is a pass of the discriminators; every fifth is followed
+by
 
-* phases 1 and 2, an unsupervised StarGAN: a pass of encoder and generator (5.1, 5.2, 5.3), phase 1 at a tenth of
-  the learning rate, against mode collapse;
-* phase 3: classifier (5.5), segmenter (5.7), then encoder and generator with the pair-wise loss as well (5.1, 5.2,
-  5.3, 5.6) - in this order, which table 5.1 found best.
+* phases 1 and 2, an unsupervised StarGAN: a pass of encoder and generator (5.1, 5.2, 5.3), phase 1 at a
+  tenth of the learning rate, against mode collapse;
+* phase 3: classifier (5.5), segmenter (5.7), then encoder and generator with the pair-wise loss as well
+  (5.1, 5.2, 5.3, 5.6) - in this order, which table 5.1 found best.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class MultiDomainLosses:
 
 @dataclass(frozen=True)
 class Phases:
-    """Shares of the steps (50k, 150k and 100k of 300k in the thesis) and the first phase's learning rate, as a
-    share of the others'.  `critic_steps` discriminator passes for one of the generator."""
+    """Shares of the steps (50k, 150k and 100k of 300k in the thesis) and the first phase's learning rate,
+    as a share of the others'.  `critic_steps` discriminator passes for one of the generator."""
 
     first: float = 1 / 6
     second: float = 1 / 2
