@@ -43,10 +43,12 @@ from sqlalchemy.exc import (
 )
 
 from pipeline.errors import BadInput
+from storage.migrations import bring_forward
 
 log = logging.getLogger("smearflow")
 
-# Constraint names are fixed, so that a migration can name them on every database.
+# What the steps of storage.migrations lead to; a test compares the two.  Constraint names are fixed, so
+# that a step can name them on every database.
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(column_0_label)s",
@@ -77,6 +79,8 @@ results = Table(
     Column("flags", JSON, nullable=False),
     Column("software_version", String(64), nullable=False),
     Column("result_sha256", String(64), nullable=False),
+    Column("reviewer", String(128)),
+    Column("reviewed_at", DateTime(timezone=True)),
     UniqueConstraint("case_id", "fingerprint"),
     Index("ix_results_case_created", "case_id", "created"),
 )
@@ -88,6 +92,8 @@ T = TypeVar("T")
 
 def _is_busy(error: Exception) -> bool:
     text = str(error).lower()
+    if "authentication failed" in text or "does not exist" in text:  # waiting mends neither
+        return False
     return any(
         w in text for w in ("locked", "busy", "deadlock", "could not serialize", "connection", "closed")
     )
@@ -124,8 +130,7 @@ class ResultsDatabase:
             event.listen(self._engine, "connect", _prepare_sqlite)
         self.url = masked_url(parsed)
         try:
-            # Two processes may make the table at once; the loser finds it made.
-            self._retry(lambda: metadata.create_all(self._engine))
+            self._retry(lambda: bring_forward(parsed, arguments, self.url, metadata))
         except DatabaseError as error:
             raise BadInput(
                 f"{self.url}: the results database cannot be opened ({_reason(error)}); check the URL, "
@@ -203,15 +208,19 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
+def _moment(value: Any) -> Any:
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
 def row_of(result: Mapping[str, Any], fingerprint: str, result_sha256: str) -> dict[str, Any]:
     """The row of a result.json document (docs/result.md)."""
-    created = result["created"]
+    review = result.get("review") or {}
     iron = result.get("sideroblasts") or {}
     return {
         "case_id": result["case"]["pseudo_id"],
         "report_uuid": result["report_uuid"],
         "fingerprint": fingerprint,
-        "created": datetime.fromisoformat(created) if isinstance(created, str) else created,
+        "created": _moment(result["created"]),
         "status": result["status"],
         "specimen": result["case"].get("specimen"),
         "n_cells": result["differential"]["n_detected"],
@@ -224,4 +233,6 @@ def row_of(result: Mapping[str, Any], fingerprint: str, result_sha256: str) -> d
         "flags": [flag["code"] for flag in result["flags"]],
         "software_version": result["software"]["version"],
         "result_sha256": result_sha256,
+        "reviewer": review.get("reviewer"),
+        "reviewed_at": _moment(review.get("reviewed_at")),
     }
