@@ -15,6 +15,7 @@ import numpy as np
 
 from classifiers.taxonomy import CELL_TYPES, DIALECTS, LEVELS, roll_up, to_canonical
 from pipeline.errors import BadInput, UnreadableImage
+from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 SMEAR_LABELS = Path(__file__).parent / "labels" / "smears_leukocytes.csv"
@@ -228,14 +229,10 @@ def group_duplicates(samples: list[Sample], likeness: float = 0.95) -> list[Samp
     from PIL import Image
 
     paths = sorted({s.path for s in samples})
-    thumbnails = np.empty((len(paths), 24 * 24), np.float32)
-    for i, path in enumerate(paths):
-        small = Image.fromarray(read_image(path)).convert("L").resize((24, 24), Image.Resampling.BOX)
-        values = np.asarray(small, np.float32).ravel()
-        thumbnails[i] = (values - values.mean()) / (values.std() * 24 + 1e-6)
-    first = {path: path for path in paths}
-    for i, path in enumerate(paths):
-        alike = np.flatnonzero(thumbnails[:i] @ thumbnails[i] > likeness)
-        if len(alike):
-            first[path] = first[paths[int(alike[0])]]
+    size = (THUMBNAIL_PX, THUMBNAIL_PX)
+    small = [
+        Image.fromarray(read_image(path)).convert("L").resize(size, Image.Resampling.BOX) for path in paths
+    ]
+    groups = near_duplicate_groups(np.stack([np.asarray(s) for s in small]), likeness, turned=False)
+    first = {path: paths[group] for path, group in zip(paths, groups, strict=True)}
     return [replace(s, group=str(first[s.path])) for s in samples]

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadInput, UnreadableImage
+from storage.near_duplicates import near_duplicate_groups
 
 CLASSES = ("leukocyte", "red_cell", "platelet")
 LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
 RED_CELL_UM = 7.5  # median diameter of a red cell on a dry smear, 7-8 µm
 LEUKOCYTE_UM = 14.5  # median box side of leukocytes of the same smears: 1.93 red cells
+SAME_FIELD = 0.9  # correlation of thumbnails above which two fields are one photograph
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 
 
@@ -141,7 +143,7 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         thumbs.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA).astype(np.float32))
     has_red = any((s.classes == RED_CELL).any() for s in samples)
-    groups = near_duplicate_groups(np.stack(thumbs))
+    groups = near_duplicate_groups(np.stack(thumbs), SAME_FIELD)
     known = defaultdict(list)
     for s in samples:
         if s.pixel_size_um:
@@ -156,31 +158,6 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
             scale = float(LEUKOCYTE_UM / np.median(sides_px(white))) if len(white) else 0.1
         out.append(replace(s, pixel_size_um=scale, group=f"g{group:05d}", complete=has_red))
     return out
-
-
-def near_duplicate_groups(thumbs: np.ndarray, threshold: float = 0.9) -> np.ndarray:
-    """Group number of each thumbnail (N, 24, 24): correlation over `threshold` in any of 8 orientations."""
-    n = len(thumbs)
-
-    def unit(stack: np.ndarray) -> np.ndarray:
-        flat = stack.reshape(n, -1) - stack.reshape(n, -1).mean(1, keepdims=True)
-        return flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-9)
-
-    base = unit(thumbs)
-    parent = np.arange(n)
-
-    def find(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = int(parent[i])
-        return i
-
-    for turned in (thumbs, thumbs[:, :, ::-1]):
-        for quarter in range(4):
-            other = unit(np.ascontiguousarray(np.rot90(turned, quarter, (1, 2))))
-            for i, j in zip(*np.nonzero(np.triu(base @ other.T > threshold, 1)), strict=True):
-                parent[find(int(i))] = find(int(j))
-    return np.array([find(i) for i in range(n)])
 
 
 def split(samples: list[Sample], fractions: dict[str, float], seed: int = 0) -> dict[str, list[Sample]]:

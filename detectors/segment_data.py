@@ -15,6 +15,7 @@ import numpy as np
 from detectors.base import BACKGROUND, CYTOPLASM, NUCLEUS, RED_CELL
 from detectors.segment_colour import background_colour, optical_density
 from pipeline.errors import BadInput
+from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
 
 IGNORE = 255
 # Pixel sizes (µm) that put the red cells of each source at 7.5 µm; tecom shows few whole red cells,
@@ -50,7 +51,7 @@ def read_labelled_cells(data_dir: Path) -> list[LabelledCell]:
         cells.append(
             LabelledCell(image_name, source, -1, size, image, labels_of(image, mask, size), cell_class)
         )
-    groups = near_duplicate_groups([c.image for c in cells])
+    groups = same_cell_groups([c.image for c in cells])
     return [
         LabelledCell(c.name, c.source, g, c.pixel_size_um, c.image, c.labels, c.cell_class)
         for c, g in zip(cells, groups, strict=True)
@@ -125,38 +126,14 @@ def labels_of(image: np.ndarray, mask: np.ndarray, pixel_size_um: float) -> np.n
     return labels
 
 
-def near_duplicate_groups(images: list[np.ndarray], threshold: float = 0.97) -> list[int]:
-    """One number per image; images that correlate above `threshold` at 24 x 24 px share a number.
-
-    All eight flips and quarter turns are compared, so an augmented copy is found as well.
-    """
+def same_cell_groups(images: list[np.ndarray], threshold: float = 0.97) -> list[int]:
+    """One number per image (H, W, 3) uint8; photographs of one cell, turned or not, share a number."""
     if not images:
         return []
     grey = [cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in images]
-    small = [cv2.resize(g, (24, 24), interpolation=cv2.INTER_AREA) for g in grey]
-
-    def unit(tiles: list[np.ndarray]) -> np.ndarray:
-        flat = np.stack(tiles).reshape(len(tiles), -1).astype(np.float32)
-        flat -= flat.mean(axis=1, keepdims=True)
-        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
-
-    base = unit(small)
-    best = np.full((len(images), len(images)), -1.0, np.float32)
-    for flip in (False, True):
-        for turns in range(4):
-            moved = [np.rot90(t[:, ::-1] if flip else t, turns) for t in small]
-            best = np.maximum(best, base @ unit(moved).T)
-    parent = list(range(len(images)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for i, j in zip(*np.nonzero(best > threshold), strict=True):
-        parent[max(root(int(i)), root(int(j)))] = min(root(int(i)), root(int(j)))
-    return [root(i) for i in range(len(images))]
+    size = (THUMBNAIL_PX, THUMBNAIL_PX)
+    small = np.stack([cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in grey])
+    return [int(g) for g in near_duplicate_groups(small, threshold)]
 
 
 def split_cells(

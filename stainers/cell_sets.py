@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import BadInput
-from stainers.data import near_duplicate_groups, split_of
+from stainers.data import split_of
+from storage.near_duplicates import near_duplicate_groups
 
 Array = np.ndarray[Any, Any]
 Modality = Literal["brightfield", "dic"]
@@ -163,11 +164,11 @@ def read_cells(
             rgb = window(rgb, (rgb.shape[1] / 2, rgb.shape[0] / 2), size_px)
         images.append(np.ascontiguousarray(rgb))
         labels.append(label)
-        names.append(f"{domain}/{path.stem}")
+        names.append(str(path.relative_to(folder).with_suffix("")))
     if not images:
         raise BadInput(f"{folder}: no images of '{domain}' to learn from.")
     # cells centred on glass are alike without being the same: only near-identity is a duplicate
-    groups = near_duplicate_groups(np.stack(thumbnails), threshold=0.985)
+    groups = near_duplicate_groups(np.stack(thumbnails), threshold=0.985, turned=False)
     named = tuple(names[g] for g in groups)
     splits = tuple(split_of(name, split_seed, shares) for name in named)
     return Cells(domain, tuple(images), tuple(labels), named, splits)
@@ -181,8 +182,9 @@ def resized(image: Array, scale: float) -> Array:
         return np.ascontiguousarray(image)
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-    out = cv2.resize(np.ascontiguousarray(image), size, interpolation=interpolation)
-    return out[..., None] if out.ndim == 2 else out
+    parts = [np.ascontiguousarray(image[..., i : i + 3]) for i in range(0, image.shape[2], 3)]  # it takes 4
+    done = [cv2.resize(part, size, interpolation=interpolation) for part in parts]
+    return np.concatenate([d[..., None] if d.ndim == 2 else d for d in done], axis=2)
 
 
 @dataclass(frozen=True)

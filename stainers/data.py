@@ -17,12 +17,14 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
+from storage.near_duplicates import near_duplicate_groups
 
 Array = np.ndarray[Any, Any]
 
 PIXEL_SIZE_UM = 0.1
 RED_CELL_UM = 7.5
 DOMAINS = ("barcelona", "bccd", "raabin")  # alphabetical; the stain targets
+SAME_FIELD = 0.92  # correlation of squashed thumbnails above which two fields are one photograph
 SPLITS = ("train", "validation", "test")
 
 
@@ -74,20 +76,6 @@ def smear_files(data_dir: Path) -> list[tuple[Path, Path]]:
     return [(p, data_dir / "labels" / p.parent.name / f"{p.stem}.txt") for p in images]
 
 
-def near_duplicate_groups(thumbnails: Array, threshold: float = 0.92) -> Array:
-    """Group numbers (n,) of thumbnails (n, h, w): connected by a correlation above the threshold.
-
-    Thumbnails squash every image to one shape, so that a resized copy meets its original.
-    """
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
-    flat = flat - flat.mean(axis=1, keepdims=True)
-    flat /= np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6
-    groups = np.arange(len(flat))
-    for i, j in np.argwhere(np.triu(flat @ flat.T > threshold, 1)):
-        groups[groups == groups[j]] = groups[i]
-    return groups
-
-
 def split_of(group_name: str, seed: int = 0, shares: tuple[float, float] = (0.80, 0.08)) -> str:
     """The split of a group, by the hash of its name; `shares` of train and validation, the rest is test."""
     draw = int(hashlib.sha256(f"{seed}/{group_name}".encode()).hexdigest()[:8], 16) / 2**32
@@ -129,7 +117,7 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
         raise BadInput(
             f"{data_dir} holds no smears to learn from: give a YOLO-format folder with images/ and labels/."
         )
-    groups = near_duplicate_groups(np.stack(thumbnails))
+    groups = near_duplicate_groups(np.stack(thumbnails), SAME_FIELD, turned=False)
     smears = []
     for (stem, domain, rgb, boxes), group in zip(raw, groups, strict=True):
         background, density = glass_and_red_cell(rgb)

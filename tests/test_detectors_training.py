@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detectors.datasets import RED_CELL, near_duplicate_groups, read_labels, read_yolo_folder, split
+from detectors.datasets import RED_CELL, read_labels, read_yolo_folder, split
 from detectors.packing import endless, pack
 from detectors.training import Recipe, train, train_detector
 from pipeline.errors import BadInput
+from storage.near_duplicates import near_duplicate_groups
 from tests.detector_scenes import smear
 
 
@@ -57,7 +58,7 @@ def test_the_split_does_not_depend_on_the_order_of_the_files(yolo_folder):
 
 
 def test_different_images_are_no_duplicates():
-    assert len(set(near_duplicate_groups(np.random.default_rng(0).normal(size=(20, 24, 24))))) == 20
+    assert len(set(near_duplicate_groups(np.random.default_rng(0).normal(size=(20, 24, 24)), 0.9))) == 20
 
 
 def test_a_packed_canvas_keeps_each_box_on_its_cell(yolo_folder):

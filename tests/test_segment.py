@@ -13,7 +13,7 @@ import pytest
 from detectors.base import CYTOPLASM, NUCLEUS, RED_CELL, Segmenter
 from detectors.segment import _spans, central_cell, segment_image, tidy
 from detectors.segment_colour import background_colour
-from detectors.segment_data import IGNORE, labels_of, near_duplicate_groups, read_labelled_cells, split_cells
+from detectors.segment_data import IGNORE, labels_of, read_labelled_cells, same_cell_groups, split_cells
 from detectors.segment_evaluation import bootstrap_mean, dice, evaluate_segmenter
 from detectors.segment_scale import red_cell_diameter_px
 from detectors.segment_training import train_segmenter
@@ -245,7 +245,7 @@ def test_near_duplicates_share_a_group_and_a_side_of_the_split(tmp_path: Path) -
     noise = [rng.integers(0, 255, (48, 48, 3)).astype(np.uint8) for _ in range(3)]
     soft = [cv2.GaussianBlur(n, (0, 0), 5) for n in noise]
     copy = np.ascontiguousarray(np.rot90(soft[0])[:, ::-1])
-    groups = near_duplicate_groups([*soft, copy])
+    groups = same_cell_groups([*soft, copy])
     assert groups[3] == groups[0]
     assert len(set(groups)) == 3
     cells = read_labelled_cells(write_set(tmp_path / "set", 10))
@@ -266,9 +266,7 @@ def test_a_bad_training_folder_is_refused_by_name(tmp_path: Path) -> None:
 def test_training_resumes_to_the_same_weights_and_ships_a_strict_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "detectors.segment_data.near_duplicate_groups", lambda images: list(range(len(images)))
-    )
+    monkeypatch.setattr("detectors.segment_data.same_cell_groups", lambda images: list(range(len(images))))
     data = write_set(tmp_path / "set", 6)
     figures = {"epochs": 2, "steps_per_epoch": 1, "batch": 2, "widths": (4, 6, 8)}
     train_segmenter(data, tmp_path / "a" / "seg", **figures)

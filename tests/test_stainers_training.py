@@ -58,13 +58,13 @@ def test_smears_are_brought_to_one_scale_by_their_red_cells(smears):
 
 
 def test_near_duplicates_are_in_one_group():
-    from stainers.data import near_duplicate_groups
+    from storage.near_duplicates import near_duplicate_groups
 
     rng = np.random.default_rng(0)
     pictures = rng.random((6, 24, 24))
     pictures[4] = pictures[1] * 0.8 + 0.05 * rng.random((24, 24))
     pictures[5] = pictures[4]
-    groups = near_duplicate_groups(pictures)
+    groups = near_duplicate_groups(pictures, 0.92)
     assert groups[1] == groups[4] == groups[5]
     assert len(set(groups)) == 4
 
