@@ -57,6 +57,7 @@ def process_case(
     """Run a case inside a flow: stages as tasks, the report as an artifact."""
     run = open_run(case_dir, store, settings, workers, pixel_size_um)
     with run.store.writing(run.case_id):
+        run.store.sweep(run.case_id)
         run.ledger.begin()
         try:
             outcome = execute(run, as_task)

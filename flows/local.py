@@ -57,5 +57,9 @@ def run_night(
 
     cases_of(inbox)  # a wrong path is told before any server starts
     state = nightly(str(inbox), store, settings, scheduler, workers, return_state=True)
-    night: dict[str, Any] = state.result()
-    return night
+    # A night that the canary stopped is a failed flow with a summary; any other failure is raised.
+    night: Any = state.result(raise_on_failure=False)
+    if isinstance(night, BaseException):
+        raise night
+    found: dict[str, Any] = night
+    return found

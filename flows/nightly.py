@@ -1,4 +1,7 @@
-"""The night: every case of an inbox, one after another, on one Dask cluster; a failed case stops nothing."""
+"""The night: the canary, then every case of an inbox on one Dask cluster; a failed case stops nothing.
+
+A case that the machine failed, or that another run holds, is looked at again when the others are done.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,24 @@ import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is
 
 # isort: split
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.artifacts import create_table_artifact
-from prefect.runtime import flow_run
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
 
+from flows import canary, logs
 from flows.case import process_case
 from flows.cluster import Workers
 from flows.console import progress
-from flows.execute import summary, up_to_date
-from flows.runs import configured
+from flows.execute import CaseOutcome, summary, up_to_date
+from flows.failures import worth_another_try
+from flows.night_summary import NightSummary, publish
+from flows.runs import configured, settings_of
 from pipeline.errors import BadInput
+from storage.store import CaseBusy, Store
 
 log = logging.getLogger("smearflow.nightly")
 
@@ -33,15 +40,68 @@ def cases_of(inbox: Path) -> list[Path]:
     return sorted(p for p in inbox.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _one_case(folder: Path, store: str, settings: dict[str, Any] | None, workers: Workers) -> dict[str, Any]:
-    """Process a case or keep the reason why it could not be processed."""
+def _tried(folder: Path, attempt: Callable[[], CaseOutcome | None]) -> tuple[dict[str, Any] | None, bool]:
+    """What became of a case, None where it has to be computed; and whether to look at it again tonight."""
+    started = time.perf_counter()
     try:
-        # Most cases of an inbox were done in nights before: they cost a look, not a run.
-        done = up_to_date(folder, store, settings)
-        return summary(done if done is not None else process_case(folder, store, settings, workers))
+        outcome = attempt()
+    except CaseBusy as error:
+        return {"case": folder.name, "status": "busy", "error": str(error)}, True
     except Exception as error:  # the night goes on; the ledger and the summary carry the error
-        log.error("%s failed: %s: %s", folder.name, type(error).__name__, error)
-        return {"case": folder.name, "status": "failed", "error": f"{type(error).__name__}: {error}"}
+        reason = f"{type(error).__name__}: {error}"
+        log.error("%s failed: %s", folder.name, reason, extra={"case": folder.name, "status": "failed"})
+        return {"case": folder.name, "status": "failed", "error": reason}, worth_another_try(error)
+    if outcome is None:
+        return None, False
+    return {**summary(outcome), "seconds_total": round(time.perf_counter() - started, 2)}, False
+
+
+class _Cases:
+    """The cases of a night, and what became of each."""
+
+    def __init__(self, folders: list[Path], store: str, settings: dict[str, Any] | None) -> None:
+        self.folders, self.store, self.settings = folders, store, settings
+        self.rows: dict[Path, dict[str, Any]] = {}
+
+    def look(self) -> list[Path]:
+        """Settle what was computed in nights before, which costs a look; returns the others."""
+        todo = []
+        for folder in progress(self.folders, what="looking"):
+            row, _ = _tried(folder, lambda folder=folder: up_to_date(folder, self.store, self.settings))
+            if row is None or row["status"] != "done":
+                todo.append(folder)
+            else:
+                self.rows[folder] = row
+        return todo
+
+    def process(self, todo: list[Path], workers: Workers) -> None:
+        """Process cases; those that the machine failed or another run holds are tried again at the end."""
+        for what in ("night", "night, second try"):
+            again: list[Path] = []
+            for folder in progress(todo, what=what):
+                workers.restart_if_lost()
+                row, retry = _tried(folder, lambda folder=folder: self._one(folder, workers))
+                assert row is not None
+                self.rows[folder] = row
+                if retry:
+                    again.append(folder)
+            todo = again
+
+    def _one(self, folder: Path, workers: Workers) -> CaseOutcome:
+        # Another night may have finished it since.
+        done = up_to_date(folder, self.store, self.settings)
+        return done if done is not None else process_case(folder, self.store, self.settings, workers)
+
+    def hold_back(self, todo: list[Path]) -> None:
+        for folder in todo:
+            self.rows[folder] = {
+                "case": folder.name,
+                "status": "held back",
+                "error": "the canary stopped the night before this case was touched.",
+            }
+
+    def in_order(self) -> list[dict[str, Any]]:
+        return [self.rows[folder] for folder in self.folders]
 
 
 @flow(name="nightly", persist_result=False)
@@ -54,33 +114,28 @@ def nightly(
 ) -> State:
     """Process every case folder of `inbox` into `store`; the final state says how many were quarantined.
 
-    Without them, the worker's SMEARFLOW_INBOX and SMEARFLOW_STORE.
+    Without them, the worker's SMEARFLOW_INBOX and SMEARFLOW_STORE.  Where the canary's figures have moved
+    the flow fails before any case is touched.
     """
     inbox = configured(inbox, "SMEARFLOW_INBOX", "inbox")
     store = configured(store, "SMEARFLOW_STORE", "store")
     folders = cases_of(Path(inbox))
-    rows: list[dict[str, Any]] = []
-    with Workers(scheduler, workers) as pool:
-        for folder in progress(folders, what="night"):
-            rows.append(_one_case(folder, store, settings, pool))
-    failed = [r for r in rows if r["status"] == "failed"]
-    lost = sum(r.get("quarantined", 0) for r in rows)
-    if flow_run.id and rows:
-        create_table_artifact(
-            key="night",
-            table=[
-                {
-                    "case": r["case"],
-                    "status": r["status"],
-                    "report": r.get("report", ""),
-                    "quarantined": r.get("quarantined", ""),
-                    "flags": ", ".join(r.get("flags", [])),
-                    "reason": r.get("error", ""),
-                }
-                for r in rows
-            ],
-            description="The night's cases, their reports, and why a case has none.",
-        )
-    done = len(rows) - len(failed)
-    message = f"{done} of {len(rows)} cases processed, {len(failed)} cases and {lost} fields quarantined"
-    return Completed(message=message, data={"message": message, "cases": rows})
+    opened = Store(store)
+    night = NightSummary(inbox, opened.url, settings_of(settings).night.slowest)
+    with logs.to_file(opened, night.name), Workers(scheduler, workers) as pool:
+        log.info("night %s: %d case folders in %s", night.name, len(folders), inbox)
+        cases = _Cases(folders, store, settings)
+        todo = cases.look()
+        # A night that has nothing to compute needs no canary, nor the cluster that it would start.
+        night.canary = canary.sing(opened, settings, pool) if todo else {"status": "not needed"}
+        if night.canary["status"] == "alarm":
+            log.error("%s", night.canary["message"])
+            cases.hold_back(todo)
+        else:
+            cases.process(todo, pool)
+        document = night.end(cases.in_order())
+        log.info("night %s: %s", night.name, document["message"])
+    publish(opened, document)
+    if document["status"] == "alarm":
+        return Failed(message=document["message"], data=document)
+    return Completed(message=document["message"], data=document)

@@ -8,9 +8,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 
+def _read() -> datetime:
+    return datetime.now(UTC)
+
+
 def now() -> datetime:
     """The time of day, in UTC."""
-    return datetime.now(UTC)
+    return _read()
 
 
 def stamp() -> str:

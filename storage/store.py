@@ -19,18 +19,19 @@ from typing import Any
 
 from pipeline.errors import BadInput, SmearflowError
 from storage.clock import stamp
+from storage.store_lock import CaseBusy, ObjectLock, held
+
+__all__ = ["BadKey", "CaseBusy", "Store", "check_key"]
 
 LOCK_ATTEMPTS, LOCK_PAUSE_S = 4, 0.05
+
+DRAFTS = (".writing-*", "*.partial")  # this store's, and those of Zarr's local store
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 class BadKey(SmearflowError, ValueError):
     """A key that would lead outside the store, or that no file system could hold."""
-
-
-class CaseBusy(SmearflowError, RuntimeError):
-    """Another process is writing this case."""
 
 
 def check_key(key: str) -> str:
@@ -183,6 +184,18 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._remote(key), recursive=True)
 
+    def sweep(self, prefix: str) -> int:
+        """Remove the drafts that writers killed in the middle left under a prefix; returns how many.
+
+        To be called with the case's lock held.  A remote store keeps no drafts.
+        """
+        if self.folder is None or not self.path(prefix).is_dir():
+            return 0
+        drafts = [p for pattern in DRAFTS for p in self.path(prefix).rglob(pattern) if p.is_file()]
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
+        return len(drafts)
+
     def zarr_store(self, case_id: str) -> Any:
         """The Zarr store object of `<case>/case.zarr`."""
         key = f"{check_key(case_id)}/case.zarr"
@@ -199,11 +212,12 @@ class Store:
         """Hold a case for writing; raises CaseBusy where another process holds it.
 
         On a local store the lock is the kernel's and ends with its process, however it dies; who holds it
-        stands in the file for people to read.  A remote store has no such lock: there, one scheduler must
-        run a case once at a time.
+        stands in the file for people to read.  On an object store it is a lease (`storage.store_lock`), free
+        again two minutes after its process died.
         """
         if self.folder is None:
-            yield
+            with held(self._fs, self._remote(f"{case_id}/.lock"), case_id):
+                yield
             return
         import fcntl
 
@@ -234,10 +248,10 @@ class Store:
     def holder(self, case_id: str) -> dict[str, Any] | None:
         """Who holds a case for writing now: {"pid", "host", "since"}, as far as known; None: nobody does.
 
-        Always None on a remote store.
+        On an object store it may name a process that died within the last two minutes.
         """
         if self.folder is None:
-            return None
+            return ObjectLock(self._fs, self._remote(f"{case_id}/.lock"), case_id).read()
         import fcntl
 
         try:

@@ -19,7 +19,8 @@ def command(
 ) -> None:
     """Process every case folder of an inbox; a case that fails is named and stops nothing.
 
-    Exit status 0 if every case was processed, 3 if some were not.
+    Exit status 0 if every case was processed (or is being processed by another run), 3 if some were not,
+    4 if the canary stopped the night before any case was touched.
     """
     values = settings_values(config)
     with output(as_json) as show:
@@ -31,5 +32,8 @@ def command(
             for c in night["cases"]
         ]
         show(night, "\n".join([*lines, night["message"]]))
+    if night["status"] == "alarm":
+        click.echo(f"smearflow: {night['message']}", err=True)
+        sys.exit(4)
     if any(c["status"] == "failed" for c in night["cases"]):
         sys.exit(3)
