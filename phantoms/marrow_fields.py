@@ -6,15 +6,22 @@ many stains, nuisances and exposures as are asked for.  Everything follows from 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from phantoms.blood import Layers, TrueCell
-from phantoms.fields import Drawer, FieldView, populate, render_field
-from phantoms.marrow import NORMAL_MARROW, MarrowStain, add_nuisances, assign_types, marrow_drawer
+from phantoms.fields import Drawer, FieldView, lay_fields, populate, render_field
+from phantoms.marrow import (
+    NORMAL_MARROW,
+    MarrowStain,
+    add_nuisances,
+    assign_types,
+    marrow_drawer,
+    perls_fields,
+)
 from phantoms.stains import develop, random_perls_style, random_style
 from pipeline.errors import BadInput
 
@@ -114,6 +121,50 @@ def training_fields(
             np.array([-1 if s[0].rs_type is None else s[0].rs_type for s in seen], np.int64),
             np.array([s[2] for s in seen], np.float32),
         )
+
+
+# Ring sideroblasts go with erythroid hyperplasia: the erythroid shares of normal marrow, doubled.
+ERYTHROID_RICH: dict[str, float] = {
+    k: v * (2 if k in ERYTHROID_RECIPES else 1) for k, v in NORMAL_MARROW.items()
+}
+
+
+def perls_marrow(
+    seed: int,
+    rs_fraction: float,
+    *,
+    n_fields: int = 3,
+    side_px: int = 960,
+    n_cells_per_field: int = 27,
+    pixel_size_um: float = 0.1,
+    composition: Mapping[str, float] = ERYTHROID_RICH,
+    nuisances: float = 0.5,
+    hard: bool = False,
+) -> list[tuple[Array, dict[str, Any]]]:
+    """The Perls fields of one marrow of a known share of ring sideroblasts, without an MGG slide.
+
+    Returns (image (H, W, 3) uint8, truth as in `perls_fields`) a field; drawn as `simulate_case` draws
+    its Perls slide.
+    """
+    rng = np.random.default_rng([seed, 0])
+    views = lay_fields(n_fields, side_px, side_px, pixel_size_um, 0.0)
+    cells = populate(
+        views,
+        pixel_size_um,
+        rng,
+        composition=composition,
+        n_leukocytes=n_fields * n_cells_per_field,
+        red_cell_cover=0.22,
+        crowding=nuisances,
+    )
+    cells = assign_types(cells, rng, rs_fraction)
+    stages = {c.number: recipe_of(c) for c in cells}
+    out = []
+    for _, image, _, truth in perls_fields(
+        cells, views, pixel_size_um, seed=seed, bits=8, nuisances=nuisances, hard=hard, where={}
+    ):
+        out.append((image, {**truth, "recipes": [stages[i] for i in truth["cell_ids"]]}))
+    return out
 
 
 def _scene(rng: np.random.Generator, view: FieldView, pixel_size_um: float, n_cells: int) -> list[TrueCell]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from classifiers.sideroblasts import (
     RuleReader,
@@ -13,7 +18,14 @@ from classifiers.sideroblasts import (
     covered_fraction,
     type_of,
 )
-from classifiers.sideroblasts_stain import FAST_RED, IRON, glass_colour, optical_density, unmix
+from classifiers.sideroblasts_stain import (
+    FAST_RED,
+    IRON,
+    glass_colour,
+    optical_density,
+    stain_directions,
+    unmix,
+)
 from pipeline.errors import BadInput
 from pipeline.sideroblasts import draw_reading, read_sideroblasts
 from storage.registry import available, load
@@ -65,8 +77,15 @@ CASES = {"none": ([], "0"), "one": ([(30, 0.5)], "1"), "four": (RING[:4], "1"), 
          "clump": (CLUMP, "2"), "ring": (RING, "3"), "third": (THIRD, "3")}  # fmt: skip
 
 
+@pytest.fixture
+def reader() -> SideroblastReader:
+    """The explainable reader: what it must see, outline and say."""
+    return load("sideroblast-reader", "rule")
+
+
 @pytest.fixture(params=available("sideroblast-reader"))
-def reader(request: pytest.FixtureRequest) -> SideroblastReader:
+def any_reader(request: pytest.FixtureRequest) -> SideroblastReader:
+    """Every registered reader: what holds for all of them."""
     return load("sideroblast-reader", request.param)
 
 
@@ -110,14 +129,15 @@ def test_the_type_does_not_depend_on_the_pixel_size(reader: SideroblastReader, p
             assert found.granules_px[:, :2].max() < size
 
 
-def test_an_empty_patch_is_indeterminate_and_never_type_0(reader: SideroblastReader) -> None:
+def test_an_empty_patch_is_indeterminate_and_never_type_0(any_reader: SideroblastReader) -> None:
     rng = np.random.default_rng(1)
     glass = np.clip(rng.normal(240, 2, (128, 128, 3)), 0, 255).astype(np.uint8)
     for patch in (glass, np.zeros_like(glass), np.full_like(glass, 255)):
-        found = reader.read(patch[None], PX)[0]
+        found = any_reader.read(patch[None], PX)[0]
         assert found.type == "indeterminate"
         assert found.reason
         assert found.nucleus_contour is None
+        assert found.n_granules == 0
 
 
 def test_blue_haze_is_not_granules(reader: SideroblastReader) -> None:
@@ -151,28 +171,28 @@ def test_a_nucleus_far_from_the_middle_is_not_the_cell_asked_for(reader: Siderob
     assert reader.read(perls_cell(RING, offset_um=(8, 0))[None], PX)[0].type == "indeterminate"
 
 
-def test_too_coarse_an_image_is_indeterminate(reader: SideroblastReader) -> None:
+def test_too_coarse_an_image_is_indeterminate(any_reader: SideroblastReader) -> None:
     small = cv2.resize(perls_cell(RING), (60, 60), interpolation=cv2.INTER_AREA)
-    assert "resolution" in reader.read(small[None], 0.43)[0].reason
+    assert "resolution" in any_reader.read(small[None], 0.43)[0].reason
 
 
-def test_a_patch_reads_the_same_in_any_batch(reader: SideroblastReader) -> None:
+def test_a_patch_reads_the_same_in_any_batch(any_reader: SideroblastReader) -> None:
     patches = np.stack([perls_cell(s) for s, _ in CASES.values()])
-    together = reader.read(patches, PX)
+    together = any_reader.read(patches, PX)
     for n in (5, 0, 3):
-        alone = reader.read(patches[n : n + 1], PX)[0]
-        assert (alone.type, alone.n_granules, alone.arc_fraction) == (
-            together[n].type, together[n].n_granules, together[n].arc_fraction,
+        alone = any_reader.read(patches[n : n + 1], PX)[0]
+        assert (alone.type, alone.n_granules, alone.arc_fraction, alone.probabilities) == (
+            together[n].type, together[n].n_granules, together[n].arc_fraction, together[n].probabilities,
         )  # fmt: skip
         assert np.array_equal(alone.granules_px, together[n].granules_px)
-    assert reader.read(patches[:0], PX) == []
+    assert any_reader.read(patches[:0], PX) == []
 
 
-def test_what_is_no_patch_is_refused(reader: SideroblastReader) -> None:
+def test_what_is_no_patch_is_refused(any_reader: SideroblastReader) -> None:
     with pytest.raises(BadInput, match="uint8"):
-        reader.read(np.zeros((1, 64, 64, 3), np.float32), PX)
+        any_reader.read(np.zeros((1, 64, 64, 3), np.float32), PX)
     with pytest.raises(BadInput, match="pixel size"):
-        reader.read(np.zeros((1, 64, 64, 3), np.uint8), 0.0)
+        any_reader.read(np.zeros((1, 64, 64, 3), np.uint8), 0.0)
 
 
 def test_the_rule_is_the_definition_at_its_limits() -> None:
@@ -237,3 +257,49 @@ def test_phantom_erythroblasts_with_nuisances_are_read_as_their_type(reader: Sid
     assert sum(right) >= 8
     # What counts for the percentage is the ring, yes or no.
     assert [f.type == "3" for f in found] == [p.truth["rs_type"] == 3 for p in drawn]
+
+
+def jittered(
+    image: np.ndarray, density_gain: float, hue: float, light: tuple[float, float, float]
+) -> np.ndarray:
+    """Another laboratory's picture of the same field: more or less stain, turned hues, another lamp."""
+    density = -np.log10(np.maximum(image, 1) / GLASS)
+    turned = np.eye(3) * (1 - abs(hue)) + np.roll(np.eye(3), 1 if hue > 0 else -1, axis=1) * abs(hue)
+    return np.clip(np.array(light) * 10 ** -(density @ turned * density_gain), 0, 255).astype(np.uint8)
+
+
+OTHER_LABORATORIES = {
+    "pale": (0.65, 0.0, (244, 242, 240)),
+    "strong": (1.5, 0.0, (244, 242, 240)),
+    "yellow lamp": (1.0, 0.0, (250, 236, 205)),
+    "dim lamp": (1.0, 0.0, (180, 178, 176)),
+    "towards violet": (1.0, 0.1, (244, 242, 240)),
+    "towards green": (1.0, -0.1, (244, 242, 240)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_LABORATORIES)
+def test_another_stain_strength_hue_or_lamp_does_not_change_the_type(
+    reader: SideroblastReader, name: str
+) -> None:
+    patches = np.stack([jittered(perls_cell(s), *OTHER_LABORATORIES[name]) for s, _ in CASES.values()])
+    assert [r.type for r in reader.read(patches, PX)] == [t for _, t in CASES.values()]
+
+
+@pytest.mark.real
+def test_the_blue_of_real_prussian_blue_grows_with_its_grade(real_data: Path) -> None:
+    grades: dict[int, list[float]] = {}
+    with (real_data / "iron" / "labels.csv").open(newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            image = cv2.imread(str(real_data / "iron" / row["file"]))[..., ::-1]
+            density = optical_density(image, glass_colour(image))
+            blue, _ = unmix(density, *stain_directions(density))
+            quarter = [n // 4 for n in blue.shape]  # the graded cell fills the middle
+            middle = blue[quarter[0] : -quarter[0], quarter[1] : -quarter[1]]
+            grades.setdefault(int(row["iron_grade_0_4"]), []).append(float(middle.mean()))
+    medians = [float(np.median(grades[g])) for g in (0, 1, 2, 3)]
+    assert all(later > 1.5 * earlier + 0.01 for earlier, later in itertools.pairwise(medians)), medians
+    assert medians[0] < 0.02  # what holds no iron is not blue
+    values = np.concatenate([grades[g] for g in sorted(grades)])
+    order = np.concatenate([[g] * len(grades[g]) for g in sorted(grades)])
+    assert spearmanr(order, values).statistic > 0.85

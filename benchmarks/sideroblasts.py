@@ -1,0 +1,332 @@
+"""Ring sideroblasts end to end on phantom marrow: find, read, count, and what the intervals are worth.
+
+    python -m benchmarks.sideroblasts --work DIR [--development] [--cases 20]
+
+Draws the cases once into DIR/cases (a second run reads them), runs finder and readers as the pipeline
+does, and prints tables.  `--development` takes other seeds: those that figures may be set on.  Phantoms
+only: no Perls-stained marrow with labels is public.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detectors.boxes import iou_matrix
+from phantoms.marrow_fields import perls_marrow
+from pipeline.reader_error import ReaderErrors, corrected_estimate, corrected_interval
+from pipeline.statistics import clopper_pearson, wilson
+
+PX, PATCH_PX, THRESHOLD = 0.1, 256, 0.4
+UNSEEN_SEED, DEVELOPMENT_SEED = 97_000, 31_000
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One erythroblast, or one box that holds none: what it is and what was made of it.
+
+    true_type: 0-3, or None for a false box; stage: its recipe or, for a false box, the class of what was
+    boxed; found: whether a box of a score of THRESHOLD or more was on it; read: by each reader.
+    """
+
+    case: int
+    true_type: int | None
+    stage: str
+    found: bool
+    read: dict[str, str]
+    p_ring: float | None = None
+
+
+def rs_fraction(index: int, n: int) -> float:
+    """Shares of ring sideroblasts from 0 to 0.6, evenly over the cases."""
+    return round(0.6 * index / max(1, n - 1), 4)
+
+
+def make_case(root: Path, seed: int, fraction: float) -> Path:
+    """A case of three small Perls fields, drawn where the folder does not hold it yet."""
+    path = root / f"{seed}-{round(1000 * fraction):03d}.npz"
+    if not path.is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        drawn = perls_marrow(seed, fraction)
+        part = path.with_suffix(".part.npz")
+        np.savez(part, images=np.stack([d[0] for d in drawn]), truth=json.dumps([d[1] for d in drawn]))
+        part.replace(path)
+    return path
+
+
+def read_case(path: Path, finder: Any, readers: dict[str, Any]) -> list[Reading]:
+    """Find and read the erythroblasts of a case's Perls fields as the pipeline does."""
+    from pipeline.patches import crop_patches
+
+    seed = int(path.stem.split("-")[0])
+    with np.load(path, allow_pickle=False) as kept:
+        fields = list(zip(kept["images"], json.loads(str(kept["truth"])), strict=True))
+    out: list[Reading] = []
+    for image, field in fields:
+        stages = dict(zip(field["cell_ids"], field["recipes"], strict=True))
+        boxes, scores = finder.detect(image, PX)
+        boxes = boxes[scores >= THRESHOLD]
+        types = {s["cell_id"]: s["rs_type"] for s in field["sideroblasts"]}
+        real = np.array(field["leukocytes_xyxy"]).reshape(-1, 4)
+        overlaps = iou_matrix(boxes, real) if len(real) else np.zeros((len(boxes), 0))
+        centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes]
+        patches = crop_patches(
+            image, centres, size_px=PATCH_PX, pixel_size_um=PX, target_pixel_size_um=PX, fill="reflect"
+        )
+        read = {k: r.read(patches, PX) for k, r in readers.items()} if len(boxes) else {}
+        taken: set[int] = set()
+        for i in range(len(boxes)):
+            j = int(overlaps[i].argmax()) if overlaps.shape[1] else -1
+            hit = j >= 0 and overlaps[i, j] >= 0.5 and j not in taken
+            cell = field["cell_ids"][j] if hit else None
+            taken |= {j} if hit else set()
+            p = next((r[i].probabilities for r in read.values() if r[i].probabilities), None)
+            out.append(
+                Reading(
+                    seed,
+                    types.get(cell) if cell is not None else None,
+                    stages[cell] if cell is not None else "nothing",
+                    True,
+                    {k: r[i].type for k, r in read.items()},
+                    None if p is None else p[3] / max(sum(p[:4]), 1e-9),
+                )
+            )
+        for j, cell in enumerate(field["cell_ids"]):
+            if cell in types and j not in taken:
+                out.append(Reading(seed, types[cell], stages[cell], False, {}))
+    return out
+
+
+def errors_of(readings: Sequence[Reading], reader: str, source: str = "") -> ReaderErrors:
+    """The counts behind the interval, and how much more cases differ than chance explains."""
+    counted = [r for r in readings if r.found and r.read[reader] != "indeterminate"]
+    rings = [r for r in counted if r.true_type == 3]
+    others = [r for r in counted if r.true_type in (0, 1, 2)]
+    false = [r for r in counted if r.true_type is None]
+    lost = [r for r in readings if r.true_type is not None and r not in counted]
+    wrong = [r for r in (*rings, *others) if (r.read[reader] == "3") != (r.true_type == 3)]
+    return ReaderErrors(
+        ring_read=len(rings) - sum(r in wrong for r in rings),
+        ring_missed=sum(r in wrong for r in rings),
+        other_read=len(others) - sum(r in wrong for r in others),
+        other_wrong=sum(r in wrong for r in others),
+        ring_lost=sum(r.true_type == 3 for r in lost),
+        other_lost=sum(r.true_type != 3 for r in lost),
+        false_cells=len(false),
+        false_rings=sum(r.read[reader] == "3" for r in false),
+        overdispersion=round(overdispersion(readings, reader), 3),
+        source=source,
+    )
+
+
+def overdispersion(readings: Sequence[Reading], reader: str) -> float:
+    """Pearson's chi-square over its degrees of freedom of errors between cases, at least 1."""
+    by_case: dict[int, list[bool]] = {}
+    for r in readings:
+        if r.true_type is not None:
+            bad = (
+                not r.found
+                or r.read[reader] == "indeterminate"
+                or (r.read[reader] == "3") != (r.true_type == 3)
+            )
+            by_case.setdefault(r.case, []).append(bad)
+    n = np.array([len(v) for v in by_case.values()])
+    k = np.array([sum(v) for v in by_case.values()])
+    rate = k.sum() / max(1, n.sum())
+    if rate in (0, 1) or len(n) < 2:
+        return 1.0
+    return max(1.0, float(((k - n * rate) ** 2 / (n * rate * (1 - rate))).sum() / (len(n) - 1)))
+
+
+def per_case(readings: Sequence[Reading], reader: str) -> list[dict[str, Any]]:
+    """Truth and reading of every case: percentages, counts, corrected and plain intervals."""
+    rows = []
+    for case in sorted({r.case for r in readings}):
+        mine = [r for r in readings if r.case == case]
+        true = [r.true_type for r in mine if r.true_type is not None]
+        read = [r.read[reader] for r in mine if r.found]
+        told = [t for t in read if t != "indeterminate"]
+        rows.append(
+            {
+                "case": case,
+                "true_pct": 100 * true.count(3) / len(true),
+                "n_true": len(true),
+                "rings": told.count("3"),
+                "n": len(told),
+                "indeterminate": len(read) - len(told),
+                "pct": 100 * told.count("3") / len(told) if told else None,
+            }
+        )
+    return rows
+
+
+def many_draws(
+    readings: Sequence[Reading],
+    reader: str,
+    errors: ReaderErrors,
+    *,
+    fractions: Sequence[float] = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6),
+    sizes: Sequence[int] = (50, 100, 200, 500),
+    draws: int = 400,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """How often the intervals hold the true share when cases are drawn from what was really read.
+
+    A draw is a marrow of a known share: its erythroblasts are drawn from the measured ones, each with what
+    finder and reader made of it, so every error is in it; false boxes come at their measured rate.
+    """
+    rng = np.random.default_rng(seed)
+    code = {True: [], False: []}  # type: dict[bool, list[int]]
+    for r in readings:
+        if r.true_type is not None:
+            kept = r.found and r.read[reader] != "indeterminate"
+            code[r.true_type == 3].append((2 if r.read[reader] == "3" else 1) if kept else 0)
+    pools = {k: np.array(v) for k, v in code.items()}
+    false = [
+        r.read[reader] == "3" for r in readings if r.true_type is None and r.read[reader] != "indeterminate"
+    ]
+    rate = len(false) / max(1, sum(len(v) for v in pools.values()))
+    rows = []
+    for n in sizes:
+        for p in fractions:
+            held = np.zeros(4)
+            width = np.zeros(3)
+            estimates = []
+            for _ in range(draws):
+                rings = rng.binomial(n, p)
+                drawn = np.concatenate([rng.choice(pools[True], rings), rng.choice(pools[False], n - rings)])
+                extra = rng.poisson(rate * n)
+                x = int((drawn == 2).sum()) + (int(rng.binomial(extra, np.mean(false))) if false else 0)
+                m = int((drawn > 0).sum()) + extra
+                cp, corrected, score = clopper_pearson(x, m), corrected_interval(x, m, errors), wilson(x, m)
+                held += [a <= p <= b for a, b in (cp, corrected, score)] + [corrected[1] < p]
+                width += [b - a for a, b in (cp, corrected, score)]
+                estimates.append((x / m, corrected_estimate(x, m, errors)))
+            bias = 100 * (np.array(estimates, float).mean(0) - p)
+            rows.append(
+                {
+                    "n": n,
+                    "true_pct": 100 * p,
+                    "cp_coverage": held[0] / draws,
+                    "coverage": held[1] / draws,
+                    "cp_width": 100 * width[0] / draws,
+                    "width": 100 * width[1] / draws,
+                    "bias": bias[0],
+                    "corrected_bias": bias[1],
+                }
+            )
+    return rows
+
+
+def stage_table(readings: Sequence[Reading]) -> list[tuple[str, int, int]]:
+    """Stage, how many there were, how many were found."""
+    stages = sorted({r.stage for r in readings if r.true_type is not None})
+    mine = {s: [r.found for r in readings if r.true_type is not None and r.stage == s] for s in stages}
+    return [(s, len(v), sum(v)) for s, v in mine.items()]
+
+
+def report(readings: Sequence[Reading], readers: Sequence[str], errors: dict[str, ReaderErrors]) -> str:
+    """The tables as Markdown."""
+    true = [r for r in readings if r.true_type is not None]
+    false = [r for r in readings if r.true_type is None]
+    found = [r for r in true if r.found]
+    lines = [
+        f"erythroblasts found {_share(len(found), len(true))}; boxes that hold one "
+        f"{_share(len(found), len(found) + len(false))}",
+        "found by stage: " + ", ".join(f"{s} {k}/{n}" for s, n, k in stage_table(readings)),
+        "found by type: "
+        + ", ".join(
+            f"{t} {sum(r.found for r in true if r.true_type == t)}/{sum(r.true_type == t for r in true)}"
+            for t in range(4)
+        ),
+        "false boxes: "
+        + ", ".join(f"{s} {sum(r.stage == s for r in false)}" for s in sorted({r.stage for r in false})),
+    ]
+    for name in readers:
+        told = [r for r in found if r.read[name] != "indeterminate"]
+        right = sum(r.read[name] == str(r.true_type) for r in told)
+        ring = sum((r.read[name] == "3") == (r.true_type == 3) for r in told)
+        cases = [c for c in per_case(readings, name) if c["pct"] is not None]
+        off = np.array([c["pct"] - c["true_pct"] for c in cases])
+        e = errors[name]
+        fixed = np.array(
+            [100 * float(corrected_estimate(c["rings"], c["n"], e) or 0) - c["true_pct"] for c in cases]
+        )
+        lines += [
+            "",
+            f"reader {name}: type accuracy {_share(right, len(told))}; "
+            f"ring or not {_share(ring, len(told))}; indeterminate {len(found) - len(told)}",
+            f"RS % over {len(cases)} cases: RMSE {np.sqrt((off**2).mean()):.2f}, bias {off.mean():+.2f}, "
+            f"worst {np.abs(off).max():.2f}; corrected RMSE {np.sqrt((fixed**2).mean()):.2f}",
+            "true -> read: "
+            + "; ".join(
+                f"{t}: "
+                + " ".join(
+                    f"{k}={sum(r.true_type == t and r.read[name] == k for r in found)}"
+                    for k in ("0", "1", "2", "3", "indeterminate")
+                )
+                for t in range(4)
+            ),
+            f"errors: {asdict(e)}",
+            *(
+                f"  {c['case']}: true {c['true_pct']:.1f} % of {c['n_true']}, read {c['rings']}/{c['n']} = "
+                f"{c['pct']:.1f} %, indeterminate {c['indeterminate']}"
+                for c in cases
+            ),
+        ]
+    return "\n".join(lines)
+
+
+def _share(k: int, n: int) -> str:
+    low, high = clopper_pearson(k, n) if n else (0.0, 1.0)
+    return f"{k}/{n} = {k / max(1, n):.3f} ({low:.3f}-{high:.3f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--cases", type=int, default=20)
+    parser.add_argument("--development", action="store_true")
+    parser.add_argument("--finder", default="marrow-perls")
+    parser.add_argument("--readers", default="rule,sideroblast-cnn")
+    parser.add_argument("--draws", type=int, default=0)
+    parser.add_argument("--errors", choices=["shipped", "own"], default="shipped")
+    given = parser.parse_args()
+    from storage.registry import load
+
+    names = [n for n in given.readers.split(",") if n]
+    finder, readers = load("detector", given.finder), {n: load("sideroblast-reader", n) for n in names}
+    base = DEVELOPMENT_SEED if given.development else UNSEEN_SEED
+    started = time.time()
+    readings: list[Reading] = []
+    for i in range(given.cases):
+        folder = make_case(given.work / "cases", base + i, rs_fraction(i, given.cases))
+        readings += read_case(folder, finder, readers)
+    from pipeline.sideroblasts import measured_errors
+
+    own = {n: errors_of(readings, n) for n in names}
+    errors = {n: (measured_errors(n) if given.errors == "shipped" else None) or own[n] for n in names}
+    print(report(readings, names, errors))
+    print({n: asdict(e) for n, e in own.items()})
+    for name in names if given.draws else ():
+        rows = many_draws(readings, name, errors[name], draws=given.draws)
+        print(f"\n{name}: {given.draws} draws a row")
+        for row in rows:
+            print(" | ".join(f"{k} {v:.3f}" for k, v in row.items()))
+        for key in ("cp_coverage", "coverage", "cp_width", "width"):
+            print(f"mean {key}: {np.mean([r[key] for r in rows]):.4f}, least {min(r[key] for r in rows):.3f}")
+    machine = f"{os.cpu_count()} cores {platform.machine()}"
+    print(f"{time.strftime('%Y-%m-%d')}, {machine}, {time.time() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
