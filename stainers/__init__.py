@@ -22,6 +22,31 @@ def _unet_film(package: Any) -> Any:
     return load(package)
 
 
+def _picture(package: Any) -> Any:
+    from stainers.picture_stainer import load
+
+    return load(package)
+
+
+for _architecture, _summary in (
+    ("cyclegan", "two stains without pairs: cycle-consistent adversarial networks"),
+):
+    register("stainer", _architecture, licence="AGPL-3.0-or-later", summary=_summary)(_picture)
+
+
+def _domains(package: Any) -> Any:
+    from stainers.domain_package import load
+
+    return load(package)
+
+
+for _architecture, _summary in (
+    ("multidomain", "several stains and DIC by one encoder; target at the bottleneck, partly paired"),
+    ("disentangled", "background, structure and style in codes of their own"),
+):
+    register("stainer", _architecture, licence="AGPL-3.0-or-later", summary=_summary)(_domains)
+
+
 def stain_image(stainer: Any, image: Any, target: str | None = None) -> Any:
     """Stain an image of any size; see `stainers.field.stain_image`."""
     from stainers.field import stain_image as stain

@@ -29,6 +29,7 @@ from stainers.gan_training import (
     to_batch,
     total_steps,
 )
+from stainers.picture_data import DataOptions
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class CycleGanRecipe:
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
     losses: CycleLosses = field(default_factory=CycleLosses)
+    data: DataOptions = field(default_factory=DataOptions)
     draw: DrawOptions = field(default_factory=DrawOptions)
     run: RunOptions = field(default_factory=RunOptions)
     pool: int = 50

@@ -81,7 +81,7 @@ def _conv(cin: int, cout: int, norm: str, kernel: int = 3, stride: int = 1) -> n
     return nn.Sequential(
         nn.Conv2d(cin, cout, kernel, stride, kernel // 2, padding_mode="reflect"),
         _norm(norm, cout),
-        nn.ReLU(inplace=True),
+        nn.LeakyReLU(0.2, inplace=True),  # a plain ReLU may die where the answer is near the input
     )
 
 
@@ -141,7 +141,7 @@ class ResnetGenerator(Generator):
         self.up = nn.ModuleList(_conv(a, b, norm) for a, b in itertools.pairwise(back))
         self.head = nn.Conv2d(widths[0], out_channels, 7, 1, 3, padding_mode="reflect")
         if options.residual:
-            nn.init.normal_(self.head.weight, std=0.002)
+            nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
     def encode(self, x: Tensor) -> Latent:
@@ -177,7 +177,7 @@ class UnetGenerator(Generator):
             before = out
         self.head = nn.Conv2d(before, out_channels, 3, 1, 1, padding_mode="reflect")
         if options.residual:
-            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
     def encode(self, x: Tensor) -> Latent:

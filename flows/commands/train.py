@@ -22,7 +22,9 @@ def command() -> None:
     """
 
 
-def options(*, epochs: int, unit: str = "epochs") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def options(
+    *, epochs: int | None, unit: str = "epochs"
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """The arguments that every trainer shares."""
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,7 +33,13 @@ def options(*, epochs: int, unit: str = "epochs") -> Callable[[Callable[..., Any
             click.option(
                 "--out", required=True, type=click.Path(path_type=Path), help="Folder of the package."
             ),
-            click.option(f"--{unit}", "length", type=click.IntRange(1), default=epochs, show_default=True),
+            click.option(
+                f"--{unit}",
+                "length",
+                type=click.IntRange(1),
+                default=epochs,
+                show_default=epochs is not None or "the recipe's",
+            ),
             click.option("--seed", type=int, default=SEED, show_default=True),
             click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
             json_option,
@@ -101,17 +109,26 @@ def segmenter(data: Path, out: Path, length: int, seed: int, resume: bool, as_js
 
 
 @command.command(name="stainer")
-@options(epochs=20_000, unit="steps")
-def stainer(data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool) -> None:
-    """Train a DIC -> MGG stainer on pairs computed from stained smears (YOLO-format folder)."""
-    from stainers.training import train_stainer
+@click.option(
+    "--recipe", default="unet-film", show_default=True, help="Recipe file, or the name of a shipped one."
+)
+@options(epochs=None, unit="steps")
+def stainer(
+    data: Path, out: Path, length: int | None, seed: int, resume: bool, as_json: bool, recipe: str
+) -> None:
+    """Train a stainer by a recipe.
+
+    DIC to stain: on pairs computed from stained smears (YOLO-format folder).  Stain to stain: on a folder of
+    two domains, each a folder, or rows of a labels.csv with the columns image, source and class.
+    """
+    from stainers.families import train_by_recipe
 
     existing(data, "folder")
     _done(
         as_json,
         "stainer",
         out,
-        lambda: train_stainer(data, out, steps=length, resume=resume, seed=seed, progress=_steps),
+        lambda: train_by_recipe(data, out, recipe, steps=length, resume=resume, seed=seed, progress=_steps),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pipeline.errors import BadInput
 from stainers.data import PairOptions
@@ -65,17 +65,21 @@ def _build(kind: type[Any], values: Any, where: str) -> Any:
         wanted = hints[key]
         if is_dataclass(wanted):
             made[key] = _build(wanted, value, f"{where}: {key}")  # type: ignore[arg-type]
-        elif wanted in (int, float, str):
-            fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(
-                value, bool
+        elif wanted in (int, float, str, bool):
+            fits = isinstance(value, (int, float) if wanted is float else wanted) and (
+                isinstance(value, bool) == (wanted is bool)
             )
             if not fits:
                 raise BadInput(f"{where}: '{key}' must be {wanted.__name__}, not {value!r}.")
             made[key] = wanted(value)
         else:
-            fits = isinstance(value, list) and all(isinstance(v, int) for v in value)
+            item = get_args(wanted)[0]
+            fits = isinstance(value, list) and all(
+                isinstance(v, item) and not isinstance(v, bool) for v in value
+            )
             if not fits:
-                raise BadInput(f"{where}: '{key}' must be a list of whole numbers, not {value!r}.")
+                kind = {int: "whole numbers", str: "words"}.get(item, item.__name__)
+                raise BadInput(f"{where}: '{key}' must be a list of {kind}, not {value!r}.")
             made[key] = tuple(value)
     return kind(**made)
 
@@ -85,9 +89,14 @@ def recipe_names() -> list[str]:
     return sorted(p.stem for p in Path(__file__).parent.glob("*.yaml"))
 
 
-def read_recipe(name_or_path: str | Path) -> Recipe:
-    """A shipped recipe by name, or a YAML file; unknown keys and wrong kinds of value are refused."""
+def read_recipe(name_or_path: str | Path) -> Any:
+    """A shipped recipe by name, or a YAML file, as the recipe of its `architecture` (default: unet-film).
+
+    Unknown architectures and keys and wrong kinds of value are refused.
+    """
     import yaml
+
+    from stainers.families import family
 
     path = Path(__file__).parent / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -98,4 +107,7 @@ def read_recipe(name_or_path: str | Path) -> Recipe:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: not a YAML recipe ({error}); docs/staining.md shows one.") from error
-    return _build(Recipe, values, str(path))
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} must hold keys and values, not {type(values).__name__}.")
+    kind = family(str(values.get("architecture", "unet-film"))).get("recipe")
+    return _build(kind, values, str(path))
