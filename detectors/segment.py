@@ -52,6 +52,11 @@ class UNetSegmenter:
         normalisation = package.card.normalisation
         return cls(model, package.name, normalisation.mean[0], normalisation.std[0])
 
+    @property
+    def network(self) -> UNet:
+        """The network alone, on transmission standardised as its card says: losses look through it."""
+        return self._model
+
     def segment(self, patches: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
         """Labels (N, H, W) uint8 of patches (N, H, W, 3) uint8; every leukocyte in a patch is labelled.
 
