@@ -25,11 +25,11 @@ Array = np.ndarray[Any, Any]
 
 CLASSIFIER, SEGMENTER = "leukocyte-classes", "nucleus-cytoplasm"  # what names and outlines the stained cells
 POLARITY_FROM, POLARITY_STEPS = "dic-to-mgg", 600
-HELD_OUT_CELLS = 36
+HELD_OUT_CELLS = 24
 LIMITS = (
     "Trained on computed DIC alone: never tried on photographed DIC of the same cells.",
     "Trained for minutes on one CPU core, at a small width: it stands here to be compared, not to be used.",
-    "The colour of the glass and the strength of a stain cannot be seen in DIC; a target's typical look is given.",
+    "The colour of the glass and the strength of a stain cannot be seen in DIC: the look is a typical one.",
     "Classes and masks of the training cells are pseudo-labels of this project's own models.",
 )
 

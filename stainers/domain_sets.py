@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -254,4 +254,6 @@ def _unpacked(held: Any) -> DomainSet:
 
 
 def key_of(options: DomainOptions, seed: int, names: Sequence[str]) -> dict[str, Any]:
-    return {"options": asdict(options), "seed": seed, "names": sorted(names), "version": 1}
+    """What a set is made of; how examples are drawn from it is not part of that."""
+    made_of = {k: getattr(options, k) for k in ("cells", "context_px", "pairs_known")}
+    return {"options": made_of, "seed": seed, "names": sorted(names), "version": 1}
