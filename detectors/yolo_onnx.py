@@ -92,11 +92,11 @@ class YoloOnnxDetector:
         self._session = onnxruntime.InferenceSession(
             str(package.weights_path), options, providers=["CPUExecutionProvider"]
         )
-        self._input = self._session.get_inputs()[0].name
+        self._inputs = [i.name for i in self._session.get_inputs()]
 
     def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
         """Leukocytes: see detectors.base.Detector."""
-        found = self.look(image, pixel_size_um)
+        found = self._look(image, pixel_size_um, everywhere=False)
         keep = found.classes == LEUKOCYTE
         return found.boxes[keep], found.scores[keep]
 
@@ -105,6 +105,10 @@ class YoloOnnxDetector:
 
         Raises BadInput for an image that is not uint8 grey or RGB, or an impossible pixel size.
         """
+        return self._look(image, pixel_size_um, everywhere=True)
+
+    def _look(self, image: np.ndarray, pixel_size_um: float, *, everywhere: bool) -> Found:
+        """`look`; without `everywhere` the red cells and platelets that compete with a leukocyte suffice."""
         image = check_image(image, self.name)
         factor = check_pixel_size(pixel_size_um, self.name) / self.pixel_size_um
         height, width = image.shape[:2]
@@ -113,7 +117,7 @@ class YoloOnnxDetector:
         parts = []
         for y0, y1 in _spans(height, self.window_px / factor, self.overlap_px / factor):
             for x0, x1 in _spans(width, self.window_px / factor, self.overlap_px / factor):
-                part = self._window(np.asarray(image[y0:y1, x0:x1]), factor)
+                part = self._window(np.asarray(image[y0:y1, x0:x1]), factor, everywhere)
                 part.boxes[:] += np.array([x0, y0, x0, y0], np.float32)
                 parts.append(self._drop_cut(part, (x0, y0, x1, y1), width, height, factor))
         found = Found(
@@ -121,7 +125,29 @@ class YoloOnnxDetector:
         )
         return self._merge(found)
 
-    def _window(self, image: np.ndarray, factor: float) -> Found:
+    def _run(self, image: np.ndarray, everywhere: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes, scores and classes of an image (H, W, 3) uint8 at the network's scale, unsuppressed."""
+        if "minimum" in self._inputs:  # a compact network: see detectors.compact
+            least = np.array([self.min_score, OTHERS_MIN_SCORE, OTHERS_MIN_SCORE])
+            rows = self._session.run(
+                None,
+                {
+                    "images": image[None],
+                    "minimum": np.log(least / (1 - least)).astype(np.float32),
+                    "everywhere": np.array(everywhere),
+                },
+            )[0]
+            boxes, scores, classes = rows[:, :4], rows[:, 4:].max(1), rows[:, 4:].argmax(1)
+        else:
+            tensor = np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
+            boxes, scores, classes = decode(
+                self._session.run(None, {self._inputs[0]: tensor})[0][0], self.min_score
+            )
+        # Only the leukocytes need their whole precision-recall curve.
+        worth = scores > np.where(classes == LEUKOCYTE, self.min_score, OTHERS_MIN_SCORE)
+        return boxes[worth], scores[worth], classes[worth]
+
+    def _window(self, image: np.ndarray, factor: float, everywhere: bool) -> Found:
         """One window through the network; boxes in pixels of the window."""
         import cv2
 
@@ -133,12 +159,7 @@ class YoloOnnxDetector:
         padded = np.empty((-(-size[1] // STRIDE) * STRIDE, -(-size[0] // STRIDE) * STRIDE, 3), np.uint8)
         padded[:] = fill
         padded[: size[1], : size[0]] = small
-        tensor = np.ascontiguousarray(padded.transpose(2, 0, 1)[None], np.float32) / np.float32(255)
-        raw = self._session.run(None, {self._input: tensor})[0][0]
-        boxes, scores, classes = decode(raw, self.min_score)
-        # Only the leukocytes need their whole precision-recall curve.
-        worth = (classes == LEUKOCYTE) | (scores > OTHERS_MIN_SCORE)
-        boxes, scores, classes = boxes[worth], scores[worth], classes[worth]
+        boxes, scores, classes = self._run(padded, everywhere)
         inside = (boxes[:, :2] + boxes[:, 2:]) / 2 < np.array(size)  # nothing has its centre in the padding
         keep = inside.all(1)
         boxes = np.clip(boxes[keep], 0, np.tile(np.array(size, np.float32), 2))
