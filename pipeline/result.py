@@ -202,6 +202,22 @@ class LimitStanding(Part):
     more_cells: int | None = Field(description="at the same proportion; null: counting cannot settle it")
 
 
+class VirtualSupport(Part):
+    """What the image supports of a count on virtual Perls, and why."""
+
+    supported: bool
+    why: str
+    positive: int = Field(description="cells that were drawn with a ring")
+    assessed: int
+    positive_low_pct: float | None = Field(None, description="lower limit of the share drawn with a ring")
+    made_up_high_pct: float | None = Field(
+        None, description="upper limit of the share of ringless cells on which the model draws a ring"
+    )
+    rmse_pct: float | None = Field(None, description="of RS % on the measured cases, from the model's card")
+    rmse_of_mean_pct: float | None = Field(None, description="of always answering the mean of those cases")
+    measured_on: str | None = None
+
+
 class Sideroblasts(Part):
     """Erythroblasts by iron (IWGM-MDS 2008): RS % = type 3 / types 0 to 3; indeterminate apart."""
 
@@ -218,6 +234,7 @@ class Sideroblasts(Part):
     limits: tuple[float, ...]
     standings: tuple[LimitStanding, ...]
     code: str = Field(description="local code; no LOINC code for ring sideroblasts is known")
+    support: VirtualSupport | None = Field(None, description="of a virtual Perls; null for a real stain")
 
 
 class PatternShare(Part):
@@ -262,6 +279,7 @@ class GalleryCell(Part):
     is_ood: bool
     stain_confidence: float | None = None
     rs_type: str | None = None
+    virtual_stain: Stain | None = Field(None, description="the stain that the shown virtual image imitates")
     label_reviewed: str | None = None
 
 
