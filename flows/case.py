@@ -17,9 +17,11 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows.auditing import note
 from flows.cluster import Workers
 from flows.execute import CaseOutcome, execute, summary
 from flows.runs import configured, open_run
+from storage.audit import Action
 
 log = logging.getLogger("smearflow.case")
 
@@ -53,8 +55,13 @@ def process_case(
     settings: dict[str, Any] | None,
     workers: Workers,
     pixel_size_um: float | None = None,
+    *,
+    action: Action = "run",
 ) -> CaseOutcome:
-    """Run a case inside a flow: stages as tasks, the report as an artifact."""
+    """Run a case inside a flow: stages as tasks, the report as an artifact.
+
+    `action` is what the audit log calls it.
+    """
     run = open_run(case_dir, store, settings, workers, pixel_size_um)
     with run.store.writing(run.case_id):
         run.store.sweep(run.case_id)
@@ -64,10 +71,12 @@ def process_case(
         except BaseException as error:
             try:
                 run.end(error)
+                note(run, action, error=error)
             except Exception as second:  # of a full disk, say; the first error is the one to be told
                 log.error("%s: the ledger could not be written: %s", run.case_id, second)
             raise
         run.end()
+        note(run, action)
     _publish(outcome)
     return outcome
 

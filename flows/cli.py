@@ -14,6 +14,8 @@ COMMANDS = {
     "run": ("run", "Process one case folder into a report."),
     "nightly": ("nightly", "Process every case of an inbox."),
     "report": ("report", "Write a case's report again from what is stored."),
+    "review": ("review", "Correct the classes of cells, sign a report, or withdraw it."),
+    "audit": ("audit", "Show who ran and changed what, and check that the record holds."),
     "simulate": ("simulate", "Write a synthetic case folder with exact truth."),
     "align": ("align", "Align a DIC image to its brightfield partner."),
     "detect": ("detect", "Find leukocytes in images."),

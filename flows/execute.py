@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import explain_stage, patient_stage, reporting, stages, unit_stages
+from flows.auditing import note
 from flows.cluster import Workers
 from flows.records import CaseRun, WorkNeeded
 from flows.runs import open_run
@@ -84,6 +85,7 @@ def up_to_date(
         ):  # the busy one writes its own line
             run.ledger.begin()
             run.end()
+            note(run, "run")
         return outcome
 
 

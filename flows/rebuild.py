@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flows.auditing import note
 from flows.cluster import Workers
 from flows.runs import open_run
 from pipeline.errors import BadInput
@@ -26,6 +27,7 @@ def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) ->
             run.ledger.begin()
             result = reporting.report(run, findings)
             run.end()
+            note(run, "report")
     return {
         "case": case_id,
         "report": run.store.url_of(f"{case_id}/report.html"),

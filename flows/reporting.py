@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,16 @@ import numpy as np
 from flows import stages, work
 from flows.explain_stage import calibrated_confidence
 from flows.records import CaseRun
+from flows.review_acts import acts_of
+from pipeline.review import (
+    Act,
+    ReviewState,
+    audit_part,
+    lost_corrections,
+    placed_labels,
+    review_part,
+    review_state,
+)
 from pipeline.types import (
     Case,
     Cell,
@@ -157,10 +167,13 @@ def pseudonym(case_id: str) -> str:
 
 def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
     """The result of the case: written where anything it is made of has changed, else the kept one."""
-    mark = report_mark(run, findings)
+    acts = acts_of(run.store, run.case_id)
+    state = review_state(acts)
+    content = content_mark(run, findings, state)
+    mark = fingerprint("reviewed", content, acts) if acts else content
 
     def compute() -> dict[str, Any]:
-        return {"sha256": write_report(run, findings, mark)}
+        return {"sha256": write_report(run, findings, mark, acts, content)}
 
     def intact() -> bool:
         kept = run.kept("report", "case", mark)
@@ -191,7 +204,15 @@ def report_mark(run: CaseRun, findings: Findings) -> str:
     )
 
 
-def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
+def content_mark(run: CaseRun, findings: Findings, state: ReviewState) -> str:
+    """What a signature is given for: the report's inputs and the reviewer's corrections."""
+    mark = report_mark(run, findings)
+    return fingerprint("corrected", mark, state.labels) if state.labels else mark
+
+
+def write_report(
+    run: CaseRun, findings: Findings, mark: str, acts: Sequence[Act] = (), content: str | None = None
+) -> dict[str, str]:
     """Write everything that a person reads; returns the sha256 of each file."""
     from flows.runs import database_url
     from pipeline.report import build_result
@@ -205,6 +226,9 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
     classifier = describe("classifier", run.settings.classification.classifier)
     card = classifier.card if isinstance(classifier, ModelPackage) else None
     case = findings.case.model_copy(update={"case_id": pseudonym(run.case_id)})
+    state = review_state(acts)
+    reviewed = placed_labels(state, findings.cells)
+    n_smear = sum(c.stain != "Perls" for c in findings.cells)
     result = build_result(
         case,
         findings.cells,
@@ -230,8 +254,18 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             min_confidence=calibrated_confidence(run.settings),
         ),
         run.settings,
+        status=state.status(content or mark),
+        review=review_part(state, reviewed, findings.classes, n_smear) if acts else None,
+        reviewed=reviewed,
         patient=findings.patient,
         no_patient=findings.no_patient,
+    )
+    lost = len(state.labels) - len(reviewed)
+    result = result.model_copy(
+        update={
+            "audit": audit_part(acts),
+            "not_assessed": (*result.not_assessed, *lost_corrections(lost)),
+        }
     )
     files = {
         RESULT: result.to_json().encode(),
@@ -244,7 +278,9 @@ def write_report(run: CaseRun, findings: Findings, mark: str) -> dict[str, str]:
             slides=slide_pictures(run, findings),
             explanations=explained_pictures(run, findings),
         ).encode(),
-        TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, card.classes if card else None)),
+        TABLE: parquet_bytes(
+            cells_table(findings.cells, findings.classes, card.classes if card else None, reviewed)
+        ),
     }
     run.store.write_json(f"{run.case_id}/{FINDINGS}", findings.model_dump(mode="json"))
     for name, data in files.items():

@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline.errors import BadInput, SmearflowError
 from storage.clock import stamp
-from storage.store_lock import CaseBusy, ObjectLock, held
+from storage.store_lock import CaseBusy, ObjectLock, create, held
 
 __all__ = ["BadKey", "CaseBusy", "Store", "check_key"]
 
@@ -139,6 +139,27 @@ class Store:
             with contextlib.suppress(OSError):
                 os.unlink(draft)
             raise
+        _sync_folder(path.parent)
+
+    def create_bytes(self, key: str, data: bytes) -> None:
+        """Write a document that is not there yet, whole; raises FileExistsError where it is."""
+        if self.folder is None:
+            create(self._fs, self._remote(key), data)
+            return
+        path = self.path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path(key)
+        handle, draft = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(draft, 0o644 & ~_umask())
+            os.link(draft, path)  # unlike a rename, it fails where the name is taken
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
         _sync_folder(path.parent)
 
     def read_text(self, key: str) -> str:

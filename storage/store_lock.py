@@ -34,6 +34,23 @@ class CaseBusy(SmearflowError, RuntimeError):
     """Another process is writing this case."""
 
 
+def create(fs: Any, path: str, data: bytes) -> None:
+    """Write an object that is not there yet; raises FileExistsError where it is."""
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except FileExistsError:
+        raise
+    except OSError as error:
+        # 412 and 409 come as plain OSError.
+        fs.invalidate_cache()
+        try:
+            there = bytes(fs.cat_file(path))
+        except FileNotFoundError:
+            raise error from None
+        if there != data:  # ours is there where a put was repeated after its answer was lost
+            raise FileExistsError(path) from error
+
+
 class ObjectLock:
     """The lock object of one case; `fs` is an fsspec file system and `path` where the object lies."""
 

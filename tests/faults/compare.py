@@ -24,7 +24,7 @@ def canonical(store: Path, case_id: str) -> dict[str, str]:
     found = {}
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         key = path.relative_to(root).as_posix()
-        if key in STORY:
+        if key in STORY or key.startswith("audit/"):
             continue
         data = path.read_bytes()
         if key == "result.json":

@@ -1,0 +1,144 @@
+"""A person's corrections and signature: into the audit log, and from there into the result.
+
+The audit log is the one record of a review; a result is always made from it, so that a run which is
+killed between the two is put right by the next.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flows import reporting
+from flows.auditing import note
+from flows.cluster import Workers
+from flows.records import CaseRun
+from flows.review_acts import acts_of
+from flows.runs import open_run
+from pipeline.errors import BadInput
+from pipeline.review import Act, check_corrections, review_state
+from storage.audit import AuditLog, Change
+from storage.fingerprint import fingerprint
+
+MAX_NAME = 120
+
+
+def review_case(
+    case_id: str,
+    store: str,
+    *,
+    reviewer: str,
+    corrections: Sequence[tuple[str, str]] = (),
+    reason: str = "",
+    sign: bool = False,
+    cancel: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Keep a reviewer's corrections (cell id, class), sign or withdraw the report, and write it anew.
+
+    Raises BadInput where a cell, class or name is wrong, or where the settings or the pseudonym key are
+    not those of the result under review.
+    """
+    from pipeline.intake import check_case_id
+
+    reviewer = check_reviewer(reviewer)
+    if not (corrections or sign or cancel):
+        raise BadInput("nothing is given to review; give --cell and --class, --from, --sign or --cancel.")
+    if cancel and (sign or corrections):
+        raise BadInput("a report is withdrawn alone; give --cancel without corrections or --sign.")
+    if cancel and not reason:
+        raise BadInput("a report is withdrawn for a reason; give --reason.")
+    with Workers() as workers:
+        run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
+        findings = reporting.kept_findings(run)
+        if findings is None:
+            raise BadInput(
+                f"{case_id}: the store {store} holds no finished run of this case; process it first."
+            )
+        check_corrections(case_id, findings.cells, corrections)
+        with run.store.writing(case_id):
+            _same_settings(run)
+            wrong = AuditLog(run.store, case_id).verify()
+            if wrong:
+                raise BadInput(f"{case_id}: the audit log does not hold ({wrong[0]}) Nothing was changed.")
+            run.ledger.begin()
+            if corrections:
+                _correct(run, findings, reviewer, corrections, reason)
+            if sign or cancel:
+                _release(run, findings, reviewer, reason, cancel=cancel)
+            result = reporting.report(run, findings)
+            run.end()
+            note(run, "report")
+    return {
+        "case": case_id,
+        "status": result["status"],
+        "reviewer": reviewer,
+        "corrections": len(corrections),
+        "n_reclassified": result["review"]["n_reclassified"],
+        "pct_reviewed": result["review"]["pct_reviewed"],
+        "report": run.store.url_of(f"{case_id}/report.html"),
+        "result": run.store.url_of(f"{case_id}/result.json"),
+    }
+
+
+def check_reviewer(name: str) -> str:
+    """The name itself; raises BadInput unless it can stand in a report, a table and a log."""
+    name = name.strip()
+    if not name or len(name) > MAX_NAME or not name.isprintable():
+        raise BadInput(f"a reviewer's name has 1 to {MAX_NAME} printable characters; give --reviewer NAME.")
+    return name
+
+
+def _same_settings(run: CaseRun) -> None:
+    """Refuse a review that would count anew by other rules, or under another name, by the way."""
+    kept = run.store.read_json(f"{run.case_id}/{reporting.RESULT}")
+    if kept["software"]["config_sha256"] != fingerprint(run.settings):
+        raise BadInput(
+            f"{run.case_id}: its report was made with other settings; give the same --config as the run did."
+        )
+    if kept["case"]["pseudo_id"] != reporting.pseudonym(run.case_id):
+        raise BadInput(
+            f"{run.case_id}: its report has another pseudonym; set SMEARFLOW_PSEUDONYM_KEY as the run did."
+        )
+
+
+def _correct(
+    run: CaseRun, findings: Any, reviewer: str, corrections: Sequence[tuple[str, str]], reason: str
+) -> None:
+    state = review_state(acts_of(run.store, run.case_id))
+    model = {c.cell_id: c.label for c in findings.classes}
+    cells = {c.cell_id: c for c in findings.cells}
+    wanted = dict(corrections)
+    before = {i: state.labels.get(i, model.get(i, "unidentified")) for i in wanted}
+    AuditLog(run.store, run.case_id).append(
+        "review",
+        actor=reviewer,
+        reason=reason,
+        changes=[Change(target=i, old=before[i], new=label) for i, label in wanted.items()],
+        detail={"boxes": json.dumps({i: cells[i].bbox_px for i in wanted})},
+    )
+
+
+def _release(run: CaseRun, findings: Any, reviewer: str, reason: str, *, cancel: bool) -> None:
+    acts = acts_of(run.store, run.case_id)
+    state = review_state(acts)
+    content = reporting.content_mark(run, findings, state)
+    old = state.status(content)
+    after = Act(
+        ts=acts[-1].ts if acts else "1970-01-01T00:00:00+00:00",  # type: ignore[arg-type]
+        actor=reviewer,
+        action="cancel" if cancel else "sign",
+        reason=reason,
+        changes=(),
+        content=None if cancel else content,
+    )
+    new = review_state([*acts, after]).status(content)
+    AuditLog(run.store, run.case_id).append(
+        "cancel" if cancel else "sign",
+        actor=reviewer,
+        reason=reason,
+        changes=[Change(target="report", old=old, new=new)],
+        detail={} if cancel else {"content": content},
+    )

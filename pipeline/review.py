@@ -1,0 +1,193 @@
+"""A person's review of a case: corrected classes and releases, as the audit log tells them.
+
+Status, after FHIR's DiagnosticReport: `preliminary` until a person signs; `final` once signed;
+`amended` where what was signed has changed since (a correction, a recount, other images) and nobody has
+signed the new form; `corrected` once somebody has; `cancelled` where a person withdrew it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from pydantic import Field
+
+from classifiers import taxonomy
+from pipeline.errors import BadInput
+from pipeline.result import AuditEntry, NotAssessed, Review, Status
+from pipeline.types import Box, Cell, CellClass, Spec
+
+SAME_CELL_IOU = 0.5
+MAX_CSV_BYTES = 4 << 20
+COLUMNS = ("cell_id", "class")
+
+
+class Act(Spec):
+    """One act of a reviewer: `changes` are (target, old, new)."""
+
+    ts: datetime
+    actor: str
+    action: str
+    reason: str
+    changes: tuple[tuple[str, str | None, str | None], ...]
+    content: str | None = None  # of a signature: what was signed
+    boxes: dict[str, Box] = Field(default_factory=dict)  # of corrected cells
+
+
+class ReviewState(Spec):
+    """What the acts of all reviewers come to."""
+
+    labels: dict[str, str]
+    boxes: dict[str, Box]
+    reviewer: str | None = None
+    reviewed_at: datetime | None = None
+    comment: str = ""
+    signatures: int = 0
+    signed_content: str | None = None
+    cancelled: bool = False
+
+    def status(self, content: str) -> Status:
+        """The status of a result whose content (cells, classes, settings, corrections) has this mark."""
+        if self.cancelled:
+            return "cancelled"
+        if not self.signatures:
+            return "preliminary"
+        if self.signed_content != content:
+            return "amended"
+        return "final" if self.signatures == 1 else "corrected"
+
+
+def review_state(acts: Iterable[Act]) -> ReviewState:
+    """Corrections in their order, the last of a cell holding; a signature revives a cancelled report."""
+    labels: dict[str, str] = {}
+    boxes: dict[str, Box] = {}
+    last: Act | None = None
+    signatures, content, cancelled, comments = 0, None, False, []
+    for act in acts:
+        last = act
+        if act.action == "review":
+            labels.update({target: new for target, _, new in act.changes if new is not None})
+            boxes.update(act.boxes)
+        elif act.action == "sign":
+            # The same content signed twice (a second signature) is no correction.
+            signatures += act.content != content
+            content, cancelled = act.content, False
+        elif act.action == "cancel":
+            cancelled = True
+        if act.reason:
+            comments.append(act.reason)
+    return ReviewState(
+        labels=labels,
+        boxes=boxes,
+        reviewer=last.actor if last else None,
+        reviewed_at=last.ts if last else None,
+        comment=comments[-1] if comments else "",
+        signatures=signatures,
+        signed_content=content,
+        cancelled=cancelled,
+    )
+
+
+def placed_labels(state: ReviewState, cells: Iterable[Cell]) -> dict[str, str]:
+    """The corrections whose cells the case still has, at the place where the reviewer saw them.
+
+    A cell's number is stable under re-running, but not under another detector: a correction may not pass
+    to the cell that has the number now.
+    """
+    found = {}
+    for cell in cells:
+        box = state.boxes.get(cell.cell_id)
+        if cell.cell_id in state.labels and box is not None and _overlap(box, cell.bbox_px) >= SAME_CELL_IOU:
+            found[cell.cell_id] = state.labels[cell.cell_id]
+    return found
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def review_part(
+    state: ReviewState, labels: dict[str, str], classes: Iterable[CellClass], n_cells: int
+) -> Review:
+    """The result's account of its review; `labels` are those corrections whose cells the case still has."""
+    model = {c.cell_id: c.label for c in classes}
+    return Review(
+        reviewer=state.reviewer,
+        reviewed_at=state.reviewed_at,
+        pct_reviewed=round(100 * len(labels) / max(1, n_cells), 2),
+        n_reclassified=sum(model.get(i, "unidentified") != label for i, label in labels.items()),
+        comment=state.comment,
+    )
+
+
+def lost_corrections(n: int) -> tuple[NotAssessed, ...]:
+    """What a report says of corrections whose cells it does not show any more."""
+    if not n:
+        return ()
+    why = "the images, detector or settings have changed since; the cells are not where the reviewer saw them"
+    return (NotAssessed(code="REVIEW_LOST", what=f"{n} of the reviewer's corrections", why=why),)
+
+
+def audit_part(acts: Iterable[Act]) -> tuple[AuditEntry, ...]:
+    """The acts as a result repeats them, one line a change."""
+    return tuple(
+        AuditEntry(
+            ts=act.ts, actor=act.actor, action=act.action, target=target, old=old, new=new, reason=act.reason
+        )
+        for act in acts
+        for target, old, new in act.changes
+    )
+
+
+def read_corrections(path: Path) -> list[tuple[str, str]]:
+    """(cell id, class) of each row of a CSV with the columns cell_id and class; raises BadInput."""
+    try:
+        if path.stat().st_size > MAX_CSV_BYTES:
+            raise BadInput(f"{path} is larger than {MAX_CSV_BYTES >> 20} MiB; it is no list of corrections.")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); check the path.") from error
+    delimiter = ";" if ";" in text.split("\n", 1)[0] else ","
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise BadInput(f"{path} is no valid CSV ({error}); save it again.") from error
+    if not rows or any(c not in rows[0] for c in COLUMNS):
+        raise BadInput(f"{path} needs the columns {','.join(COLUMNS)} and one line for each cell.")
+    # A spreadsheet's apostrophe before =, +, - or @ is no part of a name.
+    return [((r["cell_id"] or "").strip().removeprefix("'"), (r["class"] or "").strip()) for r in rows]
+
+
+def check_corrections(case_id: str, cells: Sequence[Cell], corrections: Sequence[tuple[str, str]]) -> None:
+    """Raise BadInput for a cell that the case does not have or a class that is not canonical."""
+    by_id = {c.cell_id: c for c in cells}
+    seen: dict[str, str] = {}
+    for cell_id, label in corrections:
+        cell = by_id.get(cell_id)
+        if cell is None:
+            raise BadInput(f"{case_id} has no cell '{_shown(cell_id)}'; its cells are in cells.parquet.")
+        if cell.stain == "Perls":
+            raise BadInput(
+                f"{case_id}: {cell_id} lies on a Perls slide, where cells are read for iron and not for "
+                "class; correct its class on the MGG slide."
+            )
+        if label not in taxonomy.ORDER:
+            raise BadInput(
+                f"'{_shown(label)}' is no class of the hierarchy; use one of {', '.join(taxonomy.ORDER)}."
+            )
+        if seen.setdefault(cell_id, label) != label:
+            raise BadInput(f"{case_id}: {cell_id} is given two classes; give one.")
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:80])
