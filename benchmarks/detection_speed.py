@@ -1,11 +1,17 @@
-"""Speed and memory of the leukocyte detector beside ultralytics' own `predict`, on the CPU, in one run.
+"""Speed and memory of the leukocyte detector beside its peers on the CPU, in one run.
 
-    python benchmarks/detection_speed.py [--fields 4] [--slide-px 40000]
+    python -m benchmarks.detection_speed [--threads 1] [--repeats 5] [--slide-px 40000]
 
-The peer runs the same network (the shipped ONNX file turned into an ultralytics model, torch, and
-again through ultralytics' ONNX Runtime backend) on the same fields at the same physical scale, so that
-both reach the same AP; the AP of each is printed beside its time.  The slide is virtual: each window is
-drawn when it is read, so that the memory measured is the detector's.
+Peers run the same network (its weights put back into an ultralytics model): ultralytics' own `predict`
+at its default size, and at the size at which it works at our physical scale, which is what it needs to
+reach our AP; and sliced inference as SAHI documents it (by the `sahi` package where it is installed, else
+by the same algorithm written here).  Ours and a peer take turns on every image, and the ratio is the
+median over images and repeats of their times of the same turn, so that what else the machine does falls on
+both.  The AP of each stands beside its time.
+
+With --slide-px a tiled, JPEG-compressed pyramid of that side is written (repeated fields; a sparse file
+for the rest), and the peak memory of choosing its fields, of reading and detecting them, and of running
+the detector over the whole slide is measured in processes of their own.
 """
 
 from __future__ import annotations
@@ -13,143 +19,240 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+SEED = 20261121
+CONF = 0.01
+SLICE_PX, SLICE_OVERLAP = 512, 0.2
+Run = Callable[[np.ndarray, float], tuple[np.ndarray, np.ndarray]]
 
 
 def torch_network(onnx_path: Path) -> Any:
-    """An ultralytics model with the weights of an ONNX package (its convolutions, norms folded in)."""
+    """An ultralytics model with the weights of an ONNX package (its convolutions, norms folded in).
+
+    Weights of 8 bits are multiplied out, so that the peer has the very numbers that ours has.
+    """
     import onnx
     import torch
     from onnx import numpy_helper
 
+    from detectors.compact import ROWS
     from detectors.training import build_network
 
     network = build_network().fuse(verbose=False).eval()
-    tensors = {
-        t.name.removesuffix("_half"): numpy_helper.to_array(t)
-        for t in onnx.load(str(onnx_path)).graph.initializer
-    }
+    tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(onnx_path)).graph.initializer}
     state = network.state_dict()
-    missing = [k for k in state if k.startswith("model.") and k not in tensors and "dfl" not in k]
+
+    def value(name: str) -> np.ndarray | None:
+        for known in (name, f"{name}_half"):
+            if known in tensors:
+                return tensors[known].astype(np.float32)
+        shape = state[name].shape
+        for known in (name + ROWS, f"{name}{ROWS}_half"):
+            if known in tensors:
+                rows = tensors[known].astype(np.float32)
+                return rows.reshape(*shape[2:], shape[1], shape[0]).transpose(3, 2, 0, 1)
+        if f"{name}_quantized" in tensors:
+            # Scales of weights and of biases are named differently.
+            about = name if f"{name}_scale" in tensors else f"{name}_quantized"
+            scale = tensors[f"{about}_scale"].astype(np.float32)
+            zero = tensors[f"{about}_zero_point"].astype(np.float32)
+            sides = (-1, *[1] * (len(shape) - 1))
+            whole = tensors[f"{name}_quantized"].astype(np.float32)
+            return (whole - zero.reshape(sides)) * scale.reshape(sides)
+        return None
+
+    found = {k: value(k) for k in state}
+    missing = [k for k, v in found.items() if v is None and k.startswith("model.") and "dfl" not in k]
     if missing:
         raise SystemExit(f"{onnx_path} lacks {missing[:3]}; the peer cannot be built from it.")
     network.load_state_dict(
-        {
-            k: torch.from_numpy(np.array(tensors[k], np.float32)) if k in tensors else v
-            for k, v in state.items()
-        }
+        {k: state[k] if v is None else torch.from_numpy(np.array(v, np.float32)) for k, v in found.items()}
     )
     return network
 
 
-def fields(data: Path, count: int) -> list[tuple[np.ndarray, np.ndarray, float]]:
-    """(image, truth boxes, pixel size) of whole brightfield fields."""
-    from detectors.datasets import read_image
+def domains(data: Path, count: int) -> dict[str, list[tuple[np.ndarray, np.ndarray, float]]]:
+    """(image, truth boxes, pixel size) of whole fields, and of held-out smear images by source."""
+    from detectors.datasets import LEUKOCYTE, read_image, read_yolo_folder, split
+    from detectors.training import FRACTIONS
 
-    out = []
+    found: dict[str, list] = {"fields 2064x1544": []}
     for folder in sorted((data / "cases").iterdir()):
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         for name, entry in truth["fields"].items():
             image = read_image(folder / f"{name}_BF.tif")
-            out.append((image, np.array(entry["leukocytes_xyxy"]), truth["pixel_size_um"]))
-    return out[:: max(1, len(out) // count)][:count]
+            found["fields 2064x1544"].append(
+                (image, np.array(entry["leukocytes_xyxy"]), truth["pixel_size_um"])
+            )
+    for sample in split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)["test"]:
+        item = (read_image(sample.path), sample.of(LEUKOCYTE), sample.pixel_size_um)
+        found.setdefault(f"smears {sample.source}", []).append(item)
+    return {k: v[:: max(1, len(v) // count)][:count] for k, v in found.items() if len(v) >= 5}
 
 
-class VirtualSlide:
-    """A slide of one repeated field: pixels exist only while they are read."""
+class Peers:
+    """The peers, all with one network."""
 
-    dtype = np.dtype(np.uint8)
+    def __init__(self, weights: Path, pixel_size_um: float, threads: int) -> None:
+        os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())
+        import torch
+        from ultralytics import YOLO
 
-    def __init__(self, field: np.ndarray, side: int) -> None:
-        self.field, self.shape = field, (side, side, 3)
+        self.model = YOLO("yolo11n.yaml", verbose=False)
+        self.model.model = torch_network(weights)
+        self.pixel_size_um = pixel_size_um
+        torch.set_num_threads(threads)
 
-    def __getitem__(self, where: tuple[slice, slice]) -> np.ndarray:
-        rows = np.arange(where[0].start, where[0].stop) % self.field.shape[0]
-        columns = np.arange(where[1].start, where[1].stop) % self.field.shape[1]
-        return self.field[np.ix_(rows, columns)]
+    def predict(self, image: np.ndarray, size: Any) -> tuple[np.ndarray, np.ndarray]:
+        result = self.model.predict(
+            image[..., ::-1], imgsz=size, conf=CONF, classes=[0], device="cpu", verbose=False
+        )[0].boxes
+        return result.xyxy.numpy(), result.conf.numpy()
+
+    def default(self, image: np.ndarray, um: float) -> tuple[np.ndarray, np.ndarray]:
+        return self.predict(image, 640)
+
+    def _matched(self, image: np.ndarray, um: float) -> tuple[int, int]:
+        factor = um / self.pixel_size_um
+        return tuple(max(32, -(-round(s * factor) // 32) * 32) for s in image.shape[:2])
+
+    def matched(self, image: np.ndarray, um: float) -> tuple[np.ndarray, np.ndarray]:
+        """imgsz such that its letterbox comes to our scale: the multiple of 32 next above."""
+        return self.predict(image, self._matched(image, um))
+
+    def sliced(self, image: np.ndarray, um: float) -> tuple[np.ndarray, np.ndarray]:
+        """SAHI's algorithm: slices of 512 px overlapping by a fifth, the whole image beside them, and
+        greedy merging by intersection over the smaller box (Akyon et al. 2022, ICIP)."""
+        import cv2
+
+        from detectors.boxes import suppress
+
+        factor = um / self.pixel_size_um
+        small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+        height, width = small.shape[:2]
+        boxes, scores = [], []
+        step = round(SLICE_PX * (1 - SLICE_OVERLAP))
+        parts = [(0, 0, width, height)]
+        if max(height, width) > SLICE_PX:
+            for y in range(0, max(1, height - SLICE_PX + step), step):
+                for x in range(0, max(1, width - SLICE_PX + step), step):
+                    x0, y0 = max(0, min(x, width - SLICE_PX)), max(0, min(y, height - SLICE_PX))
+                    parts.append((x0, y0, min(width, x0 + SLICE_PX), min(height, y0 + SLICE_PX)))
+        for x0, y0, x1, y1 in parts:
+            part = np.ascontiguousarray(small[y0:y1, x0:x1])
+            size = tuple(-(-s // 32) * 32 for s in part.shape[:2])
+            found, score = self.predict(part, size)
+            boxes.append(found + np.tile([x0, y0], 2))
+            scores.append(score)
+        everything, score = np.concatenate(boxes), np.concatenate(scores)
+        keep = suppress(everything, score, 0.9, 0.5)
+        return everything[keep] / factor, score[keep]
+
+
+def compare(ours: Run, peer: Run, images: list, repeats: int) -> tuple[float, float, float, list, list]:
+    """Median seconds of ours and of the peer, median ratio of a turn, and what both found."""
+    for run in (ours, peer):
+        run(*images[0][::2])  # warm
+    times: list[tuple[float, float]] = []
+    found: tuple[list, list] = ([], [])
+    for turn in range(repeats):
+        for image, _, um in images:
+            pair = []
+            # Who begins changes with the turn.
+            order = (0, 1) if turn % 2 == 0 else (1, 0)
+            measured = {}
+            for who in order:
+                began = time.perf_counter()
+                result = (ours, peer)[who](image, um)
+                measured[who] = time.perf_counter() - began
+                if turn == 0:
+                    found[who].append(result)
+            pair = (measured[0], measured[1])
+            times.append(pair)
+    t = np.array(times)
+    return float(np.median(t[:, 0])), float(np.median(t[:, 1])), float(np.median(t[:, 1] / t[:, 0])), *found
+
+
+def speed(data: Path, detector: str, threads: int, count: int, repeats: int) -> str:
+    from detectors.evaluation import average_precision
+    from storage.packages import find_package
+    from storage.registry import load
+
+    package = find_package(detector)
+    assert package is not None
+    ours = load("detector", detector)
+    peers = Peers(package.weights_path, ours.pixel_size_um, threads)
+    rows = [
+        ("ultralytics predict, imgsz as needed", peers.matched),
+        ("ultralytics predict, default imgsz 640", peers.default),
+        ("sliced inference (SAHI's algorithm), 512 px", peers.sliced),
+    ]
+    lines = [
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {threads} thread(s), "
+        f"load {os.getloadavg()[0]:.1f}; {detector}, median times of {repeats} turns",
+        "",
+        "| images | n | peer | ours s | peer s | ratio | ours AP50 / 50-95 | peer AP50 / 50-95 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for domain, images in domains(data, count).items():
+        truth = [t for _, t, _ in images]
+        for name, peer in rows:
+            if peer == peers.sliced and "fields" not in domain:
+                continue
+            mine, its, ratio, a, b = compare(ours.detect, peer, images, repeats)
+            ap = [average_precision([f[0] for f in x], [f[1] for f in x], truth)[:2] for x in (a, b)]
+            lines.append(
+                f"| {domain} | {len(images)} | {name} | {mine:.4f} | {its:.4f} | {ratio:.2f} | "
+                f"{ap[0][0]:.3f} / {ap[0][1]:.3f} | {ap[1][0]:.3f} / {ap[1][1]:.3f} |"
+            )
+            print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fields", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--slide-px", type=int, default=0, help="side of a virtual slide; 0 leaves it out")
+    parser.add_argument("--detector", default="leukocyte-brightfield")
+    parser.add_argument("--images", type=int, default=6, help="of each kind")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--slide-px", type=int, default=0, help="side of a slide; 0 leaves memory out")
+    parser.add_argument("--only-slide", action="store_true", help="memory alone")
     arguments = parser.parse_args()
-    os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())
-    import cv2
-    import psutil
-
-    from detectors.evaluation import average_precision
-    from storage.packages import find_package
-    from storage.registry import load
-
     data = Path(os.environ.get("SMEARFLOW_DATA", ROOT.parent / "shared" / "data"))
-    images = fields(data, arguments.fields)
-    truth = [t for _, t, _ in images]
-    ours = load("detector", "leukocyte-brightfield")
-    package = find_package("leukocyte-brightfield")
-    rows: dict[str, tuple[float, float]] = {}
+    if not arguments.only_slide:
+        import cv2
 
-    def timed(name: str, run: Any) -> None:
-        run(*images[0][::2])  # warm
-        best, found = [], []
-        for image, _, um in images:
-            times = []
-            for _ in range(arguments.repeats):
-                began = time.perf_counter()
-                result = run(image, um)
-                times.append(time.perf_counter() - began)
-            best.append(min(times))
-            found.append(result)
-        ap = average_precision([f[0] for f in found], [f[1] for f in found], truth)[0]
-        rows[name] = (float(np.mean(best)), ap)
-
-    timed("smearflow", ours.detect)
-    from ultralytics import YOLO
-
-    peer = YOLO("yolo11n.yaml", verbose=False)
-    peer.model = torch_network(package.weights_path)
-
-    def predict(image: np.ndarray, um: float) -> tuple[np.ndarray, np.ndarray]:
-        factor = um / ours.pixel_size_um
-        size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        result = peer.predict(
-            small[..., ::-1],
-            imgsz=(-(-size[1] // 32) * 32, -(-size[0] // 32) * 32),
-            conf=0.01,
-            classes=[0],
-            device="cpu",
-            verbose=False,
-            max_det=1000,
-        )[0].boxes
-        return result.xyxy.numpy() / factor, result.conf.numpy()
-
-    timed("ultralytics predict", predict)
-    print(f"\n{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {len(images)} fields of 2064 x 1544 px\n")
-    print("| | s a field | AP50 |\n|---|---|---|")
-    for name, (seconds, ap) in rows.items():
-        print(f"| {name} | {seconds:.3f} | {ap:.3f} |")
-    print(f"\nratio {rows['ultralytics predict'][0] / rows['smearflow'][0]:.2f}")
-    if arguments.slide_px:
-        process = psutil.Process()
-        before, began = process.memory_info().rss, time.perf_counter()
-        boxes, _ = ours.detect(VirtualSlide(images[0][0], arguments.slide_px), images[0][2])
-        grown = (process.memory_info().rss - before) / 2**20
+        cv2.setNumThreads(arguments.threads)
         print(
-            f"slide of {arguments.slide_px} px: {len(boxes)} boxes, {time.perf_counter() - began:.0f} s, "
-            f"{grown:.0f} MiB more than before"
+            speed(data, arguments.detector, arguments.threads, arguments.images, arguments.repeats),
+            flush=True,
         )
+    if arguments.slide_px:
+        from benchmarks.slide_memory import measure
+
+        print(measure(data, arguments.slide_px, arguments.detector))
 
 
 if __name__ == "__main__":
+    if "--threads" in sys.argv:
+        wanted = sys.argv[sys.argv.index("--threads") + 1]
+    else:
+        wanted = "1"
+    if os.environ.get("OMP_NUM_THREADS") != wanted:  # libraries read it when they are loaded, so start anew
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "benchmarks.detection_speed", *sys.argv[1:]],
+            os.environ | {"OMP_NUM_THREADS": wanted, "OPENBLAS_NUM_THREADS": wanted},
+        )
     main()

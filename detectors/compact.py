@@ -29,7 +29,8 @@ import numpy as np
 
 from pipeline.errors import BadModelPackage
 
-NEAR_ANCHORS = 5  # width of the neighbourhood of a leukocyte's anchor in which other classes count
+ROWS = ".rows"  # after the name of a weight that is kept as a matrix (height x width x inputs, outputs)
+NEAR_ANCHORS = 3  # width of the neighbourhood of a leukocyte's anchor in which other classes count
 
 
 def compact(model: Any, calibration: Iterable[np.ndarray] | None = None) -> Any:
@@ -91,7 +92,7 @@ def _levels(model: Any) -> list[dict[str, Any]]:
         if first is None or classes is None:
             break
         weights = [
-            (numpy_helper.to_array(tensors[f"{n}.weight"]), numpy_helper.to_array(tensors[f"{n}.bias"]))
+            (n, *(numpy_helper.to_array(tensors[f"{n}.{kind}"]) for kind in ("weight", "bias")))
             for n in names
         ]
         levels.append(
@@ -191,10 +192,10 @@ class _Writer:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
-    def constant(self, value: Any, kind: Any) -> str:
+    def constant(self, value: Any, kind: Any, name: str = "") -> str:
         from onnx import numpy_helper
 
-        name = f"constant_{len(self.constants)}"
+        name = name or f"constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(value, kind), name))
         return name
 
@@ -255,8 +256,8 @@ def _level(w: _Writer, level: dict[str, Any]) -> str:
         return w.constant(values, np.int64)
 
     feature, logits, stride = level["feature"], level["logits"], level["stride"]
-    (w1, b1), (w2, b2), (w3, b3) = level["weights"]
-    bins = len(w3) // 4
+    one, two, three = level["weights"]
+    bins = len(three[1]) // 4
     # Which anchors pass: a leukocyte anywhere, another class beside one or everywhere.
     passed = w.add("Greater", logits, w.add("Reshape", "minimum", ints(1, -1, 1, 1)))
     white = w.add("Slice", passed, ints(0), ints(1), ints(1))
@@ -286,29 +287,36 @@ def _level(w: _Writer, level: dict[str, Any]) -> str:
 
     tap_y, tap_x = (w.constant(v.reshape(1, -1), np.int64) for v in np.mgrid[0:3, 0:3])
 
-    def convolve(table: str, row: str, column: str, weight: np.ndarray, bias: np.ndarray) -> str:
+    def affine(rows: str, name: str, weight: np.ndarray, bias: np.ndarray) -> str:
+        matrix = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
+        # Named after the layer, so that the network can be put together again.
+        constants = (
+            w.constant(matrix, np.float32, f"{name}.weight{ROWS}"),
+            w.constant(bias, np.float32, f"{name}.bias"),
+        )
+        return w.add("Gemm", rows, *constants)
+
+    def convolve(table: str, row: str, column: str, layer: tuple[str, np.ndarray, np.ndarray]) -> str:
         """A 3 x 3 convolution with SiLU at some places; `table` holds the padded map's pixels as rows."""
         index = w.add("Mul", w.add("Add", row, tap_y), wide)
         index = w.add("Add", index, w.add("Add", column, tap_x))
-        taps = w.add("Reshape", w.add("Gather", table, index, axis=0), ints(-1, weight[0].size))
-        matrix = weight.transpose(2, 3, 1, 0).reshape(-1, len(weight))
-        return w.silu(w.add("Gemm", taps, w.constant(matrix, np.float32), w.constant(bias, np.float32)))
+        taps = w.add("Reshape", w.add("Gather", table, index, axis=0), ints(-1, layer[1][0].size))
+        return w.silu(affine(taps, *layer))
 
     # The first convolution is needed at the anchors that passed and around them, the second at them.
     place, row, column = places(mask)
     around = w.add("MaxPool", w.number(mask), kernel_shape=[3, 3], pads=[1] * 4)
     _, row1, column1 = places(w.add("Greater", around, w.constant(0.5, np.float32)))
     padded = w.add("Pad", feature, ints(0, 0, 1, 1, 0, 0, 1, 1))
-    table = w.add("Transpose", w.add("Reshape", padded, ints(w1.shape[1], -1)), perm=[1, 0])
-    first = convolve(table, row1, column1, w1, b1)
+    table = w.add("Transpose", w.add("Reshape", padded, ints(one[1].shape[1], -1)), perm=[1, 0])
+    first = convolve(table, row1, column1, one)
     # What lies outside the image, or was not needed, is zero.
     rows = w.add("Mul", wide, w.add("Add", height, ints(2)))
-    empty = w.add("Expand", w.constant([[0.0]], np.float32), w.add("Concat", rows, ints(len(w1)), axis=0))
+    empty = w.add("Expand", w.constant([[0.0]], np.float32), w.add("Concat", rows, ints(len(one[1])), axis=0))
     target = w.add("Mul", w.add("Add", row1, ints(1)), wide)
     target = w.add("Add", target, w.add("Add", column1, ints(1)))
-    second = convolve(w.add("ScatterND", empty, target, first), row, column, w2, b2)
-    third = w.constant(w3.reshape(len(w3), -1).T, np.float32)
-    third = w.add("Gemm", second, third, w.constant(b3, np.float32))
+    second = convolve(w.add("ScatterND", empty, target, first), row, column, two)
+    third = affine(second, *three)
     share = w.add("Softmax", w.add("Reshape", third, ints(-1, 4, bins)), axis=2)
     distance = w.add(
         "Reshape", w.add("MatMul", share, w.constant(np.arange(bins)[:, None], np.float32)), ints(-1, 4)

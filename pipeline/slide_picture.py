@@ -48,8 +48,8 @@ def draw_choice(chosen: Chosen, width_px: int, height_px: int) -> Array:
     for field in chosen.fields:
         x0, y0, x1, y1 = corners(field.x_px, field.y_px, field.width_px, field.height_px)
         # Black under orange: seen on pale glass and on dark tissue, and by colour-blind readers.
-        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (0, 0, 0), 3)
-        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (255, 150, 0), 1)
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (0, 0, 0), 5)
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (255, 150, 0), 2)
     return np.concatenate([picture, _legend(size[0], bool(scored))]) if size[0] >= 240 else picture
 
 
@@ -68,7 +68,7 @@ def _legend(width: int, heat: bool) -> Array:
         ramp = np.linspace(0, 255, 80).astype(np.uint8)[None].repeat(12, 0)
         strip[7:19, x : x + 80] = cv2.applyColorMap(ramp, cv2.COLORMAP_VIRIDIS)[..., ::-1]
         x = write("1", x + 86) + 18
-    cv2.rectangle(strip, (x, 6), (x + 16, 19), (0, 0, 0), 3)
-    cv2.rectangle(strip, (x, 6), (x + 16, 19), (255, 150, 0), 1)
+    cv2.rectangle(strip, (x, 6), (x + 16, 19), (0, 0, 0), 5)
+    cv2.rectangle(strip, (x, 6), (x + 16, 19), (255, 150, 0), 2)
     write("read", x + 24)
     return strip
