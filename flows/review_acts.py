@@ -13,7 +13,7 @@ def acts_of(store: Store, case_id: str) -> list[Act]:
     """What persons did to a case, oldest first, as its audit log tells it."""
     return [
         Act(
-            ts=entry.ts,  # type: ignore[arg-type]  # pydantic reads the ISO text
+            ts=entry.ts,
             actor=entry.actor,
             action=entry.action,
             reason=entry.reason,

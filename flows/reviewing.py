@@ -127,7 +127,7 @@ def _release(run: CaseRun, findings: Any, reviewer: str, reason: str, *, cancel:
     content = reporting.content_mark(run, findings, state)
     old = state.status(content)
     after = Act(
-        ts=acts[-1].ts if acts else "1970-01-01T00:00:00+00:00",  # type: ignore[arg-type]
+        ts="",
         actor=reviewer,
         action="cancel" if cancel else "sign",
         reason=reason,

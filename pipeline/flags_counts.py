@@ -23,7 +23,7 @@ HETEROGENEITY_MIN_CELLS = 5
 
 
 def not_reviewed(f: Facts) -> Finding | None:
-    if f.status == "final":
+    if f.status in ("final", "corrected"):  # both are signed
         return None
     return Finding(f"The result is {f.status}; a qualified person has not released it.", f.status)
 
@@ -88,18 +88,26 @@ def zero_bound(f: Facts) -> Finding | None:
 
 
 def virtual_stain(f: Facts) -> Finding | None:
-    n = sum(c.virtual for c in f.classes)
-    if n == 0:
-        return None
-    return Finding(
-        f"{n} of {len(f.classes)} cells were read from virtually stained images, not from a stain.", n
-    )
+    n, iron = sum(c.virtual for c in f.classes), sum(c.rs_virtual for c in f.classes)
+    said = []
+    if n:
+        of = f"{n} of {len(f.classes)}"
+        said.append(f"{of} cells were read from virtually stained images, not from a stain.")
+    if iron:
+        said.append(f"The iron of {iron} erythroblasts was read from virtual Perls images, not from a stain.")
+    return Finding(" ".join(said), n + iron) if said else None
 
 
 def virtual_rs_positive(f: Facts) -> Finding | None:
     rs = f.counted.sideroblasts
     if rs is None or rs.evidence != "virtual_perls" or rs.ci_high < VIRTUAL_RS_LIMIT_PCT:
         return None
+    if rs.support is not None and not rs.support.supported:
+        return Finding(
+            "Ring sideroblasts: not supported by the image; virtual Perls gives no figure. Do a real Perls "
+            "stain.",
+            None,
+        )
     return Finding(
         f"Ring sideroblasts from virtual Perls reach up to {rs.ci_high:.1f} %: do a real Perls stain.",
         rs.ci_high,

@@ -28,7 +28,7 @@ COLUMNS = ("cell_id", "class")
 class Act(Spec):
     """One act of a reviewer: `changes` are (target, old, new)."""
 
-    ts: datetime
+    ts: str  # ISO 8601
     actor: str
     action: str
     reason: str
@@ -43,7 +43,7 @@ class ReviewState(Spec):
     labels: dict[str, str]
     boxes: dict[str, Box]
     reviewer: str | None = None
-    reviewed_at: datetime | None = None
+    reviewed_at: str | None = None
     comment: str = ""
     signatures: int = 0
     signed_content: str | None = None
@@ -121,11 +121,15 @@ def review_part(
     model = {c.cell_id: c.label for c in classes}
     return Review(
         reviewer=state.reviewer,
-        reviewed_at=state.reviewed_at,
+        reviewed_at=_moment(state.reviewed_at),
         pct_reviewed=round(100 * len(labels) / max(1, n_cells), 2),
         n_reclassified=sum(model.get(i, "unidentified") != label for i, label in labels.items()),
         comment=state.comment,
     )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def lost_corrections(n: int) -> tuple[NotAssessed, ...]:
@@ -140,7 +144,13 @@ def audit_part(acts: Iterable[Act]) -> tuple[AuditEntry, ...]:
     """The acts as a result repeats them, one line a change."""
     return tuple(
         AuditEntry(
-            ts=act.ts, actor=act.actor, action=act.action, target=target, old=old, new=new, reason=act.reason
+            ts=datetime.fromisoformat(act.ts),
+            actor=act.actor,
+            action=act.action,
+            target=target,
+            old=old,
+            new=new,
+            reason=act.reason,
         )
         for act in acts
         for target, old, new in act.changes
