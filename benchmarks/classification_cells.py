@@ -22,8 +22,6 @@ HOSPITALS = ("barcelona", "bccd", "raabin", "tecom", "cellavision")
 
 def hospital(sample: Sample) -> str:
     """Where a sample was photographed: the Barcelona cells and the Barcelona fields are one hospital."""
-    if sample.source == "cells":
-        return "barcelona"
     return sample.source.removeprefix("smears-")
 
 

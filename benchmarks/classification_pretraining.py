@@ -71,7 +71,7 @@ def main() -> None:
     started = time.process_time()
     run = Pretraining(crops=options.crops, epochs=options.epochs, batch=64, input_px=RECIPE.input_px)
     samples = placed_samples()
-    cells = [s for s in samples if s.source == "cells" and to_level(s.label) in CLASSES]
+    cells = [s for s in samples if s.source == "barcelona" and to_level(s.label) in CLASSES]
     train, test = split_by_group(cells, 0.5, 1)
     closed = {cells[i].group for i in test}
     group_of = {s.path: s.group for s in samples}

@@ -38,7 +38,7 @@ def patch_of(sample: Sample, image: np.ndarray) -> np.ndarray:
 
 
 def embed_samples(
-    classifier: TimmClassifier, samples: Sequence[Sample], level: str
+    classifier: TimmClassifier, samples: Sequence[Sample], level: str | tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Embeddings (N, D), logits (N, K), none-logits (N,), labels (N,), -1 for none, as at inference."""
     parts = []
@@ -128,12 +128,12 @@ def finish_package(
     parameters: dict[str, Any] = {
         "backbone": recipe.backbone,
         "zoom": recipe.zoom,
-        "views": 4,
+        "views": recipe.views,
         "view_um": 33.0,
         "locator": net.locator is not None,
         "none_output": net.none_output,
         "components": net.familiarity.projection.shape[1],
-        "level": recipe.level,
+        "level": recipe.level if isinstance(recipe.level, str) else list(recipe.level),
     }
     classes = level_classes(recipe.level)
     classifier = TimmClassifier(
@@ -175,7 +175,7 @@ def finish_package(
         "weights": "safetensors",
         "licence": "AGPL-3.0-or-later",
         "intended_use": "Research: naming single blood cells in brightfield images of stained smears.",
-        "modalities": ("brightfield",),
+        "modalities": (recipe.modality,),
         "stains": ("MGG",),
         "specimens": ("blood",),
         "pixel_size_um": None,
@@ -194,7 +194,7 @@ def finish_package(
     return metrics
 
 
-def _used(sample: Sample, level: str, classes: Sequence[str]) -> bool:
+def _used(sample: Sample, level: str | tuple[str, ...], classes: Sequence[str]) -> bool:
     label = to_level(sample.label, level)
     return label in classes or label in ("other", "artefact", "smudge")
 

@@ -12,8 +12,9 @@ import numpy as np
 from classifiers.base import Classifier
 from classifiers.calibration import patch_of
 from classifiers.metrics import auroc, summary
-from classifiers.sources import Sample, read_image, read_samples
-from classifiers.taxonomy import roll_up
+from classifiers.sources import Sample, read_image, read_samples, split_by_group
+from classifiers.taxonomy import is_a, roll_up
+from pipeline.errors import BadInput
 
 
 def evaluate_classifier(
@@ -25,27 +26,36 @@ def evaluate_classifier(
 ) -> dict[str, Any]:
     """Top-1, macro-F1, precision and recall with intervals, one-vs-rest AUC and ECE, per source and in all.
 
-    Truth finer than the classifier's classes is rolled up to them; labels that it cannot name at all count
-    as out-of-distribution and give `ood_auroc`.  With `out_dir`, `metrics.json` and `confusion.png` are
-    written there.  Raises BadInput where the data cannot be read.
+    Truth finer than the classifier's classes is rolled up to them; truth that is a parent of some of them
+    (a neutrophil, where band and segmented are told apart) cannot be judged and is counted in `n_coarser`;
+    labels that it cannot name at all count as out-of-distribution and give `ood_auroc`.
+    With `out_dir`, `metrics.json` and `confusion.png` are written there.  Raises BadInput where the data
+    cannot be read or holds nothing to measure.
     """
     samples = read_samples(data) if isinstance(data, Path) else list(data)
     names = tuple(classifier.classes)
     truth, probabilities, ood, sources = [], [], [], []
+    n_coarser = 0
     for sample in samples:
         label = next(iter(roll_up({sample.label: 1.0}, names)))
+        if label not in names and any(is_a(name, label) for name in names):
+            n_coarser += 1
+            continue
         patch = patch_of(sample, read_image(sample.path))
         found = classifier.classify(patch[None], pixel_size_um)
         truth.append(names.index(label) if label in names else -1)
         probabilities.append(found.probabilities[0])
         ood.append(float(found.ood[0]))
         sources.append(sample.source)
+    if not truth:
+        raise BadInput("no sample is left that the classifier could be measured on; read other data.")
     t, p, o, s = np.array(truth), np.array(probabilities), np.array(ood), np.array(sources)
     known = t >= 0
     result: dict[str, Any] = {
         "classifier": classifier.name,
         "n_samples": len(samples),
         "n_not_a_class": int((~known).sum()),
+        "n_coarser": n_coarser,
         "all": summary(t[known], p[known], names) if known.any() else None,
         "by_source": {
             source: summary(t[known & (s == source)], p[known & (s == source)], names)
@@ -59,6 +69,21 @@ def evaluate_classifier(
         if result["all"] is not None:
             draw_confusion(np.array(result["all"]["confusion"]), names, out_dir / "confusion.png")
     return result
+
+
+def held_out_samples(name: str, samples: Sequence[Sample]) -> list[Sample]:
+    """Of the data that a package was trained on, the part that its card says was held out.
+
+    Raises BadInput where the card names no seed and share of a split.
+    """
+    from storage.packages import find_package
+
+    package = find_package(name)
+    training = {} if package is None else package.card.training
+    seed, share = training.get("seed"), training.get("holdout")
+    if seed is None or share is None:
+        raise BadInput(f"{name}: its card names no seed and share of a split; leave out --held-out.")
+    return [samples[i] for i in split_by_group(samples, float(share), int(seed))[1]]
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:

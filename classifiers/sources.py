@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from classifiers.taxonomy import CELL_TYPES, DIALECTS, LEVELS, roll_up, to_canonical
-from pipeline.errors import BadInput, UnreadableImage
+from pipeline.errors import BadInput, UnknownName, UnreadableImage
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -64,13 +64,31 @@ def canonical(name: str) -> str:
     return to_canonical("canonical", plain)
 
 
-def to_level(label: str, level: str = "eight") -> str:
-    """The label's ancestor-or-self at a level of the taxonomy."""
-    return next(iter(roll_up({label: 1.0}, level)))
+def level_labels(level: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The labels of a level of the taxonomy, of a dialect, or of a list of classes.
+
+    Raises UnknownName for another name, BadInput for fewer than two classes.
+    """
+    if isinstance(level, tuple):
+        labels = tuple(dict.fromkeys(canonical(name) for name in level))
+    elif level in LEVELS:
+        labels = LEVELS[level]
+    elif level in DIALECTS:
+        labels = tuple(dict.fromkeys(DIALECTS[level].values()))
+    else:
+        raise UnknownName("level", level, [*LEVELS, *DIALECTS])
+    if len(labels) < 2:
+        raise BadInput(f"level {level}: at least two classes are needed.")
+    return labels
+
+
+def to_level(label: str, level: str | tuple[str, ...] = "eight") -> str:
+    """The label's ancestor-or-self at a level; a label that has none there is left as it is."""
+    return next(iter(roll_up({label: 1.0}, level_labels(level))))
 
 
 def read_samples(data: Path) -> list[Sample]:
-    """Samples of a folder of class folders, or of a table `image,class[,source,x,y,side]`.
+    """Samples of a folder of class folders, or of a table `image,class[,source,patient,x,y,side]`.
 
     A folder that holds a `labels.csv` is read by it.  Raises BadInput naming the file and the fix.
     """
@@ -98,9 +116,10 @@ def _from_table(table: Path) -> Iterator[Sample]:
         for row in reader:
             path = table.parent / row["image"]
             place = [float(row[k]) if row.get(k) else None for k in ("x", "y", "side")]
-            yield Sample(
-                path, canonical(row["class"]), row.get("source") or table.parent.name, *place, group=str(path)
-            )
+            source = row.get("source") or table.parent.name
+            # Cells of one patient are no independent witnesses: they are never split.
+            group = f"{source}/{row['patient']}" if row.get("patient") else str(path)
+            yield Sample(path, canonical(row["class"]), source, *place, group=group)
 
 
 def project_samples(root: Path) -> list[Sample]:
@@ -217,9 +236,9 @@ def split_by_group(samples: Iterable[Sample], share: float, seed: int) -> tuple[
     return [i for i, s in enumerate(samples) if s.group not in groups], held
 
 
-def level_classes(level: str) -> tuple[str, ...]:
+def level_classes(level: str | tuple[str, ...]) -> tuple[str, ...]:
     """The classes of a level in alphabetical order, the order of a network's outputs."""
-    return tuple(sorted(LEVELS[level]))
+    return tuple(sorted(level_labels(level)))
 
 
 def group_duplicates(samples: list[Sample], likeness: float = 0.95) -> list[Sample]:

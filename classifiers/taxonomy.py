@@ -171,6 +171,21 @@ DIALECTS: dict[str, dict[str, str]] = {
     },
 }
 
+# Folder names of the double-labelled crops, and of the crops that were set aside.
+DIALECTS["raabin"] = {
+    "NEUTROPHIL": "neutrophil",
+    "EOSINOPHIL": "eosinophil",
+    "BASOPHIL": "basophil",
+    "MONOCYTE": "monocyte",
+    "LYMPHOCYTE": "lymphocyte",
+    "LARGE LYMPH": "lymphocyte",
+    "SMALL LYMPH": "lymphocyte",
+    "BAND": "neutrophil_band",
+    "META": "metamyelocyte",
+    "BURST": "smudge",
+    "ARTIFACT": "artefact",
+}
+
 # Patient-level label sets that are often mistaken for cell labels.
 _PATIENT_LABELS = {"mll-helmholtz", "aml-cytomorphology_mll_helmholtz"}
 

@@ -179,6 +179,18 @@ class TimmClassifier:
         return Classified(probabilities, ood)
 
 
+def locator_weights(name: str) -> dict[str, torch.Tensor]:
+    """The locator of a classifier's package, to train another network with; BadInput where it has none."""
+    from storage.packages import find_package
+
+    package = find_package(name)
+    state = {} if package is None else package.state_dict()
+    found = {k.removeprefix("locator."): v.float() for k, v in state.items() if k.startswith("locator.")}
+    if not found:
+        raise BadInput(f"{name}: no classifier with a locator; `smearflow models` lists the packages.")
+    return found
+
+
 def load_strictly(net: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     """Load a state dict whose names and shapes are exactly the network's; float16 is widened.
 

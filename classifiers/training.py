@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from classifiers.augment import Augmentation, augment
-from classifiers.networks import BACKBONES, CellNet
-from classifiers.sources import Sample, level_classes, read_image, read_samples, to_level
+from classifiers.augment import augment
+from classifiers.networks import CellNet
+from classifiers.recipes import RECIPES, Recipe
+from classifiers.sources import Sample, level_classes, read_image, to_level
 from classifiers.timm_classifier import MAX_OFFSET, MAX_SIDE, MAX_VIEW, MIN_SIDE, MIN_VIEW
 from classifiers.views import LOCATOR_PX, balance, crop_square, white_point
 from pipeline.errors import BadInput
 
-RECIPES = Path(__file__).parent / "recipes"
+__all__ = ["MEAN", "RECIPES", "STD", "CellSet", "Recipe", "cell_set", "fit", "train_classifier"]
+
 MEAN, STD = (0.62, 0.55, 0.66), (0.25, 0.27, 0.20)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that one training run is made of; a YAML file in `recipes/` is one."""
-
-    backbone: str = "resnet18_slim"
-    level: str = "eight"  # of the taxonomy, whose classes the network names
-    input_px: int = 96
-    start_px: int | None = None  # views grow from here to input_px over the first 60 % of the epochs
-    cached_px: int = 160
-    zoom: float = 1.7  # side of the view, in sides of the cell
-    epochs: int = 40
-    batch: int = 32
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.05
-    loss: str = "cross_entropy"  # or focal
-    focal_gamma: float = 2.0
-    smoothing: float = 0.05
-    none_share: float = 0.12  # of each batch: views of what is none of the classes
-    balance: float = 0.6  # 0: classes as frequent as they are, 1: all alike
-    source_balance: float = 0.0  # the same for the sources of one class
-    ema: float = 0.995
-    drop_rate: float = 0.2
-    samples_per_epoch: int | None = None
-    augmentation: Augmentation = field(default_factory=Augmentation)
-
-    def __post_init__(self) -> None:
-        if self.backbone not in BACKBONES:
-            raise BadInput(f"recipe: backbone '{self.backbone}' is not one of {', '.join(BACKBONES)}.")
-        if self.loss not in ("cross_entropy", "focal"):
-            raise BadInput(f"recipe: loss '{self.loss}' is not cross_entropy or focal.")
-
-    @classmethod
-    def load(cls, name_or_path: str | Path) -> Recipe:
-        """Read a recipe by its name in `recipes/` or its path; an unknown key is refused."""
-        import yaml
-
-        path = Path(name_or_path)
-        if path.suffix not in (".yaml", ".yml"):
-            path = RECIPES / f"{name_or_path}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-            raise BadInput(f"{path}: no such recipe; known are: {known}.")
-        data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        strengths = data.pop("augmentation", None) or {}
-        for given, target in ((data, cls), (strengths, Augmentation)):
-            unknown = set(given) - {f.name for f in fields(target)}
-            if unknown:
-                raise BadInput(f"{path}: unknown keys {sorted(unknown)}; see classifiers/training.py.")
-        if "scale" in strengths:
-            strengths["scale"] = tuple(strengths["scale"])
-        return cls(**data, augmentation=Augmentation(**strengths))
 
 
 @dataclass(frozen=True)
@@ -179,6 +128,42 @@ def view_px(recipe: Recipe, epoch: int) -> int:
     return min(recipe.input_px, recipe.start_px + int(done * (recipe.input_px - recipe.start_px)) // 8 * 8)
 
 
+def batches(
+    cells: CellSet, recipe: Recipe, none: int, generator: torch.Generator
+) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
+    """What draws a batch of views of a side: (B, 3, S, S) normalised, labels with `none` for -1, weights."""
+    chance = sampling_weights(cells, recipe)
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+
+    def draw(side_px: int) -> tuple[Tensor, Tensor, Tensor]:
+        chosen = torch.multinomial(chance, recipe.batch, replacement=True, generator=generator)
+        x = cells.images[chosen].float() / 255
+        x = augment(x, side_px, cells.view[chosen].float(), recipe.augmentation, generator)
+        labels = cells.labels[chosen]
+        labels = torch.where(labels < 0, none, labels)
+        x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
+        return x, labels, cells.weights[chosen].float()
+
+    return draw
+
+
+def peak_rate(net: CellNet, cells: CellSet, recipe: Recipe, seed: int) -> float:
+    """The recipe's learning rate, or the one that a range test suggests."""
+    if recipe.learning_rate is not None:
+        return recipe.learning_rate
+    from classifiers.learning_rate import range_test
+
+    # A generator of its own, so that the training draws the same whether the rate was found or given.
+    draw = batches(cells, recipe, net.classes, torch.Generator().manual_seed(seed + 1))
+    found = range_test(
+        net.network,
+        lambda: draw(recipe.input_px),
+        lambda out, labels, weights: class_loss(out, labels, weights, recipe),
+        weight_decay=recipe.weight_decay,
+    )
+    return found.suggested
+
+
 def fit(
     net: CellNet,
     cells: CellSet,
@@ -195,17 +180,22 @@ def fit(
     `stop_after` ends the run after that many epochs in all, leaving the checkpoint, as a kill would.
     """
     generator = torch.Generator().manual_seed(seed)
+    net.network.to(memory_format=torch.channels_last)
     torch.manual_seed(seed)  # dropout draws from the global generator
+    rate = peak_rate(net, cells, recipe, seed)
+    if recipe.learning_rate is None:
+        report(f"learning rate {rate:.2g} by a range test")
+        torch.manual_seed(seed)
     per_epoch = max(1, (recipe.samples_per_epoch or len(cells.labels)) // recipe.batch)
     parameters = list(net.network.parameters())
     decayed = [p for p in parameters if p.ndim > 1]
     plain = [p for p in parameters if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
+        lr=rate,
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=max(2, per_epoch * recipe.epochs), pct_start=0.2
+        optimiser, rate, total_steps=max(2, per_epoch * recipe.epochs), pct_start=0.2
     )
     average = copy.deepcopy(net.network)
     start = 0
@@ -220,21 +210,14 @@ def fit(
         torch.set_rng_state(state["global"])
         start = int(state["epoch"])
         step = start * per_epoch
-    chance = sampling_weights(cells, recipe)
-    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
-    net.network.to(memory_format=torch.channels_last)
+    draw = batches(cells, recipe, net.classes, generator)
     for epoch in range(start, min(recipe.epochs, stop_after or recipe.epochs)):
         net.network.train()
         total = 0.0
         side_px = view_px(recipe, epoch)
         for _ in range(per_epoch):
-            chosen = torch.multinomial(chance, recipe.batch, replacement=True, generator=generator)
-            x = cells.images[chosen].float() / 255
-            x = augment(x, side_px, cells.view[chosen].float(), recipe.augmentation, generator)
-            labels = cells.labels[chosen]
-            labels = torch.where(labels < 0, net.classes, labels)
-            x = ((x - mean) / std).contiguous(memory_format=torch.channels_last)
-            loss = class_loss(net.network(x), labels, cells.weights[chosen].float(), recipe)
+            x, labels, weights = draw(side_px)
+            loss = class_loss(net.network(x), labels, weights, recipe)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -283,23 +266,28 @@ def train_classifier(
     name: str | None = None,
     card: dict[str, Any] | None = None,
     stop_after: int | None = None,
+    reader: str | None = None,
+    start: Path | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train on labelled cells and write a model package to `out_dir`; returns its folder.
 
-    `data`: class folders, a table, or samples.  `holdout` is the share of groups kept from training, on
-    which temperature, familiarity and metrics are computed.  `locator` are a trained locator's weights.
-    Raises BadInput where the data cannot be used.
+    `data`: a folder that `reader` (default: the recipe's) takes, or samples.  `holdout` is the share of
+    groups (patients where they are known) kept from training, on which temperature, familiarity and metrics
+    are computed.  `locator` are a trained locator's weights, `start` a backbone pretrained without labels
+    (`classifiers.pretraining`).  Raises BadInput where the data cannot be used.
     """
     from dataclasses import replace
 
     from classifiers.calibration import finish_package
+    from classifiers.readers import read_cells, reader_of
     from classifiers.sources import split_by_group
 
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
-    samples = read_samples(data) if isinstance(data, Path) else list(data)
+    name_of_reader = reader or recipe.reader
+    samples = read_cells(data, name_of_reader) if isinstance(data, Path) else list(data)
     train, held = split_by_group(samples, holdout, seed)
     classes = level_classes(recipe.level)
     torch.manual_seed(seed)
@@ -312,6 +300,10 @@ def train_classifier(
     )
     if net.locator is not None and locator is not None:
         net.locator.load_state_dict(locator)
+    if start is not None:
+        from classifiers.pretraining import read_backbone, start_from
+
+        start_from(net.network, read_backbone(start), str(start))
     cells = cell_set([samples[i] for i in train], recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"
@@ -330,7 +322,12 @@ def train_classifier(
         "recipe": asdict(recipe),
         "trained_cells": len(cells.labels),
         "holdout": holdout,
+        "pretrained": None if start is None else start.name,
     }
+    if isinstance(data, Path):
+        source = reader_of(name_of_reader)
+        stated = f"{source.citation}; licence: {source.licence}; {len(samples)} cells"
+        card = {"training_data": (stated,), **(card or {})}
     finish_package(
         net, cells, [samples[i] for i in held], recipe, out_dir, name or out_dir.name, training, card or {}
     )

@@ -109,12 +109,41 @@ def stainer(data: Path, out: Path, model: str | None, as_json: bool) -> None:
 
 
 @command.command(name="classifier")
+@click.option("--reader", default="folders", show_default=True, help="How DATA is laid out.")
+@click.option(
+    "--held-out",
+    is_flag=True,
+    help="DATA is the folder that the model was trained on: measure only the part it never saw.",
+)
+@click.option(
+    "--pixel-size",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Micrometres a pixel of every image [the reader's, else the scale is taken from each image].",
+)
 @options
-def classifier(data: Path, out: Path, model: str | None, as_json: bool) -> None:
-    """Top-1, macro-F1, per-class precision and recall with intervals, calibration."""
-    from classifiers.evaluation import evaluate_classifier
+def classifier(
+    data: Path,
+    out: Path,
+    model: str | None,
+    as_json: bool,
+    reader: str,
+    held_out: bool,
+    pixel_size: float | None,
+) -> None:
+    """Top-1, macro-F1, per-class precision and recall with intervals, AUC, calibration, confusion matrix."""
+    from classifiers.evaluation import evaluate_classifier, held_out_samples
+    from classifiers.readers import read_cells, reader_of
     from pipeline.settings import Settings
     from storage.registry import load
 
     name = model or Settings().classification.classifier
-    _done(as_json, data, out, lambda: evaluate_classifier(load("classifier", name), data, out))
+    size = pixel_size or reader_of(reader).pixel_size_um
+
+    def evaluate() -> dict[str, Any]:
+        samples = read_cells(data, reader)
+        if held_out:
+            samples = held_out_samples(name, samples)
+        return evaluate_classifier(load("classifier", name), samples, out, pixel_size_um=size)
+
+    _done(as_json, data, out, evaluate)

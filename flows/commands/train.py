@@ -136,21 +136,61 @@ def stainer(
 @click.option(
     "--recipe", default="leukocytes", show_default=True, help="Recipe file, or the name of a shipped one."
 )
-@options(epochs=60)
+@click.option(
+    "--reader", default=None, help="How DATA is laid out; see docs/classification.md [the recipe's]."
+)
+@click.option("--start", type=click.Path(path_type=Path), default=None, help="Backbone of `train backbone`.")
+@click.option("--locator", default=None, help="Classifier whose locator is taken over [none].")
+@options(epochs=None)
 def classifier(
-    data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, recipe: str
+    data: Path,
+    out: Path,
+    length: int | None,
+    seed: int,
+    resume: bool,
+    as_json: bool,
+    recipe: str,
+    reader: str | None,
+    start: Path | None,
+    locator: str | None,
 ) -> None:
-    """Train a cell classifier on class folders or on a folder with labels.csv."""
+    """Train a cell classifier on class folders, on a folder with labels.csv, or on a public set."""
+    from classifiers.timm_classifier import locator_weights
     from classifiers.training import train_classifier
 
     existing(data, "folder")
+    found = None if locator is None else locator_weights(locator)
+
+    def train() -> dict[str, Any]:
+        package = train_classifier(
+            data,
+            out,
+            recipe,
+            epochs=length,
+            resume=resume,
+            seed=seed,
+            reader=reader,
+            start=start,
+            locator=found,
+            report=_say,
+        )
+        return {"package": str(package)}
+
+    _done(as_json, "classifier", out, train)
+
+
+@command.command(name="backbone")
+@click.option("--crops", type=click.IntRange(2), default=4000, show_default=True, help="Cells at most.")
+@options(epochs=12)
+def backbone(data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, crops: int) -> None:
+    """Pretrain a classifier's backbone without labels on boxed cells of smears (YOLO-format folder)."""
+    from classifiers.pretraining import Pretraining, pretrain_backbone
+
+    existing(data, "folder")
+    run = Pretraining(epochs=length, crops=crops)
     _done(
         as_json,
-        "classifier",
+        "backbone",
         out,
-        lambda: {
-            "package": str(
-                train_classifier(data, out, recipe, epochs=length, resume=resume, seed=seed, report=_say)
-            )
-        },
+        lambda: pretrain_backbone(data, out, run, seed=seed, resume=resume, report=_say),
     )

@@ -1,0 +1,102 @@
+"""Training recipes of cell classifiers: one YAML file each, read strictly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from classifiers.augment import Augmentation
+from classifiers.networks import BACKBONES
+from pipeline.errors import BadInput
+
+RECIPES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that one training run is made of; a YAML file in this folder is one.
+
+    `level` is one of `classifiers.taxonomy.LEVELS`, a dialect (its classes), or a list of classes.
+    `learning_rate` None: the peak of the 1cycle policy (Smith 2018) is found by a range test before the
+    training.  `experiment` names the paper's experiment that the recipe stands for, and where it is told.
+    """
+
+    backbone: str = "resnet18_slim"
+    level: str | tuple[str, ...] = "eight"
+    modality: str = "brightfield"
+    reader: str = "folders"  # of the data that the recipe was written for
+    experiment: str = ""
+    input_px: int = 96
+    start_px: int | None = None  # views grow from here to input_px over the first 60 % of the epochs
+    cached_px: int = 160
+    zoom: float = 1.7  # side of the view, in sides of the cell
+    epochs: int = 40
+    batch: int = 32
+    learning_rate: float | None = 2e-3
+    weight_decay: float = 0.05
+    loss: str = "cross_entropy"  # or focal
+    focal_gamma: float = 2.0
+    smoothing: float = 0.05
+    none_share: float = 0.12  # of each batch: views of what is none of the classes
+    balance: float = 0.6  # 0: classes as frequent as they are, 1: all alike
+    source_balance: float = 0.0  # the same for the sources of one class
+    ema: float = 0.995
+    drop_rate: float = 0.2
+    samples_per_epoch: int | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        from classifiers.sources import level_classes
+
+        if self.backbone not in BACKBONES:
+            raise BadInput(f"recipe: backbone '{self.backbone}' is not one of {', '.join(BACKBONES)}.")
+        if self.input_px < BACKBONES[self.backbone]:
+            least = BACKBONES[self.backbone]
+            raise BadInput(
+                f"recipe: {self.backbone} needs input_px of at least {least}, not {self.input_px}."
+            )
+        if self.loss not in ("cross_entropy", "focal"):
+            raise BadInput(f"recipe: loss '{self.loss}' is not cross_entropy or focal.")
+        if self.modality not in ("brightfield", "dic"):
+            raise BadInput(f"recipe: modality '{self.modality}' is not brightfield or dic.")
+        if self.modality == "dic" and (self.augmentation.flips or self.augmentation.rotation):
+            raise BadInput(
+                "recipe: DIC shadows have a direction, which flips and rotation turn; set augmentation.flips"
+                " and augmentation.rotation to false."
+            )
+        level_classes(self.level)
+
+    @property
+    def views(self) -> int:
+        """Symmetric views that are averaged at inference: mirrored ones only where mirroring was learned."""
+        return 4 if self.augmentation.flips else 1
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Recipe:
+        """Read a recipe by its name in this folder or its path; an unknown key is refused."""
+        import yaml
+
+        path = Path(name_or_path)
+        if path.suffix not in (".yaml", ".yml"):
+            path = RECIPES / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise BadInput(f"{path}: no such recipe; known are: {', '.join(recipe_names())}.")
+        data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        strengths = data.pop("augmentation", None) or {}
+        for given, target in ((data, cls), (strengths, Augmentation)):
+            unknown = set(given) - {f.name for f in fields(target)}
+            if unknown:
+                raise BadInput(
+                    f"{path}: unknown keys {sorted(unknown)}; see classifiers/recipes/__init__.py."
+                )
+        if "scale" in strengths:
+            strengths["scale"] = tuple(strengths["scale"])
+        if isinstance(data.get("level"), list):
+            data["level"] = tuple(data["level"])
+        return cls(**data, augmentation=Augmentation(**strengths))
+
+
+def recipe_names() -> list[str]:
+    """The recipes that are shipped."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))

@@ -1,0 +1,107 @@
+"""`train classifier`, `train backbone` and `evaluate classifier` through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from classifiers.evaluation import evaluate_classifier, held_out_samples
+from classifiers.readers import read_cells
+from classifiers.sources import Sample
+from flows.cli import group
+from pipeline.errors import BadInput
+from storage.packages import read_package
+from tests.test_classification import Brightness
+from tests.test_pretraining import smears  # noqa: F401  (a fixture)
+
+RECIPE = """
+backbone: resnet18_slim
+level: [neutrophil, immature_granulocyte, lymphocyte]
+input_px: 32
+cached_px: 40
+epochs: 1
+batch: 4
+samples_per_epoch: 4
+learning_rate: 0.001
+none_share: 0.0
+"""
+
+
+def run(*args: object) -> str:
+    done = CliRunner().invoke(group, [str(a) for a in args])
+    assert done.exit_code == 0, f"{done.output} {done.exception!r}"
+    return done.output
+
+
+@pytest.fixture
+def pbc(tmp_path: Path) -> Path:
+    """A tiny tree with the layout of the Barcelona set."""
+    root = tmp_path / "PBC_dataset_normal_DIB"
+    random = np.random.default_rng(0)
+    for folder, prefix, colour in (("neutrophil", "SNE", 60), ("ig", "MY", 120), ("lymphocyte", "LY", 180)):
+        (root / folder).mkdir(parents=True)
+        for i in range(6):
+            image = random.integers(colour - 30, colour + 30, (40, 40, 3), np.uint8)
+            Image.fromarray(image).save(root / folder / f"{prefix}_{i}.jpg")
+    return tmp_path
+
+
+def test_a_public_set_is_trained_on_and_its_held_out_part_measured(pbc, smears, tmp_path):  # noqa: F811
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    run("train", "backbone", smears, "--out", tmp_path / "b", "--epochs", 1, "--crops", 6)
+    out = tmp_path / "package"
+    run(
+        *("train", "classifier", pbc, "--out", out, "--recipe", recipe, "--reader", "pbc-8", "--seed", 3),
+        *("--start", tmp_path / "b", "--locator", "leukocyte-classes"),
+    )
+    card = read_package(out).card
+    assert card.classes == ("immature_granulocyte", "lymphocyte", "neutrophil")
+    assert "Acevedo" in card.training_data[0]
+    assert card.training["pretrained"] == "b"
+    assert card.parameters["locator"]
+    run(
+        *("evaluate", "classifier", pbc, "--model", out, "--out", tmp_path / "e", "--reader", "pbc-8"),
+        "--held-out",
+    )
+    measured = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    held = held_out_samples(str(out), read_cells(pbc, "pbc-8"))
+    assert 0 < measured["n_samples"] == len(held) < 18
+    figures = measured["all"]
+    assert {"top1", "top1_interval", "macro_f1", "macro_f1_interval", "ece", "confusion"} <= figures.keys()
+    for of_class in figures["per_class"].values():
+        assert {"precision_interval", "recall_interval", "auc_one_vs_rest"} <= of_class.keys()
+    assert (tmp_path / "e" / "confusion.png").stat().st_size > 500
+
+
+def test_diagnoses_of_patients_are_no_classes_of_cells(tmp_path):
+    done = CliRunner().invoke(
+        group,
+        ["train", "classifier", str(tmp_path), "--out", str(tmp_path / "o"), "--reader", "mll-helmholtz"],
+    )
+    assert isinstance(done.exception, BadInput)
+    assert "diagnoses of patients" in str(done.exception)
+
+
+def test_a_card_without_a_split_cannot_hold_out():
+    with pytest.raises(BadInput, match="no seed"):
+        held_out_samples("nucleus-cytoplasm-of-nowhere", [])
+
+
+def test_truth_that_is_coarser_than_the_classes_is_neither_wrong_nor_unfamiliar(tmp_path):
+    Image.new("RGB", (8, 8), (20, 20, 20)).save(tmp_path / "a.png")
+    samples = [
+        Sample(tmp_path / "a.png", label, "drawn")
+        for label in ("neutrophil", "lymphocyte", "lymphocyte_reactive", "platelet")
+    ]
+    found = evaluate_classifier(Brightness(), samples)
+    assert (found["n_coarser"], found["n_not_a_class"]) == (1, 1)
+    assert found["all"]["n"] == 2
+    assert found["all"]["top1"] == 1.0
+    with pytest.raises(BadInput, match="is left"):
+        evaluate_classifier(Brightness(), samples[:1])
