@@ -30,8 +30,23 @@ def _picture(package: Any) -> Any:
 
 for _architecture, _summary in (
     ("cyclegan", "two stains without pairs: cycle-consistent adversarial networks"),
+    ("pix2pixhd-ac", "paired: multi-scale discriminators that name the cell's class"),
+    ("colorization", "colour from structure: grey in, colour out, adversarial"),
 ):
     register("stainer", _architecture, licence="AGPL-3.0-or-later", summary=_summary)(_picture)
+
+
+def _normalizer(package: Any) -> Any:
+    from stainers.normalizers import load
+
+    return load(package)
+
+
+for _architecture, _summary in (
+    ("macenko", "classical normalizer: two stains found in optical density (Macenko 2009)"),
+    ("reinhard", "classical normalizer: mean and deviation in l-alpha-beta (Reinhard 2001)"),
+):
+    register("stainer", _architecture, licence="AGPL-3.0-or-later", summary=_summary)(_normalizer)
 
 
 def _domains(package: Any) -> Any:

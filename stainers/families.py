@@ -42,11 +42,22 @@ FAMILIES: dict[str, Family] = {
         "stainers.disentangled.training:DisentangledRecipe", "stainers.domain_package:train_folder"
     ),
     "unet-film": Family("stainers.recipes:Recipe", "stainers.training:train_stainer"),
-    "cyclegan": Family(
-        "stainers.cyclegan:CycleGanRecipe",
-        "stainers.picture_training:train_folder",
-        "stainers.picture_training:train_set",
-    ),
+    **{
+        name: Family(recipe, "stainers.picture_training:train_folder", "stainers.picture_training:train_set")
+        for name, recipe in (
+            ("cyclegan", "stainers.cyclegan:CycleGanRecipe"),
+            ("pix2pixhd-ac", "stainers.pix2pixhd:Pix2PixHdRecipe"),
+            ("colorization", "stainers.colorization:ColorizationRecipe"),
+        )
+    },
+    **{
+        name: Family(
+            "stainers.normalizer_training:NormalizerRecipe",
+            "stainers.normalizer_training:train_folder",
+            "stainers.normalizer_training:train_set",
+        )
+        for name in ("macenko", "reinhard")
+    },
 }
 
 

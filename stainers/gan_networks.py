@@ -63,13 +63,13 @@ class GeneratorOptions:
 
 
 class ResnetBlock(nn.Module):
-    """Two reflected 3 x 3 convolutions around a shortcut."""
+    """Two 3 x 3 convolutions around a shortcut."""
 
     def __init__(self, width: int, norm: str) -> None:
         super().__init__()
         self.body = nn.Sequential(
             _conv(width, width, norm),
-            nn.Conv2d(width, width, 3, 1, 1, padding_mode="reflect"),
+            nn.Conv2d(width, width, 3, 1, 1),
             _norm(norm, width),
         )
 
@@ -79,7 +79,7 @@ class ResnetBlock(nn.Module):
 
 def _conv(cin: int, cout: int, norm: str, kernel: int = 3, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, stride, kernel // 2, padding_mode="reflect"),
+        nn.Conv2d(cin, cout, kernel, stride, kernel // 2),
         _norm(norm, cout),
         nn.LeakyReLU(0.2, inplace=True),  # a plain ReLU may die where the answer is near the input
     )
@@ -139,7 +139,7 @@ class ResnetGenerator(Generator):
         self.after = nn.Sequential(*(ResnetBlock(widths[-1], norm) for _ in range(options.blocks - before)))
         back = widths[::-1]
         self.up = nn.ModuleList(_conv(a, b, norm) for a, b in itertools.pairwise(back))
-        self.head = nn.Conv2d(widths[0], out_channels, 7, 1, 3, padding_mode="reflect")
+        self.head = nn.Conv2d(widths[0], out_channels, 7, 1, 3)
         if options.residual:
             nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -175,7 +175,7 @@ class UnetGenerator(Generator):
             out = widths[i - 1] if i else options.width
             self.up.append(_conv(before + handed, out, options.norm))
             before = out
-        self.head = nn.Conv2d(before, out_channels, 3, 1, 1, padding_mode="reflect")
+        self.head = nn.Conv2d(before, out_channels, 3, 1, 1)
         if options.residual:
             nn.init.normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)

@@ -27,7 +27,7 @@ from stainers.confidence import (
 from stainers.dic_input import measure_scale, normalise, shear_anisotropy
 from stainers.gan_networks import GeneratorOptions, build
 from stainers.networks import Latent, PolarityNet
-from stainers.patch_stainer import Patch, PatchStainer, checked_patches, reflected_index, to_uint8
+from stainers.patch_stainer import Patch, PatchStainer, checked_patches, to_uint8
 from stainers.unet_film import DicStainer
 
 Array = np.ndarray[Any, Any]
@@ -58,6 +58,14 @@ def grey_picture(picture: Array) -> Array:
     return np.round(picture.astype(np.float32) @ weights).astype(np.uint8)[..., None]
 
 
+def around(length: int, start: int, end: int, multiple: int) -> Array:
+    """Indices from `start` to `end` or more, a multiple of them; reflected beyond 0 .. length - 1."""
+    end = start + -(-(end - start) // multiple) * multiple
+    period = max(2 * length - 2, 1)
+    index = np.abs(np.arange(start, end)) % period
+    return np.where(index >= length, period - index, index)
+
+
 class PictureStainer(PatchStainer):
     """A generator between two stains; `given` is `picture` (RGB) or `grey` (its luminance alone)."""
 
@@ -86,18 +94,26 @@ class PictureStainer(PatchStainer):
         """The field at the generator's scale; nothing else of it is measured as a whole."""
         return PictureField(self, image, self.target_index(target))
 
-    def stain_picture(self, picture: Array, index: int) -> Patch:
-        """One RGB picture (h, w, 3) uint8 at the generator's own scale."""
-        height, width = picture.shape[:2]
-        halo = self.generator.halo_px
-        rows, columns = (reflected_index(n, halo, self.generator.multiple) for n in (height, width))
+    def stain_picture(
+        self, picture: Array, index: int, part: tuple[int, int, int, int] | None = None
+    ) -> Patch:
+        """One RGB picture (h, w, 3) uint8 at the generator's own scale, or its part (y, x, height, width).
+
+        The network sees a part with what lies around it, from a start on its own grid: what a pixel becomes
+        depends on its place in the picture, not on the tile that it is asked for in.
+        """
+        y, x, height, width = part or (0, 0, *picture.shape[:2])
+        halo, multiple = self.generator.halo_px, self.generator.multiple
+        top, left = (-(-(halo - n) // multiple) * multiple for n in (y, x))  # pixels before the picture
+        rows = around(picture.shape[0], -top, y + height + halo, multiple)
+        columns = around(picture.shape[1], -left, x + width + halo, multiple)
         planes = as_planes(grey_picture(picture) if self.given == "grey" else picture)
-        x = torch.from_numpy(planes[:, rows][:, :, columns])[None].to(self.device)
-        primary, others = disturbed_outputs(self.generator, x, index, self.noise)
-        inside = (..., slice(halo, halo + height), slice(halo, halo + width))
+        source = torch.from_numpy(planes[:, rows][:, :, columns])[None].to(self.device)
+        primary, others = disturbed_outputs(self.generator, source, index, self.noise)
+        inside = (..., slice(y + top, y + top + height), slice(x + left, x + left + width))
         stained, noisy = primary[:3][inside].cpu().numpy(), others[:, :3][inside].cpu().numpy()
         doubt = noisy.std(axis=0).mean(axis=0)
-        row = self.feature_row(picture, stained, noisy, doubt)
+        row = self.feature_row(picture[y : y + height, x : x + width], stained, noisy, doubt)
         return stained.transpose(1, 2, 0), doubt.astype(np.float32), row
 
     def feature_row(self, picture: Array, stained: Array, noisy: Array, doubt: Array) -> Array:
@@ -123,7 +139,7 @@ class PictureField:
         self.shape = (self.small.shape[0], self.small.shape[1])
 
     def tile(self, y: int, x: int, height: int, width: int) -> Patch:
-        return self.stainer.stain_picture(self.small[y : y + height, x : x + width], self.index)
+        return self.stainer.stain_picture(self.small, self.index, (y, x, height, width))
 
     def finish(self, stained: Array, uncertainty: Array) -> tuple[Array, Array]:
         """Back to the image's size, with the detail that its small copy lacks."""

@@ -25,7 +25,11 @@ from storage.packages import ModelPackage
 
 Array = np.ndarray[Any, Any]
 
-MODULES = {"cyclegan": "stainers.cyclegan"}
+MODULES = {
+    "cyclegan": "stainers.cyclegan",
+    "pix2pixhd-ac": "stainers.pix2pixhd",
+    "colorization": "stainers.colorization",
+}
 POLARITY_STEPS = 600
 SPLIT = "by image, near-duplicates together, by the hash of the name"
 

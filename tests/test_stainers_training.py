@@ -112,7 +112,7 @@ def test_every_shipped_recipe_can_be_read():
 
     assert recipe_names()
     for name in recipe_names():
-        assert read_recipe(name).steps > 0
+        assert read_recipe(name).architecture
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,237 @@
+"""Classical stain normalizers, the baselines: Macenko's and Reinhard's, fitted to a target stain.
+
+Own code rather than a library's: a field has to be measured as a whole and coloured in tiles, and the
+libraries do both in one call.
+
+Reinhard et al., IEEE CG&A 2001: mean and deviation of each channel of the decorrelated space l-alpha-beta
+(their equations 4 to 9) are made those of the target.  Macenko et al., ISBI 2009: optical density is unmixed
+into two stains, found as the extreme directions in the plane of the two strongest components, and put
+together again with the target's stains, each scaled to its 99th percentile there.  Density is measured
+against the image's own empty glass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadModelPackage
+from stainers.base import Stained
+from stainers.cell_sets import Cells
+from stainers.data import glass_and_red_cell
+from stainers.patch_stainer import Patch, checked_patches, target_index, to_uint8
+from stainers.picture_stainer import rgb_uint8
+
+Array = np.ndarray[Any, Any]
+
+TO_LMS = np.asarray([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
+TO_LAB = np.diag(1 / np.sqrt([3.0, 6.0, 2.0])) @ np.asarray([[1, 1, 1], [1, 1, -2], [1, -1, 0]])
+STAINED_DENSITY = 0.15  # below it a pixel is glass
+FEWEST_STAINED = 50  # pixels from which two stains can be told apart
+MIN_CONFIDENCE = 0.5
+
+
+def _to_lab(rgb: Array) -> Array:
+    """(n, 3) of 0-255 -> l-alpha-beta."""
+    lms = np.log10(np.maximum((rgb + 1.0) / 256.0 @ TO_LMS.T, 1e-4))
+    return np.asarray(lms @ TO_LAB.T)
+
+
+def _from_lab(lab: Array) -> Array:
+    """l-alpha-beta (..., 3) -> RGB in [0, 1] without a limit."""
+    lms = 10.0 ** np.clip(lab @ np.linalg.inv(TO_LAB).T, -6, 1)
+    return np.asarray((lms @ np.linalg.inv(TO_LMS).T * 256.0 - 1.0) / 255.0)
+
+
+def reinhard_measure(rgb: Array) -> Array:
+    """(6,): mean and deviation of l, alpha and beta of an image (H, W, 3) uint8."""
+    lab = _to_lab(rgb.reshape(-1, 3).astype(np.float64))
+    return np.concatenate([lab.mean(axis=0), np.maximum(lab.std(axis=0), 1e-3)])
+
+
+def reinhard_apply(rgb: Array, source: Array, target: Array) -> Array:
+    """(H, W, 3) uint8 -> colour (H, W, 3) in [0, 1] without a limit."""
+    lab = _to_lab(rgb.reshape(-1, 3).astype(np.float64))
+    out = (lab - source[:3]) * (target[3:] / source[3:]) + target[:3]
+    return _from_lab(out).reshape(rgb.shape)
+
+
+def macenko_measure(rgb: Array) -> Array:
+    """(11,): the glass's RGB, two unit stain vectors, and the 99th percentile of each stain's amount.
+
+    An image with next to no stained pixels, or without colour, has no two stains: its vectors are not
+    numbers (NaN), and only its glass is known.
+    """
+    glass = np.clip(np.asarray(glass_and_red_cell(rgb)[0]), 8.0, 255.0)
+    density = _density(rgb, glass).reshape(-1, 3)
+    stained = density[(density > STAINED_DENSITY).any(axis=1)]
+    nothing = np.concatenate([glass, np.full(8, np.nan)])
+    if len(stained) < FEWEST_STAINED:
+        return nothing
+    values, vectors = np.linalg.eigh(np.cov(stained.T))
+    if values[1] < 1e-5:
+        return nothing
+    plane = vectors[:, [2, 1]]
+    plane = plane * np.where(plane.sum(axis=0) < 0, -1.0, 1.0)
+    along = stained @ plane
+    angle = np.arctan2(along[:, 1], along[:, 0])
+    low, high = np.percentile(angle, [1, 99])
+    found = np.stack([plane @ [np.cos(a), np.sin(a)] for a in (low, high)])
+    found = np.maximum(found, 1e-3)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    # the blue stain (methylene blue, azure) takes more red away than the red one (eosin)
+    if found[0, 0] < found[1, 0]:
+        found = found[::-1]
+    most = np.percentile(_amounts(stained, found), 99, axis=0)
+    if np.linalg.cond(found) > 1e3 or (most < 1e-3).any():
+        return nothing
+    return np.concatenate([glass, found.ravel(), most])
+
+
+def macenko_apply(rgb: Array, source: Array, target: Array) -> Array:
+    """(H, W, 3) uint8 -> colour in [0, 1]; without stains of its own an image is unmixed by the target's."""
+    known = source if np.isfinite(source).all() else np.concatenate([source[:3], target[3:]])
+    amounts = _amounts(_density(rgb, known[:3]).reshape(-1, 3), known[3:9].reshape(2, 3))
+    amounts = amounts * (target[9:] / known[9:])
+    return np.asarray(target[:3] / 255.0 * 10.0 ** -(amounts @ target[3:9].reshape(2, 3))).reshape(rgb.shape)
+
+
+def _density(rgb: Array, glass: Array) -> Array:
+    return np.asarray(-np.log10((rgb.astype(np.float64) + 1.0) / (glass + 1.0)))
+
+
+def _amounts(density: Array, stains: Array) -> Array:
+    """Amounts (n, 2) of two stains (2, 3) in densities (n, 3), least squares, none below zero."""
+    return np.maximum(density @ np.linalg.pinv(stains), 0.0)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How an image is measured, and how it is coloured by its own and the target's measures."""
+
+    measure: Callable[[Array], Array]
+    apply: Callable[[Array, Array, Array], Array]
+    size: int
+
+
+METHODS = {
+    "reinhard": Method(reinhard_measure, reinhard_apply, 6),
+    "macenko": Method(macenko_measure, macenko_apply, 11),
+}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Measures (size,) of the target, and mean and deviation of the source images' measures."""
+
+    target: Array
+    source_mean: Array
+    source_std: Array
+    farthest: float  # 99th percentile of the source images' distance from their mean
+
+    def distance(self, measured: Array) -> Array:
+        """(n,) root mean square deviation of measures (n, size), in source deviations; NaN is far away."""
+        z = (measured - self.source_mean) / self.source_std
+        return np.sqrt(np.mean(np.where(np.isfinite(z), z, 10.0) ** 2, axis=1))
+
+
+def fit(method: str, source: Sequence[Array], target: Sequence[Array]) -> Fit:
+    """Fit to training images (H, W, 3) uint8: the median of the target's measures, the source's spread."""
+    measure = METHODS[method].measure
+    wanted, seen = (np.stack([measure(rgb_uint8(i)) for i in images]) for images in (target, source))
+    if not np.isfinite(wanted).all(axis=1).any():
+        raise BadModelPackage(f"{method}: no target image shows two stains; fit to stained images.")
+    mean, std = np.nanmean(seen[:, :], axis=0), np.nanstd(seen, axis=0) + 1e-3
+    mean = np.where(np.isfinite(mean), mean, 0.0)
+    std = np.where(np.isfinite(std), std, 1.0)
+    draft = Fit(np.nanmedian(wanted, axis=0), mean, std, 1.0)
+    far = float(np.percentile(draft.distance(seen), 99))
+    return Fit(draft.target, mean, std, max(far, 0.5))
+
+
+class NormalizerStainer:
+    """A fitted normalizer behind the Stainer protocol.
+
+    Confidence: how usual the image's measures are among the images it was fitted to; 0.5 at the 99th
+    percentile.  Uncertainty: how far the wanted colour lies beyond what a pixel can show.
+    """
+
+    min_confidence = MIN_CONFIDENCE
+
+    def __init__(self, method: str, fitted: Fit, *, name: str, targets: Sequence[str]) -> None:
+        self.method, self.fitted, self.name, self.targets = METHODS[method], fitted, name, tuple(targets)
+
+    def target_index(self, target: str | None) -> int:
+        return target_index(self.name, self.targets, target)
+
+    def confidence(self, rows: Array) -> Array:
+        """(n,) float32 of measures (n, size)."""
+        if not len(rows):
+            return np.zeros(0, np.float32)
+        far = self.fitted.farthest
+        worse = np.clip((self.fitted.distance(rows) - far) / (far / 3), -40, 40)
+        return (1 / (1 + np.exp(worse))).astype(np.float32)
+
+    def stain(self, patches: Array, target: str | None = None) -> Stained:
+        """See stainers.base.Stainer; each patch is measured on its own."""
+        self.target_index(target)
+        patches = checked_patches(patches)
+        n, height, width = patches.shape[:3]
+        image, doubt = np.empty((n, height, width, 3), np.uint8), np.empty((n, height, width), np.float32)
+        rows = np.empty((n, self.method.size))
+        for i, patch in enumerate(patches):
+            colour, doubt[i], rows[i] = NormalizerField(self, patch).tile(0, 0, height, width)
+            image[i] = to_uint8(colour)
+        return Stained(image, doubt, self.confidence(rows))
+
+    def open_field(self, image: Array, target: str | None = None) -> NormalizerField:
+        """The field measured as a whole: one mapping for all tiles."""
+        self.target_index(target)
+        return NormalizerField(self, image)
+
+
+class NormalizerField:
+    """See stainers.patch_stainer.OpenField."""
+
+    def __init__(self, stainer: NormalizerStainer, image: Array) -> None:
+        self.stainer, self.image = stainer, rgb_uint8(image)
+        step = max(1, int(np.sqrt(self.image.shape[0] * self.image.shape[1] / 262144)))
+        self.measured = stainer.method.measure(self.image[::step, ::step])
+        self.shape = (self.image.shape[0], self.image.shape[1])
+
+    def tile(self, y: int, x: int, height: int, width: int) -> Patch:
+        part = self.image[y : y + height, x : x + width]
+        colour = self.stainer.method.apply(part, self.measured, self.stainer.fitted.target)
+        beyond = np.abs(colour - np.clip(colour, 0, 1)).mean(axis=-1)
+        return np.clip(colour, 0, 1), np.minimum(beyond, 1.0).astype(np.float32), self.measured
+
+    def finish(self, stained: Array, uncertainty: Array) -> tuple[Array, Array]:
+        return stained, uncertainty
+
+
+def images_of(cells: Cells) -> list[Array]:
+    """Stained pictures as they are; of DIC the first map, as grey."""
+    return [i if i.shape[2] == 3 else i[..., :1] for i in cells.images]
+
+
+def load(package: Any) -> NormalizerStainer:
+    """The normalizer of a package; raises BadModelPackage where card and weights do not fit this code."""
+    card = package.card
+    try:
+        state = {k: v.numpy().astype(np.float64) for k, v in package.state_dict().items()}
+        method = METHODS[card.architecture]
+        if set(state) != {"target", "source_mean", "source_std"}:
+            raise ValueError(f"weights hold {', '.join(sorted(state))}")
+        if any(v.shape != (method.size,) for v in state.values()):
+            raise ValueError(f"measures of {card.architecture} have {method.size} numbers")
+        fitted = Fit(**state, farthest=float(card.parameters["farthest"]))
+        return NormalizerStainer(
+            card.architecture, fitted, name=card.name, targets=card.parameters["targets"]
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BadModelPackage(
+            f"{package.folder}: card and weights do not fit this normalizer ({error}); fit the package again."
+        ) from error
