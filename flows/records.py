@@ -136,6 +136,7 @@ class CaseRun:
             else:
                 outcomes[item.key] = kept
                 self._count(stage, computed=False)
+                self.ledger.reused(stage, item.key, item.fingerprint, bad_input=kept.error is not None)
         if todo and not self.allow_work:
             raise WorkNeeded(f"{self.case_id}: {stage} has {len(todo)} items to compute")
         self.ledger.retire(stage, {item.key for item in items})
@@ -239,6 +240,7 @@ class CaseRun:
         kept = self.kept(stage, "case", expected)
         if kept is not None and kept.output is not None and (intact is None or intact()):
             self._count(stage, computed=False)
+            self.ledger.reused(stage, "case", expected)
             return kept.output
         if not self.allow_work:
             raise WorkNeeded(f"{self.case_id}: {stage} has to be computed")

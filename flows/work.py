@@ -201,11 +201,13 @@ def cut_unit(
     written = 0
     for modality in ("brightfield", "dic"):
         rows = _rows_of(cells, modality)
-        if not rows:
-            continue
         channels = 3 if modality == "brightfield" else 1
+        # A unit without a cell in a modality that the case has is written too, empty: what has no marker
+        # counts as not done, and would be cut again every night.
         blocks = {
-            size: np.zeros((len(cells), size, size, channels), np.uint8) for size in settings.patches.sizes_px
+            size: np.zeros((len(cells), size, size, channels), np.uint8)
+            for size in settings.patches.sizes_px
+            if rows or store.mark_of(f"patches/{size}/{modality}") == mark
         }
         for (slide, field, stain), indices in sorted(rows.items()):
             image = by_field[(slide, field, modality, stain)]

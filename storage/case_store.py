@@ -111,6 +111,11 @@ class CaseStore:
     def has_array(self, name: str) -> bool:
         return self._metadata(name) is not None
 
+    def mark_of(self, name: str) -> str | None:
+        """The fingerprint that an array was made for, or None where there is no array."""
+        document = self._metadata(name)
+        return None if document is None else document.get("attributes", {}).get("fingerprint")
+
     def attributes(self, name: str) -> dict[str, Any]:
         """What stands with an array: pixel_size_um, cell_ids, fingerprint, and what its maker added."""
         document = self._metadata(name)

@@ -56,6 +56,7 @@ class Ledger:
         self._started: dict[tuple[str, str], float] = {}
         self._run: dict[str, Any] = {"started": stamp()}
         self._noted: list[dict[str, Any]] = []
+        self._reused: list[tuple[str, str, str, str]] = []
         self._saved = time.monotonic()
 
     def _read(self) -> dict[str, Any]:
@@ -96,6 +97,8 @@ class Ledger:
         dead = self._document.pop("current", None)
         if isinstance(dead, dict):
             self._close({**dead, "ended": None, "interrupted": True})
+        for stage, key, fingerprint, status in self._reused:  # what a look found before the lock was held
+            self._entry(stage, key).update(status=status, fingerprint=fingerprint)
         self._run = {"started": stamp(), "pid": os.getpid(), "host": socket.gethostname()}
         self._document["current"] = dict(self._run)
         self.save()
@@ -154,6 +157,13 @@ class Ledger:
         document = problem.model_dump(mode="json")
         if document not in self._noted:
             self._noted.append(document)
+
+    def reused(self, stage: str, key: str, fingerprint: str, *, bad_input: bool = False) -> None:
+        """An item's kept outcome was taken; it may have been kept by a run that died before it said so."""
+        status = "quarantined" if bad_input else "done"
+        self._reused.append((stage, key, fingerprint, status))
+        entry = self._entry(stage, key)
+        entry["status"], entry["fingerprint"] = status, fingerprint
 
     def retire(self, stage: str, keys: set[str]) -> None:
         """Mark the items of a stage that are no longer among its `keys`: their input left the case."""
