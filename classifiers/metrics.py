@@ -42,6 +42,17 @@ def macro_f1(matrix: np.ndarray) -> float:
     return float(f1_scores(matrix)[present].mean()) if present.any() else float("nan")
 
 
+def mean_binary_accuracy(precision: float, recall: float, classes: int) -> float:
+    """What a K-class classifier of this micro-averaged precision and recall has as mean binary accuracy.
+
+    Of one cell's K yes-or-no questions recall are true positives, recall / precision were answered yes; wrong
+    are the yes answers that miss and the class that was not named.  It is no share of cells named right.
+    """
+    false_positive = recall / precision - recall
+    false_negative = 1 - recall
+    return 1 - (false_positive + false_negative) / classes
+
+
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> float:
     """ECE over equal-width bins of confidence (Guo et al. 2017, eq. 3)."""
     which = np.minimum((confidence * bins).astype(int), bins - 1)
