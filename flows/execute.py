@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import explain_stage, patient_stage, reporting, stages, unit_stages
+from flows import explain_stage, patient_stage, reporting, stages, unit_stages, virtual_perls_stage
 from flows.auditing import note
 from flows.cluster import Workers
 from flows.records import CaseRun, WorkNeeded
@@ -39,6 +39,9 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     staining_mark, doubt = wrap("staining", unit_stages.staining)(run, case, found, patches_mark)
     classes = wrap("classification", unit_stages.classification)(
         run, found, patches_mark, staining_mark, doubt
+    )
+    classes = wrap("virtual-perls", virtual_perls_stage.virtual_perls)(
+        run, case, found, classes, patches_mark
     )
     explained = wrap("explanation", explain_stage.explanation)(
         run, found, classes, patches_mark, staining_mark

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flows import stages, work
+from flows import stages, virtual_perls_stage, work
 from flows.explain_stage import calibrated_confidence
 from flows.records import CaseRun
 from flows.review_acts import acts_of
@@ -131,6 +131,10 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
     if any(k[1] != "Perls" for k in kinds):
         named.append(("segmenter", settings.classification.segmenter, (("brightfield", "MGG"),)))
         named.append(("classifier", settings.classification.classifier, (("brightfield", "MGG"),)))
+    perls_stainer = settings.staining.perls_stainer
+    if perls_stainer is not None and any(c.rs_virtual for c in findings.classes):
+        named.append(("stainer", perls_stainer, (("brightfield", "MGG"),)))
+        named.append(("sideroblast-reader", settings.staining.perls_reader, (("brightfield", "Perls"),)))
     if findings.patient is not None:
         named.append(("patient-classifier", findings.patient.model, (("brightfield", "MGG"),)))
     return tuple(
@@ -314,7 +318,7 @@ def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.nd
             if cell.cell_id in wanted:
                 marked = _with_iron(run, patch) if cell.stain == "Perls" else patch
                 found[cell.cell_id] = _around(marked, cell, findings.case, run.settings.patches.pixel_size_um)
-    return found
+    return found | virtual_perls_stage.pictures(run, findings.cells, wanted)
 
 
 def _with_iron(run: CaseRun, patch: np.ndarray) -> np.ndarray:

@@ -32,7 +32,8 @@ VERSIONS = {
     "explanation": 1,
     "patient": 1,
     "sideroblasts": 1,
-    "report": 2,
+    "virtual_perls": 1,
+    "report": 3,
 }
 
 FieldKey = tuple[str, str]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 
 from classifiers import taxonomy
 from pipeline.counting import Counted, count
@@ -16,6 +17,7 @@ from pipeline.flags_counts import OOD_PERCENTILE
 from pipeline.flags_facts import Facts
 from pipeline.report_inputs import ModelUse, Quality, RunInfo
 from pipeline.report_quality import field_reports, shown_modality, slide_infos
+from pipeline.report_virtual import evidence_of, virtual_galleries
 from pipeline.result import (
     CardSummary,
     CaseInfo,
@@ -36,6 +38,7 @@ from pipeline.result import (
 )
 from pipeline.settings import Settings
 from pipeline.types import Case, Cell, CellClass, PatientPattern
+from pipeline.virtual_perls import with_support
 
 PATIENT_LEVEL = "The pattern of all cells together"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:smearflow:report")
@@ -65,6 +68,8 @@ def build_result(
     counted = count(
         case, cells, classes, settings.counting, known_classes=run.known_classes, reviewed=reviewed
     )
+    iron = with_support(counted.sideroblasts, evidence_of(run), settings.counting)
+    counted = replace(counted, sideroblasts=iron)
     inside = {i for i, label in counted.labels.items() if taxonomy.in_denominator(label, case.specimen)}
     fields = field_reports(case, cells, inside, quality)
     facts = Facts(case, counted, classes, fields, run, status, settings.counting)
@@ -90,7 +95,15 @@ def build_result(
         me_ratio=counted.me_ratio,
         sideroblasts=counted.sideroblasts,
         patient=_patient(patient, run),
-        galleries=_galleries(cells, classes, counted, reviewed or {}, settings),
+        galleries=(
+            *virtual_galleries(
+                cells,
+                {c.cell_id: c for c in classes},
+                lambda cell, found: _gallery_cell(cell, found, reviewed or {}),
+                settings,
+            ),
+            *_galleries(cells, classes, counted, reviewed or {}, settings),
+        ),
         flags=raise_flags(facts),
         not_assessed=(
             *_not_seen(case, bool(virtual), run),

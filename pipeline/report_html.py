@@ -277,7 +277,7 @@ def _views(
             }
             for g in result.galleries
             for c in g.cells
-            if (c.slide_id, c.field, c.modality, c.stain) == key
+            if (c.slide_id, c.field, c.modality, c.stain) == key and c.virtual_stain is None
         ]
         report = reports.get((picture.slide, picture.field))
         views.append(

@@ -51,6 +51,9 @@ def _iron(r: Result) -> list[str]:
         f"{100 * r.method.level:g} % interval {rs.ci_low:.1f}-{rs.ci_high:.1f} %",
         f"  types 0/1/2/3: {rs.type0}/{rs.type1}/{rs.type2}/{rs.type3}, indeterminate {rs.indeterminate}",
     ]
+    if rs.support is not None:
+        said = "supported" if rs.support.supported else "NOT SUPPORTED BY THE IMAGE, no figure is given"
+        lines += _wrap(f"  {said}: {rs.support.why}", 4)
     for s in rs.standings:
         words = {"below": "below", "at_or_over": "at or over", "spans": "open at", "unknown": "not known at"}
         more = (

@@ -137,8 +137,8 @@ CASES = {
     ),
     "VIRTUAL_RS_POSITIVE": (
         "review",
-        lambda: iron("MGG", True, t0=95, t3=2),
-        lambda: iron("MGG", True, t0=200),
+        lambda: iron("MGG", True, t0=200),  # without a measured model nothing bounds it from above
+        lambda: iron(t0=200, t3=40),
     ),
     "RS_INDETERMINATE": (
         "review",

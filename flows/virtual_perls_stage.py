@@ -1,0 +1,213 @@
+"""The stage that stains marrow erythroblasts virtually for iron, where a case has no Perls slide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from flows import work
+from flows.records import CaseRun, Item, StageFailed
+from flows.stages import VERSIONS, model_sha
+from pipeline.settings import Settings
+from pipeline.types import Case, Cell, CellClass
+from storage.fingerprint import fingerprint
+
+STAGE = "virtual_perls"
+SHOWN = 4  # a virtual picture is shown this many times as large as the model draws it
+BAND = (150, 0, 110)  # of the frame and the word on every virtual picture: neither Perls nor MGG has it
+
+
+def erythroblasts(case: Case, found: tuple[Cell, ...], classes: tuple[CellClass, ...]) -> list[str]:
+    """Ids of the cells whose iron is to be read virtually: erythroblasts on MGG, of marrow without Perls."""
+    from classifiers.taxonomy import is_a
+    from pipeline.virtual_perls import ERYTHROBLASTS
+
+    if case.specimen != "bone_marrow" or any(i.stain == "Perls" for i in case.images):
+        return []
+    stained = {c.cell_id for c in found if c.modality == "brightfield" and c.stain == "MGG"}
+    return [
+        c.cell_id
+        for c in classes
+        if c.cell_id in stained and any(is_a(c.label, name) for name in ERYTHROBLASTS)
+    ]
+
+
+def array_name(settings: Settings) -> str:
+    return f"virtual/{settings.staining.perls_stainer}/image"
+
+
+def virtual_perls(
+    run: CaseRun, case: Case, found: tuple[Cell, ...], classes: tuple[CellClass, ...], patches_mark: str
+) -> tuple[CellClass, ...]:
+    """The classes with the iron that was read on virtual Perls; unchanged where there is nothing to read.
+
+    A write unit is one item; its erythroblasts are stained, read, and their virtual images kept.
+    """
+    from storage.case_store import CaseStore, plan_units, shard_rows
+
+    settings = run.settings
+    model = settings.staining.perls_stainer
+    chosen = set(erythroblasts(case, found, classes)) if model is not None else set()
+    if model is None or not chosen:
+        return classes
+    mark = fingerprint(
+        STAGE,
+        VERSIONS[STAGE],
+        patches_mark,
+        settings.staining,
+        model_sha("stainer", model),
+        model_sha("sideroblast-reader", settings.staining.perls_reader),
+        sorted(chosen),
+    )
+    store, name = CaseStore(run.store, run.case_id), array_name(settings)
+    if run.allow_work:
+        side = model_view(model)[0]
+        ids = [c.cell_id for c in found]
+        store.ensure_array(name, (len(found), side, side, 3), settings.patches, mark, ids)
+    items = []
+    for unit in plan_units("patches", len(found), shard_rows(settings.patches)):
+        some = list(found[unit.start : unit.stop])
+        mine = [c.cell_id for c in some if c.cell_id in chosen]
+        if mine:
+            where = (run.store.url, run.case_id, unit.index, unit.start, len(found), mark)
+            items.append(
+                Item(
+                    key=f"unit-{unit.index:05d}",
+                    fingerprint=fingerprint(mark, unit.index),
+                    function=read_unit,
+                    args=(*where, some, mine, settings),
+                    gpu=True,
+                )
+            )
+    outcomes = run.run_items(
+        STAGE, items, intact=lambda key: store.unit_is_intact(name, int(key.split("-")[1]), mark)
+    )
+    readings: dict[str, dict[str, Any]] = {}
+    for outcome in outcomes.values():
+        if outcome.error is not None:
+            raise StageFailed(f"{run.case_id}: {STAGE} failed: {outcome.error_type}: {outcome.error}")
+        readings |= (outcome.output or {})["readings"]
+    return tuple(
+        c.model_copy(update={**readings[c.cell_id], "rs_virtual": True}) if c.cell_id in readings else c
+        for c in classes
+    )
+
+
+def model_view(model: str) -> tuple[int, float]:
+    """The side in pixels and the pixel size (µm) of the view that a stainer of virtual Perls is given."""
+    from pipeline.errors import BadModelPackage
+    from storage.packages import ModelPackage
+    from storage.registry import describe
+
+    described = describe("stainer", model)
+    card = described.card if isinstance(described, ModelPackage) else None
+    if card is None or card.input_px is None or card.pixel_size_um is None:
+        raise BadModelPackage(
+            f"stainer '{model}' does not say what view it takes (input_px, pixel_size_um); it cannot be the "
+            "stainer of virtual Perls."
+        )
+    return card.input_px[0], card.pixel_size_um
+
+
+def read_unit(
+    store_url: str,
+    case_id: str,
+    unit_index: int,
+    first_row: int,
+    n_cells: int,
+    mark: str,
+    cells: list[Cell],
+    chosen: list[str],
+    settings: Settings,
+) -> dict[str, Any]:
+    """On a worker: stain and read the erythroblasts of one unit; the rows of other cells stay empty."""
+    from pipeline.virtual_perls import read_virtual
+    from storage.case_store import CaseStore
+    from storage.registry import load
+    from storage.store import Store
+
+    work.limit_threads()
+    model = str(settings.staining.perls_stainer)
+    side, size_um = model_view(model)
+    store, wanted = CaseStore(Store(store_url), case_id), set(chosen)
+    rows = [i for i, c in enumerate(cells) if c.cell_id in wanted]
+    patches = work.patches_to_read(store, cells, first_row, settings)[rows]
+    found = read_virtual(
+        patches,
+        settings.patches.pixel_size_um,
+        load("stainer", model),
+        load("sideroblast-reader", settings.staining.perls_reader),
+        model_px=side,
+        model_um=size_um,
+        min_confidence=settings.staining.min_confidence,
+    )
+    images = np.zeros((len(cells), side, side, 3), np.uint8)
+    images[rows] = found.images
+    store.write_unit(array_name(settings), unit_index, first_row, images, n_cells, mark, settings.patches)
+    return {
+        "readings": {
+            cells[row].cell_id: {
+                "rs_type": found.types[i],
+                "stain_confidence": round(float(found.confidence[i]), 6),
+            }
+            for i, row in enumerate(rows)
+        }
+    }
+
+
+# The report
+
+
+def pictures(run: CaseRun, cells: tuple[Cell, ...], wanted: set[str]) -> dict[str, np.ndarray]:
+    """Virtual pictures (S, S, 3) uint8 by gallery id, iron and nucleus marked, framed and named virtual."""
+    from pipeline.report_virtual import virtual_id
+    from storage.case_store import CaseStore
+    from storage.registry import load
+
+    rows = {virtual_id(c.cell_id): i for i, c in enumerate(cells)}
+    rows = {name: row for name, row in rows.items() if name in wanted}
+    if not rows:
+        return {}
+    store, name = CaseStore(run.store, run.case_id), array_name(run.settings)
+    _, size_um = model_view(str(run.settings.staining.perls_stainer))
+    reader = load("sideroblast-reader", run.settings.staining.perls_reader)
+    return {key: virtual_picture(store.read_row(name, row), size_um, reader) for key, row in rows.items()}
+
+
+def virtual_picture(image: np.ndarray, pixel_size_um: float, reader: Any) -> np.ndarray:
+    """A virtual image (S, S, 3) uint8 enlarged, with what the reader saw, that says what it is."""
+    import cv2
+
+    from pipeline.sideroblasts import draw_reading, read_sideroblasts
+
+    reading = read_sideroblasts(image[None], pixel_size_um, reader)[0]
+    side = image.shape[0] * SHOWN
+    large = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+    shift = (SHOWN - 1) / 2
+    contour = reading.nucleus_contour
+    granules = np.asarray(reading.granules_px, float) * SHOWN + np.array([shift, shift, 0.0])
+    large = draw_reading(
+        large,
+        replace(
+            reading,
+            granules_px=granules,
+            nucleus_contour=None if contour is None else contour * SHOWN + shift,
+        ),
+    )
+    thick = max(2, side // 32)
+    cv2.rectangle(large, (0, 0), (side - 1, side - 1), BAND, thick)
+    height = side // 7
+    large[side - height :] = BAND
+    cv2.putText(
+        large,
+        "VIRTUAL",
+        (thick * 2, side - height // 4),
+        cv2.FONT_HERSHEY_SIMPLEX,
+        height / 38,
+        (255, 255, 255),
+        max(1, side // 128),
+        cv2.LINE_AA,
+    )
+    return large
