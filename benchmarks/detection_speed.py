@@ -7,7 +7,8 @@ at its default size, and at the size at which it works at our physical scale, wh
 reach our AP; and sliced inference as SAHI documents it (by the `sahi` package where it is installed, else
 by the same algorithm written here).  Ours and a peer take turns on every image, and the ratio is the
 median over images and repeats of their times of the same turn, so that what else the machine does falls on
-both.  The AP of each stands beside its time.
+both; processor time stands beside wall time, since it says what a core did.  The AP of each stands
+beside its time.
 
 With --slide-px a tiled, JPEG-compressed pyramid of that side is written (repeated fields; a sparse file
 for the rest), and the peak memory of choosing its fields, of reading and detecting them, and of running
@@ -158,28 +159,28 @@ class Peers:
         return everything[keep] / factor, score[keep]
 
 
-def compare(ours: Run, peer: Run, images: list, repeats: int) -> tuple[float, float, float, list, list]:
-    """Median seconds of ours and of the peer, median ratio of a turn, and what both found."""
+def compare(ours: Run, peer: Run, images: list, repeats: int) -> tuple[list[float], list[float], list, list]:
+    """Median wall and processor seconds of ours and of the peer, median ratios of a turn (wall, processor),
+    and what both found."""
     for run in (ours, peer):
         run(*images[0][::2])  # warm
-    times: list[tuple[float, float]] = []
+    times: list[tuple[float, ...]] = []
     found: tuple[list, list] = ([], [])
     for turn in range(repeats):
         for image, _, um in images:
-            pair = []
             # Who begins changes with the turn.
             order = (0, 1) if turn % 2 == 0 else (1, 0)
             measured = {}
             for who in order:
-                began = time.perf_counter()
+                began, worked = time.perf_counter(), time.process_time()
                 result = (ours, peer)[who](image, um)
-                measured[who] = time.perf_counter() - began
+                measured[who] = time.perf_counter() - began, time.process_time() - worked
                 if turn == 0:
                     found[who].append(result)
-            pair = (measured[0], measured[1])
-            times.append(pair)
+            times.append((*measured[0], *measured[1]))
     t = np.array(times)
-    return float(np.median(t[:, 0])), float(np.median(t[:, 1])), float(np.median(t[:, 1] / t[:, 0])), *found
+    medians = [float(v) for v in np.median(t, axis=0)]
+    return medians, [float(np.median(t[:, 2 + k] / t[:, k])) for k in (0, 1)], *found
 
 
 def speed(data: Path, detector: str, threads: int, count: int, repeats: int) -> str:
@@ -200,18 +201,21 @@ def speed(data: Path, detector: str, threads: int, count: int, repeats: int) -> 
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {threads} thread(s), "
         f"load {os.getloadavg()[0]:.1f}; {detector}, median times of {repeats} turns",
         "",
-        "| images | n | peer | ours s | peer s | ratio | ours AP50 / 50-95 | peer AP50 / 50-95 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| images | n | peer | ours, wall / CPU s | peer, wall / CPU s | ratio, wall | ratio, CPU | "
+        "ours AP50 / 50-95 | peer AP50 / 50-95 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for domain, images in domains(data, count).items():
         truth = [t for _, t, _ in images]
         for name, peer in rows:
             if peer == peers.sliced and "fields" not in domain:
                 continue
-            mine, its, ratio, a, b = compare(ours.detect, peer, images, repeats)
+            medians, ratios, a, b = compare(ours.detect, peer, images, repeats)
+            wall, work, its_wall, its_work = medians
             ap = [average_precision([f[0] for f in x], [f[1] for f in x], truth)[:2] for x in (a, b)]
             lines.append(
-                f"| {domain} | {len(images)} | {name} | {mine:.4f} | {its:.4f} | {ratio:.2f} | "
+                f"| {domain} | {len(images)} | {name} | {wall:.3f} / {work:.3f} | "
+                f"{its_wall:.3f} / {its_work:.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} | "
                 f"{ap[0][0]:.3f} / {ap[0][1]:.3f} | {ap[1][0]:.3f} / {ap[1][1]:.3f} |"
             )
             print(lines[-1], file=sys.stderr, flush=True)

@@ -175,12 +175,13 @@ class YoloOnnxDetector:
 
     def _window(self, image: np.ndarray, factor: float, everywhere: bool) -> Found:
         """One window through the network; boxes in pixels of the window."""
+        import cv2
+
         small, (across, down) = rescale(image, factor)
         size = (small.shape[1], small.shape[0])
-        fill = np.median(small.reshape(-1, 3)[:: max(1, small.size // 30000)], axis=0).astype(np.uint8)
-        padded = np.empty((-(-size[1] // STRIDE) * STRIDE, -(-size[0] // STRIDE) * STRIDE, 3), np.uint8)
-        padded[:] = fill
-        padded[: size[1], : size[0]] = small
+        fill = np.median(small.reshape(-1, 3)[:: max(1, small.size // 6000)], axis=0).astype(np.uint8)
+        below, right = -size[1] % STRIDE, -size[0] % STRIDE
+        padded = cv2.copyMakeBorder(small, 0, below, 0, right, cv2.BORDER_CONSTANT, value=fill.tolist())
         boxes, scores, classes = self._run(padded, everywhere)
         inside = (boxes[:, :2] + boxes[:, 2:]) / 2 < np.array(size)  # nothing has its centre in the padding
         keep = inside.all(1)

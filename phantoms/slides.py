@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -141,3 +142,94 @@ def _view(region: tuple[int, int, int, int], edge: int) -> FieldView:
     """A region less its edge, so that what is drawn around it stays inside."""
     x0, y0, x1, y1 = region
     return FieldView("region", x0 + edge, y0 + edge, x1 - x0 - 2 * edge, y1 - y0 - 2 * edge)
+
+
+def write_repeated_pyramid(
+    path: Path,
+    pattern: Array,
+    side_px: int,
+    pixel_size_um: float,
+    *,
+    levels: int = 3,
+    downsample: int = 4,
+    tile_px: int = 256,
+    quality: int = 80,
+) -> Path:
+    """Write a slide of `side_px` squared that repeats a pattern (H, W, 3) uint8, in a file no larger than it.
+
+    Every tile of a TIFF has its own offset, and here those of equal tiles are the same: 40,000 x 40,000 px
+    take a few megabytes and a second to write, while a reader decodes every tile as of any other slide
+    (Aperio-like, JPEG-compressed tiles, TIFF 6.0 section 15 and Technical Note 2).  The pattern's sides are
+    multiples of `tile_px * downsample ** (levels - 1)`, so that it repeats on every level; else BadInput.
+    """
+    import cv2
+
+    period = tile_px * downsample ** (levels - 1)
+    if pattern.shape[0] % period or pattern.shape[1] % period or side_px < period:
+        raise BadInput(
+            f"a repeated pattern has sides that are multiples of {period} px, not {pattern.shape[:2]}."
+        )
+    data = bytearray(struct.pack("<2sHI", b"II", 42, 0))
+    link = 4  # where the offset of the next directory is to be written
+    for level in range(levels):
+        side = side_px // downsample**level
+        size = (pattern.shape[1] // downsample**level, pattern.shape[0] // downsample**level)
+        image = cv2.resize(pattern, size, interpolation=cv2.INTER_AREA) if level else pattern
+        across, down = size[0] // tile_px, size[1] // tile_px
+        places = np.empty((down, across), np.uint32)
+        lengths = np.empty((down, across), np.uint32)
+        for y in range(down):
+            for x in range(across):
+                tile = image[y * tile_px : (y + 1) * tile_px, x * tile_px : (x + 1) * tile_px, ::-1]
+                _, jpeg = cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, quality])
+                places[y, x], lengths[y, x] = len(data), len(jpeg)
+                data += jpeg.tobytes() + b"\0" * (len(jpeg) % 2)
+        n = -(-side // tile_px)
+        rows, columns = np.arange(n) % down, np.arange(n) % across
+        text = (
+            f"Aperio Image Library v1\r\n{side}x{side} [0,0 {side}x{side}] ({tile_px}x{tile_px}) Q={quality}"
+        )
+        if level == 0:
+            text += f"|AppMag = {round(10 / pixel_size_um)}|MPP = {pixel_size_um:g}"
+        link = _directory(
+            data,
+            link,
+            [
+                (254, 4, [0]),
+                (256, 4, [side]),
+                (257, 4, [side]),
+                (258, 3, [8, 8, 8]),
+                (259, 3, [7]),
+                (262, 3, [6]),
+                (270, 2, text.encode("ascii") + b"\0"),
+                (277, 3, [3]),
+                (284, 3, [1]),
+                (322, 4, [tile_px]),
+                (323, 4, [tile_px]),
+                (324, 4, places[np.ix_(rows, columns)].ravel()),
+                (325, 4, lengths[np.ix_(rows, columns)].ravel()),
+                (530, 3, [2, 2]),
+            ],
+        )
+    Path(path).write_bytes(data)
+    return Path(path)
+
+
+def _directory(data: bytearray, link: int, tags: list[tuple[int, int, Any]]) -> int:
+    """Append a TIFF directory (tag, type, values), linked from `link`; returns where the next link goes."""
+    entries = b""
+    for tag, kind, values in tags:
+        if kind == 2:
+            raw, count = bytes(values), len(values)
+        else:
+            array = np.asarray(values, np.dtype({3: "<u2", 4: "<u4"}[kind]))
+            raw, count = array.tobytes(), array.size
+        if len(raw) > 4:
+            place = len(data)
+            data += raw + b"\0" * (len(raw) % 2)
+            raw = struct.pack("<I", place)
+        entries += struct.pack("<HHI4s", tag, kind, count, raw.ljust(4, b"\0"))
+    struct.pack_into("<I", data, link, len(data))
+    data += struct.pack("<H", len(tags)) + entries
+    data += struct.pack("<I", 0)
+    return len(data) - 4

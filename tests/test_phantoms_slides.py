@@ -63,3 +63,24 @@ def test_too_many_levels_and_wrong_images_are_refused(tmp_path: Path) -> None:
         write_pyramid(tmp_path / "s.tif", blocks(100, 100), 0.25, 9)
     with pytest.raises(BadInput, match="uint8"):
         write_pyramid(tmp_path / "s.tif", blocks(100, 100)[..., 0], 0.25, 1)
+
+
+def test_a_slide_of_repeated_tiles_is_small_and_reads_as_its_pattern_everywhere(tmp_path: Path) -> None:
+    from phantoms.slides import write_repeated_pyramid
+
+    pattern = np.repeat(np.repeat(blocks(2048, 1024)[::16, ::16], 16, 0), 16, 1)[:1024, :1024]
+    pattern = np.tile(pattern, (1024 // pattern.shape[0] + 1, 1024 // pattern.shape[1] + 1, 1))[:1024, :1024]
+    path = write_repeated_pyramid(tmp_path / "r.svs", pattern, 20_000, 0.25, levels=2, quality=95)
+    assert path.stat().st_size < 3_000_000
+    with openslide.OpenSlide(str(path)) as slide:
+        assert slide.level_dimensions == ((20_000, 20_000), (5_000, 5_000))
+        assert slide.properties["openslide.mpp-x"] == "0.25"
+        for x, y in ((0, 0), (1024 * 17, 1024 * 3), (1024 * 18 + 100, 1024 * 18 + 60)):
+            read = np.asarray(slide.read_region((x, y), 0, (300, 200)).convert("RGB")).astype(int)
+            i, j = x % 1024, y % 1024
+            assert np.abs(read - pattern[j : j + 200, i : i + 300]).mean() < 4
+        small = np.asarray(slide.read_region((1024 * 5, 1024 * 7), 1, (256, 256)).convert("RGB")).astype(int)
+        mean = pattern.reshape(256, 4, 256, 4, 3).mean(axis=(1, 3))
+        assert np.abs(small - mean).mean() < 4
+    with pytest.raises(BadInput, match="multiples of 1024"):
+        write_repeated_pyramid(tmp_path / "q.svs", pattern[:700], 20_000, 0.25, levels=2)

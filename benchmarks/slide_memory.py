@@ -1,0 +1,144 @@
+"""Peak memory of a run over a large whole slide, each part in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PIXEL_SIZE_UM = 0.25
+PATTERN_PX = 4096
+PARTS = {
+    "start": "the detector loaded, one field read and detected",
+    "choose": "intake: thumbnail, scores, choice and picture",
+    "chosen": "the chosen fields, read and detected one after the other",
+    "all": "every field of the slide that is not background, read and detected",
+    "whole": "the slide as one image, detected in windows",
+}
+
+
+def pattern(data: Path) -> np.ndarray:
+    """(4096, 4096, 3) uint8 at 0.25 µm: whole real fields side by side, and bare glass between them."""
+    import cv2
+
+    from detectors.datasets import read_image
+
+    image = np.empty((PATTERN_PX, PATTERN_PX, 3), np.uint8)
+    image[:] = (240, 236, 232)
+    files = sorted((data / "cases").glob("*/*_BF.tif"))
+    factor = 0.1 / PIXEL_SIZE_UM
+    fields = [
+        cv2.resize(read_image(f), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) for f in files
+    ]
+    height, width = fields[0].shape[:2]
+    i = 0
+    for y in range(0, PATTERN_PX - height + 1, height):
+        for x in range(0, PATTERN_PX - width + 1, width):
+            image[y : y + height, x : x + width] = fields[i % len(fields)]
+            i += 1
+    return image
+
+
+class LazySlide:
+    """A slide as an array that reads what is asked for: (H, W, 3) uint8."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, reader: Any) -> None:
+        self.reader, self.shape = reader, (reader.height_px, reader.width_px, 3)
+
+    def __getitem__(self, where: tuple[slice, slice]) -> np.ndarray:
+        (y0, y1), (x0, x1) = ((s.start, s.stop) for s in where)
+        return self.reader.read_region_px(x0, y0, x1 - x0, y1 - y0, x1 - x0, y1 - y0)
+
+
+def part(name: str, folder: Path, detector: str) -> dict[str, Any]:
+    """One part, here; peak resident memory in MiB, seconds, and what was found."""
+    from pipeline.intake import read_case, read_field
+    from pipeline.settings import IntakeSettings
+    from storage.registry import load
+
+    settings = IntakeSettings()
+    began, fields, cells = time.perf_counter(), 0, 0
+    if name == "whole":
+        from storage.slides import SlideReader
+
+        with SlideReader(next(folder.glob("*.svs"))) as reader:
+            _, scores = load("detector", detector).detect(LazySlide(reader), PIXEL_SIZE_UM)
+        fields, cells = 1, int((scores > 0.4).sum())
+    else:
+        if name == "all":
+            update = {
+                "max_slide_fields": 100_000,
+                "min_field_score": 0.0,
+                "slide_field_choice": "stained area",
+            }
+            settings = settings.model_copy(update=update)
+        elif name == "start":
+            from pipeline.settings import FieldPosition
+
+            settings = settings.model_copy(update={"slide_fields": (FieldPosition(x_px=0, y_px=0),)})
+        case = read_case(folder, settings)
+        if name == "choose":
+            fields = len(case.images)
+        else:
+            finder = load("detector", detector)
+            for image in case.images:
+                pixels = read_field(folder, image, settings)
+                cells += int((finder.detect(pixels, image.pixel_size_um)[1] > 0.4).sum())
+                fields += 1
+    return {
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "seconds": time.perf_counter() - began,
+        "fields": fields,
+        "cells": cells,
+    }
+
+
+def measure(data: Path, side_px: int, detector: str, parts: tuple[str, ...] = tuple(PARTS)) -> str:
+    """The table for a slide of `side_px` squared."""
+    from phantoms.slides import write_repeated_pyramid
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "M1"
+        folder.mkdir()
+        path = write_repeated_pyramid(folder / "slide.svs", pattern(data), side_px, PIXEL_SIZE_UM)
+        lines = [
+            f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, one thread, "
+            f"load {os.getloadavg()[0]:.1f}; a slide of {side_px} x {side_px} px at {PIXEL_SIZE_UM} µm "
+            f"(JPEG tiles, three levels; "
+            f"{side_px**2 * 3 / 2**30:.1f} GiB as pixels, {path.stat().st_size / 2**20:.0f} MiB as a file "
+            "of repeated tiles)",
+            "",
+            "| part | fields | leukocytes over 0.4 | peak memory, MiB | s |",
+            "|---|---|---|---|---|",
+        ]
+        for name in parts:
+            # A process of its own: a peak never falls again.
+            done = subprocess.run(
+                [sys.executable, "-m", "benchmarks.slide_memory", name, str(folder), detector],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            if done.returncode:
+                raise SystemExit(done.stderr)
+            r = json.loads(done.stdout.splitlines()[-1])
+            lines.append(
+                f"| {PARTS[name]} | {r['fields']} | {r['cells']} | {r['peak_mib']:.0f} | {r['seconds']:.0f} |"
+            )
+            print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(json.dumps(part(sys.argv[1], Path(sys.argv[2]), sys.argv[3])))
