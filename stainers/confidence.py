@@ -1,4 +1,4 @@
-"""How far a stained patch can be trusted: noise in the latent representation, and what came in.
+"""How far a stained patch can be trusted: noise in the latent representation, and what came in and out.
 
 Method: blood-cell thesis, chapter 7 (equations 7.1-7.5).  One encoder pass; k decoder passes with noise of
 alpha channel-wise standard deviations put where the output shows something (the `bin` mask: glass is left
@@ -7,7 +7,9 @@ the output without noise (7.5) a confidence score.
 
 Mutual information has no scale of its own: it grows with the content of a patch.  So it is not shown
 raw.  A calibration turns it, with the variance, the error that the decoder expects, and plain properties of
-the input, into one number in [0, 1]: 0.5 stands at the edge of what unspoilt validation patches reach.
+input and output, into the error to expect and from there into one number in [0, 1]: 0.5 stands at the edge of
+what unspoilt validation patches reach.  The error that it foretells is the one that can be foretold: that
+which is left when lamp and strength of the stain are taken out (`rmse_matched` of stainers.image_errors).
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ FEATURES = (
     "input_extreme_share",
     "input_log_spread",
     "input_saturated_share",
+    "output_coverage",
+    "output_dark_share",
+    "output_log_density",
+    "output_log_density_spread",
+    "output_log_gradient",
+    "output_entropy",
 )
 
 
@@ -128,14 +136,32 @@ def output_features(primary: Array, others: Array, log_expected: Array) -> dict[
     pairs = [mutual_information(grey, other.mean(axis=0)) for other in others]
     information = float(np.mean([p[0] for p in pairs]))
     variance = others.var(axis=0).mean(axis=0)
-    expected = np.exp(np.clip(log_expected, -6, 1))
+    expected = np.exp(np.clip(log_expected[::4, ::4], -6, 1))
     return {
         "mutual_information": information,
         "information_share": information / max(pairs[0][1], 1e-3),
         "log_variance": float(np.log(variance.mean() + 1e-7)),
         "log_variance_p95": float(np.log(np.percentile(variance[::3, ::3], 95) + 1e-7)),
         "log_expected_error": float(np.log(expected.mean())),
-        "log_expected_error_p95": float(np.log(np.percentile(expected[::3, ::3], 95))),
+        "log_expected_error_p95": float(np.log(np.percentile(expected, 95))),
+        "output_entropy": pairs[0][1],
+        **content_features(np.clip(primary[:, ::4, ::4], 0, 1)),
+    }
+
+
+def content_features(image: Array) -> dict[str, float]:
+    """What a stained image (3, h, w) in [0, 1] shows: there is more to be wrong about where there is more."""
+    white = np.percentile(image.reshape(3, -1), 98, axis=1)[:, None, None]
+    density = -np.log(np.clip(image / np.maximum(white, 1e-3), 0.02, 1))
+    grey = image.mean(axis=0)
+    # a single row or column has no slope
+    slopes = [np.abs(np.diff(grey, axis=a)).mean() if grey.shape[a] > 1 else 0.0 for a in (0, 1)]
+    return {
+        "output_coverage": float((density.mean(axis=0) > 0.1).mean()),
+        "output_dark_share": float((density.mean(axis=0) > 0.5).mean()),
+        "output_log_density": float(np.log(density.mean() + 1e-3)),
+        "output_log_density_spread": float(np.log(density.std() + 1e-3)),
+        "output_log_gradient": float(np.log(np.hypot(*slopes) + 1e-4)),
     }
 
 
@@ -159,39 +185,46 @@ def input_features(grey: Array, normalised: Array, spread: float, anisotropy: fl
     }
 
 
+# Chosen by cross-validation over the images of the validation smears (docs/stain-evaluation.md).
+ERROR_PENALTY, SPOILT_PENALTY = 0.1, 0.1
+SPOILT_COST, SPOILT_MIDDLE, SPOILT_WIDTH = 0.5, 0.7, 0.1
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Features -> confidence in [0, 1].
 
-    Two readings of the same standardised features f and their squares f^2: the log error to expect, and
-    the odds that the input is spoilt; each is placed on a logistic curve whose middle is the 99th
-    percentile of unspoilt validation patches, and the lower of the two counts.
+    Two readings of the same standardised features f: the log error to expect, linear in f, and the
+    probability that the input is spoilt, of f and f^2.  The error is placed on a line from 1 (no error)
+    through 0.5 at `error_edge`, the 99th percentile of unspoilt validation patches, so that confidence and
+    error stand in proportion; an input that is probably spoilt loses half of it.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     error_weights: tuple[float, ...]
-    error_middle: float
-    error_width: float
+    error_edge: float
     spoilt_weights: tuple[float, ...]
-    spoilt_middle: float
-    spoilt_width: float
 
-    def design(self, features: Array) -> Array:
-        """(n, len(FEATURES)) -> (n, 2 len + 1) standardised, squared, and one; limited to 8 deviations."""
-        z = np.clip((features - np.asarray(self.mean)) / np.asarray(self.std), -8, 8)
-        return np.concatenate([z, z**2, np.ones((len(z), 1))], axis=1)
+    def standardised(self, features: Array) -> Array:
+        """(n, k) limited to 6 deviations."""
+        return np.clip((features - np.asarray(self.mean)) / np.asarray(self.std), -6, 6)
 
-    def expected_log_error(self, features: Array) -> Array:
-        return self.design(features) @ np.asarray(self.error_weights)
+    def expected_error(self, features: Array) -> Array:
+        """(n,) error to expect, in grey levels in [0, 1]."""
+        z = self.standardised(features)
+        return np.exp(np.clip(_linear(z) @ np.asarray(self.error_weights), -8, 0))
+
+    def spoilt(self, features: Array) -> Array:
+        """(n,) probability that an input is spoilt, where as many are as are not."""
+        odds = _squared(self.standardised(features)) @ np.asarray(self.spoilt_weights)
+        return 1 / (1 + np.exp(-np.clip(odds, -40, 40)))
 
     def confidence(self, features: Array) -> Array:
-        """(n,) float32 in [0, 1] of features (n, len(FEATURES))."""
-        design = self.design(features)
-        error = (design @ np.asarray(self.error_weights) - self.error_middle) / self.error_width
-        spoilt = (design @ np.asarray(self.spoilt_weights) - self.spoilt_middle) / self.spoilt_width
-        worse = np.clip(np.maximum(error, spoilt), -40, 40)
-        return (1 / (1 + np.exp(worse))).astype(np.float32)
+        """(n,) float32 in [0, 1] of features (n, k)."""
+        sound = np.clip(1 - 0.5 * self.expected_error(features) / self.error_edge, 0, 1)
+        cost = SPOILT_COST / (1 + np.exp(-(self.spoilt(features) - SPOILT_MIDDLE) / SPOILT_WIDTH))
+        return (sound * (1 - cost)).astype(np.float32)
 
     def to_card(self) -> dict[str, Any]:
         return {"features": list(FEATURES), **{k: getattr(self, k) for k in self.__dataclass_fields__}}
@@ -205,38 +238,41 @@ class Calibration:
         return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else float(v) for k, v in rest.items()})
 
 
+def _linear(z: Array) -> Array:
+    return np.concatenate([z, np.ones((len(z), 1))], axis=1)
+
+
+def _squared(z: Array) -> Array:
+    return np.concatenate([z, z**2, np.ones((len(z), 1))], axis=1)
+
+
 def feature_row(features: Mapping[str, float]) -> Array:
     return np.asarray([features[name] for name in FEATURES], dtype=np.float64)
 
 
 def fit_calibration(clean: Array, clean_error: Array, spoilt: Array, spoilt_error: Array) -> Calibration:
-    """Fit on features (n, len(FEATURES)) and true errors (n,) of unspoilt and spoilt validation patches."""
+    """Fit on features (n, k) and true errors (n,) of unspoilt and spoilt validation patches."""
     mean, std = clean.mean(axis=0), clean.std(axis=0) + 1e-3
-    blank = Calibration(tuple(mean), tuple(std), (), 0.0, 1.0, (), 0.0, 1.0)
-    inputs = np.concatenate([blank.design(clean), blank.design(spoilt)])
+    blank = Calibration(tuple(mean), tuple(std), (), 1.0, ())
+    z = blank.standardised(np.concatenate([clean, spoilt]))
+    linear, squared = _linear(z), _squared(z)
     errors = np.log(np.concatenate([clean_error, spoilt_error]) + 1e-4)
-    ridge = 0.03 * len(inputs) * np.eye(inputs.shape[1])
+    ridge = ERROR_PENALTY * len(linear) * np.eye(linear.shape[1])
     ridge[-1, -1] = 0.0
-    error_weights = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ errors)
+    error_weights = np.linalg.solve(linear.T @ linear + ridge, linear.T @ errors)
     labels = torch.cat([torch.zeros(len(clean)), torch.ones(len(spoilt))]).double()
-    spoilt_weights = _logistic(torch.from_numpy(inputs), labels)
-    n = len(clean)
-
-    def place(values: Array) -> tuple[float, float]:
-        middle = float(np.percentile(values[:n], 99))
-        return middle, float(max((middle - np.percentile(values[:n], 50)) / 3, 1e-3))
-
+    spoilt_weights = _logistic(torch.from_numpy(squared), labels)
+    expected = np.exp(np.clip(linear[: len(clean)] @ error_weights, -8, 0))
     return Calibration(
         tuple(map(float, mean)),
         tuple(map(float, std)),
         tuple(map(float, error_weights)),
-        *place(inputs @ error_weights),
+        float(np.percentile(expected, 99)),
         tuple(map(float, spoilt_weights)),
-        *place(inputs @ spoilt_weights),
     )
 
 
-def _logistic(inputs: Tensor, labels: Tensor, penalty: float = 2e-3) -> Array:
+def _logistic(inputs: Tensor, labels: Tensor, penalty: float = SPOILT_PENALTY) -> Array:
     """Weights of a balanced logistic regression with an L2 penalty."""
     weights = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
     balance = torch.where(labels > 0, 0.5 / labels.mean(), 0.5 / (1 - labels.mean()))
@@ -251,16 +287,3 @@ def _logistic(inputs: Tensor, labels: Tensor, penalty: float = 2e-3) -> Array:
 
     optimiser.step(closure)
     return weights.detach().numpy()
-
-
-def auroc(negative: Array, positive: Array) -> float:
-    """Chance that a positive scores above a negative; ties count half."""
-    values = np.concatenate([negative, positive])
-    order = np.argsort(values, kind="stable")
-    ranks = np.empty(len(values))
-    ranks[order] = np.arange(1, len(values) + 1)
-    for value in np.unique(values):
-        same = values == value
-        ranks[same] = ranks[same].mean()
-    n, p = len(negative), len(positive)
-    return float((ranks[n:].sum() - p * (p + 1) / 2) / (n * p))

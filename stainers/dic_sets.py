@@ -11,7 +11,7 @@ from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, StainSet, dic_picture
 from stainers.data import PIXEL_SIZE_UM, Smear, leukocyte_windows
 from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
-from stainers.evaluation import Pair
+from stainers.pair_sources import Pair
 
 SHEAR_JITTER_DEG = 6.0  # how wrong an estimated shear may be
 

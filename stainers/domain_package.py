@@ -109,7 +109,7 @@ def export(
     run: DomainRun, data: DomainSet, smears: list[Smear], out_dir: Path, cells_per_domain: int
 ) -> dict[str, Any]:
     """Calibrate on validation smears, measure on test smears, write `out_dir`/package."""
-    from stainers.evaluation import computed_pairs
+    from stainers.pair_sources import computed_pairs
 
     best, chosen = out_dir / "best-loss.pt", "last"
     if best.is_file():

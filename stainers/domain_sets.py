@@ -71,7 +71,8 @@ class DomainOptions:
     `pairs_known` of the cells are kept in both domains; the rest gives its stain or its DIC alone, in turn.
     Crops are cut out of `context_px` at random; DIC is never flipped nor turned apart from its partner.
     `paired_share` of the items that have a partner are given its domain as target, the others a random
-    permutation of the batch's domains.  `rare_share` of the draws choose the class first, so that rare classes are seen.
+    permutation of the batch's domains.  `rare_share` of the draws choose the class first, so that rare
+    classes are seen.
     """
 
     cells: int = 360

@@ -1,4 +1,4 @@
-"""How good a stainer is, on pairs of DIC and real stain: image errors, confidence, spoilt inputs.
+"""How good a stainer is, on pairs of DIC and real stain: image errors, confidence, spoilt inputs, use.
 
 Figures carry 95 % intervals from a bootstrap over source images, for the cells of one image are no
 independent draws.  On computed DIC they are figures on computed DIC, and the result says so.
@@ -12,204 +12,238 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from stainers.confidence import auroc
-from stainers.data import PIXEL_SIZE_UM, Smear, leukocyte_windows
-from stainers.losses import ssim
+from stainers.downstream import names, outlines
+from stainers.feature_metrics import Encoder, feature_metrics
+from stainers.image_errors import image_errors
+from stainers.pair_sources import Pair, find_pairs
+from stainers.reliability import auroc, correlations, reliability_bins
+from stainers.spoiling import SPOILS
 
 Array = np.ndarray[Any, Any]
+CORRELATED = ("rmse", "rmse_balanced", "rmse_matched")  # raw, in one light, without lamp and stain strength
+Interval = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A DIC patch (H, W, 1) uint8 and the real stain of the same cell (H, W, 3) uint8."""
-
-    dic: Array
-    stained: Array
-    target: str
-    source: str  # image it was cut from: the unit of the bootstrap
-    label: str = ""  # class of the cell where one is known
-    shear_angle_deg: float | None = None
-
-
-def computed_pairs(
-    smears: Sequence[Smear], *, size_px: int = 256, seed: int = 0, limit: int = 0
-) -> list[Pair]:
-    """Leukocyte-centred pairs with DIC computed by random optics; at most `limit` a domain (0: all)."""
-    from phantoms.optics import compute_dic, random_optics
-
-    rng = np.random.default_rng([seed, 4242])
-    windows = leukocyte_windows(smears, size_px)
-    chosen: list[Pair] = []
-    taken: dict[str, int] = {}
-    for i in rng.permutation(len(windows)):
-        smear, stained = windows[i]
-        if limit and taken.get(smear.domain, 0) >= limit:
-            continue
-        taken[smear.domain] = taken.get(smear.domain, 0) + 1
-        optics = random_optics(rng)
-        dic = compute_dic(
-            stained,
-            PIXEL_SIZE_UM,
-            optics,
-            rng,
-            background_rgb=smear.background_rgb,
-            red_cell_density=smear.red_cell_density,
-        )
-        chosen.append(Pair(dic[..., None], stained, smear.domain, smear.file, "", optics.shear_angle_deg))
-    return chosen
-
-
-def image_errors(stained: Array, real: Array) -> dict[str, float]:
-    """MSE, RMSE and SSIM (mean over the three channels) of (H, W, 3) uint8 images, taken to [0, 1]."""
-    a, b = (
-        torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None].float() / 255
-        for x in (stained, real)
-    )
-    mse = float(((a - b) ** 2).mean())
-    return {"mse": mse, "rmse": mse**0.5, "ssim": float(ssim(a, b))}
-
-
-def interval(
-    values: Array, groups: Sequence[str], draws: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean and 95 % percentile bootstrap over groups."""
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
+def interval(values: Array, groups: Sequence[str], draws: int = 1000, seed: int = 0) -> Interval:
+    """Mean and 95 % percentile bootstrap over groups; values that are not numbers are left out."""
+    values = np.asarray(values, float)
+    known = np.isfinite(values)
+    if not known.any():
+        return float("nan"), float("nan"), float("nan")
+    values, groups = values[known], [g for g, k in zip(groups, known, strict=True) if k]
+    names_, index = np.unique(np.asarray(groups), return_inverse=True)
     sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    pick = np.random.default_rng(seed).integers(len(names), size=(draws, len(names)))
+    pick = np.random.default_rng(seed).integers(len(names_), size=(draws, len(names_)))
     means = sums[pick].sum(axis=1) / counts[pick].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(values.mean()), float(low), float(high)
 
 
-def black_square(dic: Array, rng: np.random.Generator, side: int = 50) -> Array:
-    """A square of 50 x 50 px blacked out (thesis, section 7.3); it lies where the cell is."""
-    spoilt = dic.copy()
-    height, width = spoilt.shape[:2]
-    low, high = 0.2, 0.8
-    y = int(rng.uniform(low * height, max(high * height - side, low * height + 1)))
-    x = int(rng.uniform(low * width, max(high * width - side, low * width + 1)))
-    spoilt[y : y + side, x : x + side] = 0
-    return spoilt
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on each pair: `images` (H, W, 3) uint8, `confidence` (N,), columns of `errors` (N,);
+    `doubt` (H, W) of the first pairs alone, for the picture."""
+
+    images: tuple[Array, ...]
+    doubt: tuple[Array, ...]
+    confidence: Array
+    errors: dict[str, Array]
 
 
-def defocus(dic: Array, rng: np.random.Generator, low: float = 5.0, high: float = 10.0) -> Array:
-    """Gaussian blur of 0.5 to 1 µm: no nucleus can be told from its cytoplasm any more."""
-    import cv2
+def measure(
+    stainer: Any,
+    pairs: Sequence[Pair],
+    inputs: Sequence[Array],
+    progress: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Stain `inputs` (H, W, 1), one a pair, and compare with the pairs' real stains."""
+    images, doubt, confidence, rows = [], [], np.empty(len(pairs)), []
+    for i, (pair, given) in enumerate(zip(pairs, inputs, strict=True)):
+        result = stainer.stain(given[None], pair.target)
+        images.append(result.image[0])
+        if i < PICTURED:
+            doubt.append(result.uncertainty[0])
+        confidence[i] = result.confidence[0]
+        rows.append(image_errors(result.image[0], pair.stained))
+        if progress is not None:
+            progress(i + 1, len(pairs))
+    errors = {k: np.asarray([row[k] for row in rows]) for k in rows[0]}
+    return Measured(tuple(images), tuple(doubt), confidence, errors)
 
-    return cv2.GaussianBlur(dic[..., 0], (0, 0), float(rng.uniform(low, high)))[..., None]
 
-
-def wrong_modality(pair: Pair) -> Array:
-    """The brightfield image itself, grey, as if it were DIC."""
-    return np.round(pair.stained.astype(np.float32).mean(axis=-1)).astype(np.uint8)[..., None]
-
-
-SPOILS: dict[str, Callable[[Pair, np.random.Generator], Array]] = {
-    "black_square_50px": lambda pair, rng: black_square(pair.dic, rng),
-    "defocus": lambda pair, rng: defocus(pair.dic, rng),
-    "wrong_modality": lambda pair, rng: wrong_modality(pair),
-}
+PICTURED = 12  # pairs in the picture of an evaluation
 
 
 def evaluate_pairs(
     stainer: Any,
     pairs: Sequence[Pair],
     *,
-    computed_dic: bool = True,
+    measured_on: str = "computed DIC",
     classify: Callable[[Array], Sequence[str]] | None = None,
+    segment: Callable[[Array, float], Array] | None = None,
+    encoder: Callable[[], Encoder] | None = None,
+    weights_dir: Path | None = None,
     spoilt_inputs: bool = True,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    keep: Callable[[Measured, dict[str, Measured]], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure a stainer on pairs; `classify` takes (N, H, W, 3) uint8 to labels for the agreement.
+    """Measure a stainer on pairs.
 
-    Returns MSE, RMSE and SSIM overall, per target and per class, the correlation of the confidence with
-    the true error, AUROC of the confidence for spoilt inputs, and the agreement of the classifier.
+    `classify` takes (N, H, W, 3) uint8 to labels, `segment` takes them and a pixel size to labels of pixels,
+    `encoder` makes the network of the feature distances where ImageNet's are not to be had; each adds its
+    figures.  Returns image errors overall, per target and per class, raw and in one light; correlation of the
+    confidence with the errors, per target, and with spoilt inputs among them; AUROC for each kind of spoilt
+    input; reliability bins.  `keep` is handed what was measured on each pair, unspoilt and by kind of
+    spoiling.
     """
     if not pairs:
         raise ValueError("no pairs to evaluate on")
-    rows: list[dict[str, float]] = []
-    confidence, agree = np.empty(len(pairs)), []
-    for i, pair in enumerate(pairs):
-        result = stainer.stain(pair.dic[None], pair.target)
-        rows.append(image_errors(result.image[0], pair.stained))
-        confidence[i] = result.confidence[0]
-        if classify is not None:
-            agree.append(classify(result.image)[0] == classify(pair.stained[None])[0])
-        if progress is not None:
-            progress(i + 1, len(pairs))
-    table = {k: np.asarray([row[k] for row in rows]) for k in rows[0]}
+    clean = measure(stainer, pairs, [p.dic for p in pairs], progress)
     sources = [p.source for p in pairs]
+    targets = np.asarray([p.target for p in pairs])
+    real, dic = [p.stained for p in pairs], [p.dic for p in pairs]
+    columns = dict(clean.errors)
+    of_sets: dict[str, Any] = {}
+    if classify is not None:
+        columns |= names(classify, clean.images, real, dic)
+    if segment is not None:
+        columns |= outlines(segment, clean.images, real, dic)
+    if len({p.stained.shape for p in pairs}) == 1 and (encoder is not None or weights_dir is not None):
+        pairwise, of_sets, networks = feature_metrics(
+            clean.images, real, encoder=encoder, weights_dir=weights_dir
+        )
+        columns |= pairwise
+        of_sets = {**of_sets, "networks": networks}
 
     def summary(chosen: Array) -> dict[str, Any]:
         groups = [s for s, c in zip(sources, chosen, strict=True) if c]
-        return {"n": int(chosen.sum()), **{k: interval(v[chosen], groups) for k, v in table.items()}}
+        return {"n": int(chosen.sum()), **{k: interval(v[chosen], groups) for k, v in columns.items()}}
 
+    every = np.ones(len(pairs), bool)
+    labels = np.asarray([p.label for p in pairs])
     report: dict[str, Any] = {
-        "measured_on": "computed DIC" if computed_dic else "real pairs",
-        "all": summary(np.ones(len(pairs), bool)),
-        "per_target": {
-            t: summary(np.asarray([p.target == t for p in pairs])) for t in {p.target for p in pairs}
+        "measured_on": measured_on,
+        "all": {**summary(every), **of_sets},
+        "per_target": {t: summary(targets == t) for t in sorted(set(targets))},
+        "per_class": {c: summary(labels == c) for c in sorted(set(labels) - {""})},
+        "confidence_error_correlation": {
+            error: {
+                "all": correlations(clean.confidence, clean.errors[error], sources, seed=seed),
+                **{
+                    t: correlations(
+                        clean.confidence[targets == t],
+                        clean.errors[error][targets == t],
+                        [s for s, x in zip(sources, targets, strict=True) if x == t],
+                        seed=seed,
+                    )
+                    for t in sorted(set(targets))
+                },
+            }
+            for error in CORRELATED
         },
-        "per_class": {
-            c: summary(np.asarray([p.label == c for p in pairs]))
-            for c in sorted({p.label for p in pairs} - {""})
-        },
-        "confidence_error_correlation": _correlations(confidence, table["rmse"]),
+        "reliability": reliability_bins(clean.confidence, clean.errors),
     }
-    if agree:
-        report["classifier_agreement"] = interval(np.asarray(agree, float), sources)
+    threshold = getattr(stainer, "min_confidence", None)
+    if threshold is not None:
+        report["share_below_threshold"] = float(np.mean(clean.confidence < threshold))
+    spoilt: dict[str, Measured] = {}
     if spoilt_inputs:
         rng = np.random.default_rng(seed)
-        report["spoilt_auroc"] = {}
         for name, spoil in SPOILS.items():
-            worse = [stainer.stain(spoil(p, rng)[None], p.target).confidence[0] for p in pairs]
-            report["spoilt_auroc"][name] = auroc(-confidence, -np.asarray(worse))
+            spoilt[name] = measure(stainer, pairs, [spoil(p, rng) for p in pairs])
+        report["spoilt_auroc"] = {k: auroc(-clean.confidence, -m.confidence) for k, m in spoilt.items()}
+        together = [clean, *spoilt.values()]
+        for error in CORRELATED:
+            report["confidence_error_correlation"][error]["with_spoilt_inputs"] = correlations(
+                np.concatenate([m.confidence for m in together]),
+                np.concatenate([m.errors[error] for m in together]),
+                sources * len(together),
+                seed=seed,
+            )
+    if keep is not None:
+        keep(clean, spoilt)
     return report
-
-
-def _correlations(confidence: Array, error: Array) -> dict[str, float]:
-    if len(confidence) < 3 or confidence.std() < 1e-9 or error.std() < 1e-9:
-        return {"pearson": float("nan"), "spearman": float("nan")}
-    ranks = [np.argsort(np.argsort(v)) for v in (confidence, error)]
-    return {
-        "pearson": float(np.corrcoef(confidence, error)[0, 1]),
-        "spearman": float(np.corrcoef(*ranks)[0, 1]),
-    }
 
 
 def evaluate_stainer(
-    stainer: Any, data_dir: Path, out_dir: Path, *, limit: int = 60, seed: int = 0
+    stainer: Any,
+    data: Path,
+    out_dir: Path,
+    *,
+    target: str | None = None,
+    limit: int = 60,
+    seed: int = 0,
+    classifier: Any = None,
+    segmenter: Any = None,
+    weights_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate on the test smears of `data_dir` with computed DIC, at most `limit` cells a domain.
+    """Evaluate on the pairs that `data` holds (`stainers.pair_sources.find_pairs`), at most `limit` a target.
 
-    Writes metrics.json and pictures.png (DIC, stained, real, uncertainty of twelve cells) into `out_dir`;
-    returns what metrics.json holds.
+    Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
+    into `out_dir`; returns what metrics.json holds.
     """
     import json
 
-    from PIL import Image
+    from stainers.data import PIXEL_SIZE_UM
+    from stainers.reliability import draw_reliability
 
-    from stainers.data import load_smears
-
-    pairs = computed_pairs(
-        [s for s in load_smears(data_dir) if s.split == "test" and s.domain in stainer.targets],
+    found = find_pairs(data, stainer.targets, target=target, limit=limit, seed=seed)
+    pairs = found.pairs
+    kept: list[tuple[Measured, dict[str, Measured]]] = []
+    report = evaluate_pairs(
+        stainer,
+        pairs,
+        measured_on=found.measured_on,
+        classify=None if classifier is None else class_namer(classifier),
+        segment=None if segmenter is None else segmenter.segment,
+        encoder=None if classifier is None else lambda: Encoder(classifier, PIXEL_SIZE_UM),
+        weights_dir=weights_dir,
         seed=seed,
-        limit=limit,
+        progress=progress,
+        keep=lambda clean, spoilt: kept.append((clean, spoilt)),
     )
-    report = evaluate_pairs(stainer, pairs, seed=seed)
+    report["judges"] = {
+        k: m.name for k, m in (("classifier", classifier), ("segmenter", segmenter)) if m is not None
+    }
+    clean, spoilt = kept[0]
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    rows = []
-    for pair in pairs[:12]:
-        result = stainer.stain(pair.dic[None], pair.target)
-        doubt = np.clip(result.uncertainty[0] * 4 * 255, 0, 255).astype(np.uint8)
-        rows.append(
-            np.hstack(
-                [np.repeat(pair.dic, 3, 2), result.image[0], pair.stained, np.repeat(doubt[..., None], 3, 2)]
-            )
-        )
-    Image.fromarray(np.vstack(rows)).save(out_dir / "pictures.png")
+    draw_pictures(out_dir / "pictures.png", pairs, clean)
+    draw_reliability(
+        out_dir / "reliability.png",
+        clean.confidence,
+        clean.errors,
+        {k: (m.confidence, m.errors) for k, m in spoilt.items()},
+        threshold=getattr(stainer, "min_confidence", None),
+        title=f"{stainer.name} on {found.measured_on}, n = {len(pairs)}",
+    )
     return report
+
+
+def class_namer(classifier: Any) -> Callable[[Array], Sequence[str]]:
+    """(N, H, W, 3) uint8 at 0.1 µm a pixel -> the most probable class of each."""
+    from stainers.data import PIXEL_SIZE_UM
+
+    def name(patches: Array) -> list[str]:
+        found = classifier.classify(patches, PIXEL_SIZE_UM).probabilities
+        return [str(classifier.classes[int(k)]) for k in found.argmax(axis=1)]
+
+    return name
+
+
+def draw_pictures(path: Path, pairs: Sequence[Pair], measured: Measured) -> None:
+    """DIC, stained, real and uncertainty of the first pairs of one size, a row each."""
+    from PIL import Image
+
+    rows = []
+    for pair, image, doubt in zip(pairs, measured.images, measured.doubt, strict=False):
+        if pair.dic.shape != pairs[0].dic.shape:
+            continue
+        shade = np.clip(doubt * 4 * 255, 0, 255).astype(np.uint8)
+        rows.append(
+            np.hstack([np.repeat(pair.dic, 3, 2), image, pair.stained, np.repeat(shade[..., None], 3, 2)])
+        )
+    Image.fromarray(np.vstack(rows)).save(path)

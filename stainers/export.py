@@ -11,11 +11,14 @@ import numpy as np
 
 from stainers.confidence import NoiseOptions, fit_calibration
 from stainers.data import DOMAINS, PIXEL_SIZE_UM, Smear
-from stainers.evaluation import Pair, computed_pairs, evaluate_pairs, image_errors
+from stainers.evaluation import evaluate_pairs
+from stainers.image_errors import image_errors
 from stainers.networks import PolarityNet, UNetFilm, count_parameters
+from stainers.pair_sources import Pair, computed_pairs
 from stainers.patch_stainer import to_uint8
 from stainers.polarity import polarity_accuracy
 from stainers.recipes import Recipe
+from stainers.spoiling import spoil_for_calibration
 from stainers.unet_film import DicStainer
 from storage.packages import ModelPackage, write_package
 
@@ -37,29 +40,10 @@ LIMITS = (
 )
 
 
-def spoil_for_calibration(pair: Pair, rng: np.random.Generator) -> Array:
-    """Rectangles of any level, defocus, or a brightfield image, as DIC (H, W, 1) uint8."""
-    import cv2
-
-    kind = rng.integers(3)
-    if kind == 0:
-        spoilt = pair.dic.copy()
-        height, width = spoilt.shape[:2]
-        h, w = (int(v) for v in rng.integers(32, 100, 2))
-        y, x = int(rng.integers(0, max(1, height - h // 2))), int(rng.integers(0, max(1, width - w // 2)))
-        spoilt[y : y + h, x : x + w] = 0 if rng.random() < 0.4 else rng.integers(256)
-        return spoilt
-    if kind == 1:
-        return cv2.GaussianBlur(pair.dic[..., 0], (0, 0), float(rng.uniform(4, 12)))[..., None]
-    channel = int(rng.integers(4))
-    grey = pair.stained.mean(axis=-1) if channel == 3 else pair.stained[..., channel]
-    return np.round(grey).astype(np.uint8)[..., None]
-
-
 def calibration_table(
     stainer: DicStainer, pairs: Sequence[Pair], spoilt: bool, seed: int
 ) -> tuple[Array, Array]:
-    """Feature rows (n, k) and true RMSE (n,) of pairs as they are, or spoilt."""
+    """Feature rows (n, k) and true RMSE (n,), matched, of pairs as they are, or spoilt."""
     from stainers.dic_input import to_grey
     from stainers.polarity import find_shear
 
@@ -70,7 +54,7 @@ def calibration_table(
         angle = find_shear(stainer.polarity, grey).angle_deg
         stained, _, row = stainer.stain_grey(grey, stainer.target_index(pair.target), angle)
         rows.append(row)
-        errors.append(image_errors(to_uint8(stained), pair.stained)["rmse"])
+        errors.append(image_errors(to_uint8(stained), pair.stained)["rmse_matched"])
     return np.stack(rows), np.asarray(errors)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from stainers.cell_sets import Cells, resized
-from stainers.confidence import FEATURES, NoiseOptions, auroc, fit_calibration
+from stainers.confidence import FEATURES, NoiseOptions, fit_calibration
 from stainers.evaluation import interval
 from stainers.networks import PolarityNet, count_parameters
 from stainers.patch_stainer import to_uint8
 from stainers.picture_stainer import DicPictures, PictureStainer, calibration_card, grey_picture
+from stainers.reliability import auroc
 from stainers.unet_film import DicStainer
 from storage.packages import ModelPackage, write_package
 

@@ -288,7 +288,8 @@ def test_confidence_takes_one_encoder_pass_and_k_plus_one_decoder_passes():
 
 
 def test_calibration_ranks_and_separates():
-    from stainers.confidence import FEATURES, Calibration, auroc, fit_calibration
+    from stainers.confidence import FEATURES, Calibration, fit_calibration
+    from stainers.reliability import auroc
 
     rng = np.random.default_rng(0)
     clean = rng.normal(0, 1, (200, len(FEATURES)))
@@ -305,7 +306,7 @@ def test_calibration_ranks_and_separates():
 
 
 def test_auroc_counts_ties_half():
-    from stainers.confidence import auroc
+    from stainers.reliability import auroc
 
     assert auroc(np.zeros(5), np.zeros(3)) == 0.5
     assert auroc(np.arange(5.0), np.arange(5.0) + 10) == 1.0

@@ -97,15 +97,64 @@ def segmenter(data: Path, out: Path, model: str | None, as_json: bool, held_out:
 
 
 @command.command(name="stainer")
-@options
-def stainer(data: Path, out: Path, model: str | None, as_json: bool) -> None:
-    """SSIM and MSE of virtual against real stain, on pairs computed from stained smears."""
+@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.option("--pairs", type=click.Path(path_type=Path), help="The same as DATA, by its name.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for figures and pictures."
+)
+@click.option("--model", default=None, help="[the settings' choice]")
+@click.option("--target", default=None, help="Stain of pairs that do not name theirs [the stainer's first].")
+@click.option(
+    "--limit", type=click.IntRange(0), default=60, show_default=True, help="Pairs a target; 0 for all."
+)
+@click.option(
+    "--imagenet-weights",
+    type=click.Path(path_type=Path),
+    help="Folder with the weights that define LPIPS and FID [torch's cache].",
+)
+@json_option
+def stainer(
+    data: Path | None,
+    pairs: Path | None,
+    out: Path,
+    model: str | None,
+    target: str | None,
+    limit: int,
+    imagenet_weights: Path | None,
+    as_json: bool,
+) -> None:
+    """Virtual against real stain: errors, confidence, and whether judges of real stain agree.
+
+    DATA is a folder with dic/ and stained/ (files of the same name), a pairs.csv, a case folder with a known
+    matrix, or a folder of stained smears, of which the DIC is computed; docs/stain-evaluation.md says more.
+    """
+    from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from stainers.evaluation import evaluate_stainer
     from storage.registry import load
 
-    name = model or Settings().staining.dic_stainer
-    _done(as_json, data, out, lambda: evaluate_stainer(load("stainer", name), data, out))
+    if (data is None) == (pairs is None):
+        raise BadInput("name the pairs once: evaluate stainer DATA, or evaluate stainer --pairs DATA.")
+    place = data or pairs
+    assert place is not None
+    existing(place, "file" if place.suffix == ".csv" else "folder")
+    if imagenet_weights is not None:
+        existing(imagenet_weights, "folder")
+    settings = Settings()
+    with output(as_json) as show:
+        output_folder(out)
+        judges = settings.classification
+        figures = evaluate_stainer(
+            load("stainer", model or settings.staining.dic_stainer),
+            place,
+            out,
+            target=target,
+            limit=limit,
+            classifier=load("classifier", judges.classifier),
+            segmenter=load("segmenter", judges.segmenter),
+            weights_dir=imagenet_weights,
+        )
+        show(figures, json.dumps(figures, indent=1) + f"\npictures in {out}")
 
 
 @command.command(name="classifier")

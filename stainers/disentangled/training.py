@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stainers.disentangled.networks import DisentangledNetwork, DisentangledStain, Discriminator
+from stainers.disentangled.networks import Discriminator, DisentangledNetwork, DisentangledStain
 from stainers.disentangled.objectives import cycle_loss, diversity_loss, structure_loss, style_loss
 from stainers.domain_sets import DomainOptions
 from stainers.domain_training import DomainBatch, DomainRun

@@ -1,0 +1,72 @@
+"""What a virtual stain is good for: does a classifier name, and a segmenter outline, the same cell?
+
+Both were trained on real stain; the real image's answer stands for the truth, so that what is measured is the
+stain and not the judge.  `before` is the DIC itself, handed over as if it were a stain: what there is to
+gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from stainers.data import PIXEL_SIZE_UM
+
+Array = np.ndarray[Any, Any]
+
+CYTOPLASM, NUCLEUS = 2, 3  # as segmenters label pixels (thesis 4.4.4)
+
+
+def dice(a: Array, b: Array) -> float:
+    """Twice the overlap over the sum of two masks (equation 2.2); 1 where both are empty."""
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 1.0
+
+
+def as_rgb(grey: Array) -> Array:
+    """(H, W, 1) uint8 as an image that a judge of stains can read."""
+    return np.repeat(grey, 3, axis=2)
+
+
+def outlines(
+    segment: Callable[[Array, float], Array],
+    stained: Sequence[Array],
+    real: Sequence[Array],
+    dic: Sequence[Array],
+) -> dict[str, Array]:
+    """Dice (N,) of nucleus, cytoplasm and whole cell, on the virtual stain (`after`) and the DIC (`before`).
+
+    `segment` takes patches (N, H, W, 3) uint8 and the pixel size to labels (N, H, W).
+    """
+    table: dict[str, list[float]] = {}
+    for virtual, wanted, grey in zip(stained, real, dic, strict=True):
+        truth = segment(wanted[None], PIXEL_SIZE_UM)[0]
+        for when, picture in (("after", virtual), ("before", as_rgb(grey))):
+            labels = segment(picture[None], PIXEL_SIZE_UM)[0]
+            for part, chosen in (
+                ("nucleus", lambda x: x == NUCLEUS),
+                ("cytoplasm", lambda x: x == CYTOPLASM),
+                ("cell", lambda x: x >= CYTOPLASM),
+            ):
+                table.setdefault(f"dice_{part}_{when}", []).append(dice(chosen(labels), chosen(truth)))
+    return {k: np.asarray(v) for k, v in table.items()}
+
+
+def names(
+    classify: Callable[[Array], Sequence[str]],
+    stained: Sequence[Array],
+    real: Sequence[Array],
+    dic: Sequence[Array],
+) -> dict[str, Array]:
+    """Whether (N,) the classifier gives the virtual stain, and the DIC itself, the name of the real one."""
+    truth = [classify(p[None])[0] for p in real]
+    found = {
+        "after": [classify(p[None])[0] for p in stained],
+        "before": [classify(as_rgb(p)[None])[0] for p in dic],
+    }
+    return {
+        f"same_class_{when}": np.asarray([a == b for a, b in zip(given, truth, strict=True)], float)
+        for when, given in found.items()
+    }

@@ -1,0 +1,71 @@
+"""Errors of a virtual stain against the real one, as they are and in one light.
+
+Much of the raw error is the lamp and the strength of the stain: the colour of the glass and the depth of the
+dye differ between images of one source, and nothing in DIC tells them.  Two more errors stand beside the raw
+one, never in its place:
+
+* `*_balanced`: after the real image was brought to the light of the virtual one, each channel scaled so
+  that the brightest two per cent agree;
+* `*_matched`: after each channel of the real image was scaled and shifted to fit the virtual one best, by
+  least squares - what is left is shape, structure and the relation of colours within the image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from stainers.losses import ssim
+
+Array = np.ndarray[Any, Any]
+
+
+def white_of(image: Array) -> Array:
+    """The brightest colour (3,) float of an image (H, W, 3) uint8: the 98th percentile of each channel."""
+    step = max(1, min(image.shape[:2]) // 128)
+    sample = image[::step, ::step].reshape(-1, 3)
+    return np.maximum(np.percentile(sample, 98, axis=0), 1.0)
+
+
+def in_the_light_of(real: Array, stained: Array) -> Array:
+    """`real` (H, W, 3) uint8 with each channel scaled to the white of `stained`."""
+    gain = white_of(stained) / white_of(real)
+    return np.clip(real.astype(np.float32) * gain.astype(np.float32) + 0.5, 0, 255).astype(np.uint8)
+
+
+def matched(real: Array, stained: Array) -> Array:
+    """`real` (H, W, 3) uint8 with the gain and offset of each channel that bring it nearest to `stained`:
+    (H, W, 3) float32, not limited.  A channel without contrast is shifted alone."""
+    a, b = (v.reshape(-1, 3).astype(np.float64) for v in (stained, real))
+    centred = b - b.mean(axis=0)
+    spread = (centred**2).mean(axis=0)
+    gain = np.where(
+        spread > 1e-6, (centred * (a - a.mean(axis=0))).mean(axis=0) / np.maximum(spread, 1e-6), 1.0
+    )
+    return (centred * gain + a.mean(axis=0)).reshape(real.shape).astype(np.float32)
+
+
+def _compare(a: Array, b: Array) -> tuple[float, float]:
+    x, y = (torch.from_numpy(np.ascontiguousarray(v)).permute(2, 0, 1)[None].float() / 255 for v in (a, b))
+    smallest = min(a.shape[:2])
+    return float(((x - y) ** 2).mean()), float(ssim(x, y)) if smallest >= 11 else float("nan")
+
+
+def image_errors(stained: Array, real: Array) -> dict[str, float]:
+    """MSE, RMSE and SSIM (mean over the three channels) of (H, W, 3) uint8 images, taken to [0, 1]; raw,
+    `_balanced` and, but for the SSIM, `_matched`."""
+    mse, similarity = _compare(stained, real)
+    balanced, similarity_balanced = _compare(stained, in_the_light_of(real, stained))
+    shape_alone = float((((stained - matched(real, stained)) / 255.0) ** 2).mean())
+    return {
+        "mse": mse,
+        "rmse": mse**0.5,
+        "ssim": similarity,
+        "mse_balanced": balanced,
+        "rmse_balanced": balanced**0.5,
+        "ssim_balanced": similarity_balanced,
+        "mse_matched": shape_alone,
+        "rmse_matched": shape_alone**0.5,
+    }

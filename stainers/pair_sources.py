@@ -1,0 +1,220 @@
+"""Pairs of DIC and real stain to measure a stainer on: from a folder, a list, a case, or computed from
+smears.
+
+Everything is at 0.1 µm a pixel, as stainers are.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadInput
+from stainers.data import PIXEL_SIZE_UM, Smear, leukocyte_windows, load_smears, window
+
+Array = np.ndarray[Any, Any]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+CASE_PATCH_PX = 256
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A DIC patch (H, W, 1) uint8 and the real stain of the same cell (H, W, 3) uint8."""
+
+    dic: Array
+    stained: Array
+    target: str
+    source: str  # image it was cut from: the unit of the bootstrap
+    label: str = ""  # class of the cell where one is known
+    shear_angle_deg: float | None = None
+
+
+@dataclass(frozen=True)
+class PairSet:
+    """Pairs, and what they are: `measured_on` is printed with every figure."""
+
+    pairs: tuple[Pair, ...]
+    measured_on: str
+
+
+def computed_pairs(
+    smears: Sequence[Smear], *, size_px: int = 256, seed: int = 0, limit: int = 0
+) -> list[Pair]:
+    """Leukocyte-centred pairs with DIC computed by random optics; at most `limit` a domain (0: all)."""
+    from phantoms.optics import compute_dic, random_optics
+
+    rng = np.random.default_rng([seed, 4242])
+    windows = leukocyte_windows(smears, size_px)
+    chosen: list[Pair] = []
+    taken: dict[str, int] = {}
+    for i in rng.permutation(len(windows)):
+        smear, stained = windows[i]
+        if limit and taken.get(smear.domain, 0) >= limit:
+            continue
+        taken[smear.domain] = taken.get(smear.domain, 0) + 1
+        optics = random_optics(rng)
+        dic = compute_dic(
+            stained,
+            PIXEL_SIZE_UM,
+            optics,
+            rng,
+            background_rgb=smear.background_rgb,
+            red_cell_density=smear.red_cell_density,
+        )
+        chosen.append(Pair(dic[..., None], stained, smear.domain, smear.file, "", optics.shear_angle_deg))
+    return chosen
+
+
+def find_pairs(
+    place: Path, targets: Sequence[str], *, target: str | None = None, limit: int = 0, seed: int = 0
+) -> PairSet:
+    """The pairs that a path holds, whichever kind it is; at most `limit` a target (0: all).
+
+    * a CSV, or a folder with `pairs.csv`: columns dic, stained, and optionally target, class, source;
+    * a folder with `dic/` and `stained/`: files of the same stem;
+    * a case folder with `manifest.csv` and `truth.json` (leukocyte boxes, matrix brightfield px -> DIC px);
+    * a YOLO-format folder of stained smears: their DIC is computed, on the part never trained on.
+
+    `target` is the stain of pairs that do not name theirs; None is the stainer's first.  Raises BadInput.
+    """
+    wanted = target or targets[0]
+    if wanted not in targets:
+        raise BadInput(f"target '{wanted}' is none of this stainer's; choose one of: {', '.join(targets)}.")
+    if place.is_file() or (place / "pairs.csv").is_file():
+        found = _listed(place if place.is_file() else place / "pairs.csv", wanted)
+        measured_on = "pairs of a list"
+    elif (place / "dic").is_dir() and (place / "stained").is_dir():
+        found, measured_on = _folders(place, wanted), "pairs of a folder"
+    elif (place / "manifest.csv").is_file():
+        found, measured_on = _case(place, wanted), "leukocytes of a case, aligned by its known matrices"
+    else:
+        smears = [s for s in load_smears(place) if s.split == "test" and s.domain in targets]
+        found, measured_on = computed_pairs(smears, seed=seed, limit=limit), "computed DIC"
+    unknown = sorted({p.target for p in found} - set(targets))
+    if unknown:
+        raise BadInput(f"{place}: targets {', '.join(unknown)} are none of: {', '.join(targets)}.")
+    if not found:
+        raise BadInput(f"{place}: no pairs of DIC and stain; docs/stain-evaluation.md says what it may hold.")
+    return PairSet(tuple(_limited(found, limit, seed)), measured_on)
+
+
+def _limited(pairs: Sequence[Pair], limit: int, seed: int) -> list[Pair]:
+    if not limit:
+        return list(pairs)
+    rng = np.random.default_rng([seed, 17])
+    kept: list[int] = []
+    taken: dict[str, int] = {}
+    for i in rng.permutation(len(pairs)):
+        name = pairs[i].target
+        if taken.get(name, 0) < limit:
+            taken[name] = taken.get(name, 0) + 1
+            kept.append(int(i))
+    return [pairs[i] for i in sorted(kept)]
+
+
+def _read_pair(dic_path: Path, stained_path: Path, target: str, source: str, label: str = "") -> Pair:
+    from storage.images import read_image, to_uint8
+
+    dic = to_uint8(read_image(dic_path), modality="dic")
+    stained = to_uint8(read_image(stained_path))
+    if dic.ndim == 3:
+        dic = np.round(dic[..., :3].astype(np.float32).mean(axis=2)).astype(np.uint8)
+    if stained.ndim != 3 or stained.shape[2] < 3:
+        raise BadInput(f"{stained_path}: the stained side of a pair must be RGB, this image is grey.")
+    if dic.shape[:2] != stained.shape[:2]:
+        raise BadInput(
+            f"{dic_path} is {dic.shape[1]} x {dic.shape[0]} px and {stained_path.name} {stained.shape[1]} x "
+            f"{stained.shape[0]}: a pair must be aligned and of one size; use smearflow align first."
+        )
+    return Pair(dic[..., None], np.ascontiguousarray(stained[..., :3]), target, source, label)
+
+
+def _folders(place: Path, target: str) -> list[Pair]:
+    def files(name: str) -> dict[str, Path]:
+        return {p.stem: p for p in sorted((place / name).iterdir()) if p.suffix.lower() in SUFFIXES}
+
+    dic, stained = files("dic"), files("stained")
+    lonely = sorted(dic.keys() ^ stained.keys())
+    if lonely:
+        raise BadInput(f"{place}: '{lonely[0]}' is in one of dic/ and stained/ alone; give both or neither.")
+    return [_read_pair(dic[stem], stained[stem], target, stem) for stem in dic]
+
+
+def _listed(table: Path, target: str) -> list[Pair]:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{table}: not a CSV ({error}); give columns dic and stained.") from error
+    if not rows or not {"dic", "stained"} <= set(rows[0]):
+        raise BadInput(
+            f"{table}: columns dic and stained are needed; it has {', '.join(rows[0] if rows else ())}."
+        )
+    return [
+        _read_pair(
+            table.parent / r["dic"],
+            table.parent / r["stained"],
+            r.get("target") or target,
+            r.get("source") or r["stained"],
+            r.get("class") or "",
+        )
+        for r in rows
+    ]
+
+
+def _case(place: Path, target: str) -> list[Pair]:
+    """Patches around the leukocytes of a case of known matrices; the DIC is brought to the brightfield."""
+    import cv2
+
+    from storage.images import read_image, to_uint8
+
+    truth = place / "truth.json"
+    if not truth.is_file():
+        raise BadInput(
+            f"{place}: a case folder needs truth.json with boxes and matrices; align it otherwise."
+        )
+    try:
+        fields = json.loads(truth.read_text(encoding="utf-8"))["fields"]
+        with (place / "manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+        files = {(r["field"], r["modality"]): place / r["file"] for r in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadInput(
+            f"{place}: manifest.csv and truth.json do not say fields, boxes and matrices."
+        ) from error
+    pairs = []
+    for name, field in fields.items():
+        if (name, "brightfield") not in files or (name, "dic") not in files:
+            continue
+        stained = to_uint8(read_image(files[name, "brightfield"]))[..., :3]
+        dic = to_uint8(read_image(files[name, "dic"]), modality="dic")
+        dic = (
+            dic if dic.ndim == 2 else np.round(dic[..., :3].astype(np.float32).mean(axis=2)).astype(np.uint8)
+        )
+        matrix = np.asarray(field["brightfield_to_dic"], np.float64)
+        size = (stained.shape[1], stained.shape[0])
+        flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+        level = float(np.median(dic))
+        # a DIC image that was moved: what lies beyond it is background, and cells there are left out
+        aligned = cv2.warpAffine(dic, matrix, size, flags=flags, borderValue=level)
+        inside = cv2.warpAffine(
+            np.ones_like(dic), matrix, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+        )
+        half = CASE_PATCH_PX // 2
+        for i, (x0, y0, x1, y1) in enumerate(field["leukocytes_xyxy"]):
+            x, y = (x0 + x1) / 2, (y0 + y1) / 2
+            if not (half <= x < size[0] - half and half <= y < size[1] - half):
+                continue
+            if not window(inside, (x, y), CASE_PATCH_PX).all():
+                continue
+            patch = window(aligned, (x, y), CASE_PATCH_PX)[..., None]
+            source = f"{place.name}/{name}/{i}"  # fields are laid out of many images: cells are the unit
+            pairs.append(Pair(patch, window(stained, (x, y), CASE_PATCH_PX), target, source))
+    return pairs

@@ -1,0 +1,408 @@
+"""The evaluation of stainers: pairs from folders, lists and cases; errors; judges; the confidence."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.errors import BadInput
+from stainers.pair_sources import Pair, find_pairs
+from tests.stainer_scenes import dic_patches, smear_folder
+
+torch = pytest.importorskip("torch")
+
+TARGETS = ("bccd", "raabin")
+
+
+def stained_of(dic: np.ndarray, colour=(0.9, 0.7, 0.8)) -> np.ndarray:
+    """A made-up stain (H, W, 3) of DIC (H, W, 1): smooth, coloured."""
+    import cv2
+
+    smooth = cv2.GaussianBlur(dic[..., 0].astype(np.float32), (0, 0), 3)
+    return np.clip(smooth[..., None] * np.asarray(colour) + 40, 0, 255).astype(np.uint8)
+
+
+class FakeStainer:
+    """Stains as `stained_of` with an error that grows from patch to patch, and knows how large it is."""
+
+    name, targets, min_confidence = "fake", TARGETS, 0.5
+
+    def stain(self, patches, target=None):
+        from stainers.base import Stained
+
+        rng = np.random.default_rng(int(patches.astype(int).sum()))
+        doubt = np.asarray([0.02 + 0.2 * rng.random() for _ in patches])
+        images = np.stack(
+            [
+                np.clip(stained_of(p) + 255 * d * rng.standard_normal((*p.shape[:2], 3)), 0, 255)
+                for p, d in zip(patches, doubt, strict=True)
+            ]
+        ).astype(np.uint8)
+        maps = np.broadcast_to(doubt[:, None, None], patches.shape[:3]).astype(np.float32)
+        return Stained(images, maps, (1 - 3 * doubt).astype(np.float32))
+
+
+class FakeClassifier:
+    """Names a cell by its green; embeds a view as its mean colours."""
+
+    name, classes = "fake-classifier", ("light", "dark")
+
+    def classify(self, patches, pixel_size_um):
+        from classifiers.base import Classified
+
+        dark = patches[..., 1].mean(axis=(1, 2)) < 128
+        return Classified(np.stack([~dark, dark], 1).astype(np.float32), np.zeros(len(patches), np.float32))
+
+    def view(self, patch, pixel_size_um):
+        return torch.from_numpy(patch[:32, :32].transpose(2, 0, 1).copy()).float() / 255
+
+    def embed_views(self, views):
+        return torch.nn.functional.adaptive_avg_pool2d(views, 2).flatten(1).numpy()
+
+
+class FakeSegmenter:
+    """Dark is nucleus, middle is cytoplasm."""
+
+    name = "fake-segmenter"
+
+    def segment(self, patches, pixel_size_um):
+        grey = patches.mean(axis=-1)
+        return np.where(grey < 120, 3, np.where(grey < 140, 2, 0)).astype(np.uint8)
+
+
+def pairs_of(n: int = 12) -> list[Pair]:
+    patches = dic_patches(n)
+    return [
+        Pair(p, stained_of(p), TARGETS[i % 2], f"image-{i // 2}", ("light", "dark")[i % 2])
+        for i, p in enumerate(patches)
+    ]
+
+
+def write_folder(root, n: int = 3):
+    from PIL import Image
+
+    for name in ("dic", "stained"):
+        (root / name).mkdir(parents=True)
+    for i, p in enumerate(dic_patches(n)):
+        Image.fromarray(p[..., 0]).save(root / "dic" / f"c{i}.png")
+        Image.fromarray(stained_of(p)).save(root / "stained" / f"c{i}.png")
+    return root
+
+
+# where pairs come from
+
+
+def test_a_folder_of_pairs_is_matched_by_name(tmp_path):
+    found = find_pairs(write_folder(tmp_path), TARGETS)
+    assert [p.source for p in found.pairs] == ["c0", "c1", "c2"]
+    assert {p.target for p in found.pairs} == {"bccd"}
+    np.testing.assert_array_equal(found.pairs[1].dic, dic_patches(3)[1])
+    assert "folder" in found.measured_on
+
+
+def test_a_file_without_its_partner_is_named(tmp_path):
+    root = write_folder(tmp_path)
+    (root / "dic" / "c1.png").unlink()
+    with pytest.raises(BadInput, match="'c1'"):
+        find_pairs(root, TARGETS)
+
+
+def test_a_pair_of_two_sizes_is_refused_with_both(tmp_path):
+    from PIL import Image
+
+    root = write_folder(tmp_path)
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(root / "stained" / "c0.png")
+    with pytest.raises(BadInput, match="30 x 20"):
+        find_pairs(root, TARGETS)
+
+
+def test_a_list_gives_target_class_and_source(tmp_path):
+    root = write_folder(tmp_path)
+    table = root / "pairs.csv"
+    with table.open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["dic", "stained", "target", "class", "source"])
+        rows.writerow(["dic/c0.png", "stained/c0.png", "raabin", "lymphocyte", "slide-1"])
+        rows.writerow(["dic/c1.png", "stained/c1.png", "", "", ""])
+    for place in (root, table):
+        a, b = find_pairs(place, TARGETS).pairs
+        assert (a.target, a.label, a.source) == ("raabin", "lymphocyte", "slide-1")
+        assert (b.target, b.label) == ("bccd", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a,b\n1,2\n", "dic and stained"), ("", "dic and stained"), ("dic,stained,target\nx,y,z\n", "x")],
+)
+def test_a_list_that_is_none_is_refused(tmp_path, text, said):
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises((BadInput, OSError), match=said):
+        find_pairs(tmp_path, TARGETS)
+
+
+def test_an_unknown_target_is_refused_with_those_that_exist(tmp_path):
+    with pytest.raises(BadInput, match="bccd, raabin"):
+        find_pairs(write_folder(tmp_path), TARGETS, target="perls")
+
+
+def test_a_case_is_cut_along_its_known_matrix(tmp_path):
+    """The DIC was moved by the matrix: patches of the two sides show the same cell again."""
+    import cv2
+
+    size, side = 420, 256
+    y, x = np.mgrid[:size, :size]
+    cell = np.hypot(y - 210, x - 205) < 50
+    stained = np.full((size, size, 3), 220, np.uint8)
+    stained[cell] = (120, 60, 140)
+    grey = np.where(cell, 180, 120).astype(np.uint8)
+    matrix = np.asarray([[1.001, -0.002, 6.0], [0.002, 1.001, -4.0]])
+    moved = cv2.warpAffine(grey, matrix, (size + 30, size + 30), borderValue=120)
+    cv2.imwrite(str(tmp_path / "bf.png"), stained[..., ::-1])
+    cv2.imwrite(str(tmp_path / "dic.png"), moved)
+    (tmp_path / "manifest.csv").write_text(
+        "slide,field,modality,stain,file,pixel_size_um\ns,F1,brightfield,MGG,bf.png,0.1\ns,F1,dic,unstained,dic.png,0.1\n"
+    )
+    boxes = [[155, 160, 255, 260], [0, 0, 40, 40]]  # the second lies at the border and is left out
+    truth = {"fields": {"F1": {"leukocytes_xyxy": boxes, "brightfield_to_dic": matrix.tolist()}}}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (pair,) = find_pairs(tmp_path, TARGETS).pairs
+    assert pair.stained.shape == (side, side, 3)
+    dark, bright = pair.stained[..., 1] < 150, pair.dic[..., 0] > 150
+    assert (dark & bright).sum() / (dark | bright).sum() > 0.97
+
+
+def test_a_case_without_a_known_matrix_is_refused(tmp_path):
+    (tmp_path / "manifest.csv").write_text("slide,field,modality,stain,file,pixel_size_um\n")
+    with pytest.raises(BadInput, match=r"truth\.json"):
+        find_pairs(tmp_path, TARGETS)
+
+
+# errors
+
+
+def test_lamp_and_stain_strength_are_in_the_raw_error_and_not_in_the_matched_one():
+    from stainers.image_errors import image_errors
+
+    real = stained_of(dic_patches(1)[0])
+    lit = np.clip(real * np.asarray([0.9, 0.8, 0.95]), 0, 255).astype(np.uint8)
+    found = image_errors(real, lit)
+    assert found["rmse"] > 0.05
+    assert found["rmse_balanced"] < 0.01
+    assert found["rmse_matched"] < 0.005
+    other = real[::-1]  # another structure in the same light is an error by every measure
+    wrong = image_errors(real, other)
+    assert wrong["rmse_matched"] > 0.01
+    assert wrong["rmse_matched"] <= wrong["rmse"] + 1e-6
+    assert image_errors(real, real)["rmse_matched"] < 1e-4
+
+
+def test_a_channel_without_contrast_is_shifted_alone():
+    from stainers.image_errors import image_errors
+
+    flat, image = np.full((16, 16, 3), 90, np.uint8), stained_of(dic_patches(1, 16)[0])
+    assert image_errors(image, flat)["rmse_matched"] == pytest.approx(
+        image.reshape(-1, 3).std(0).mean() / 255, rel=0.3
+    )
+    assert image_errors(flat, flat)["rmse_matched"] == 0
+
+
+def test_dice_of_equal_and_of_empty_masks_is_one():
+    from stainers.downstream import dice
+
+    a = np.zeros((4, 4), bool)
+    assert dice(a, a) == 1
+    b = a.copy()
+    b[:2] = True
+    c = a.copy()
+    c[1:3] = True
+    assert dice(b, b) == 1
+    assert dice(b, c) == 0.5
+    assert dice(a, b) == 0
+
+
+# the whole evaluation
+
+
+@pytest.fixture(scope="module")
+def report():
+    from stainers.evaluation import class_namer, evaluate_pairs
+    from stainers.feature_metrics import Encoder
+
+    classifier = FakeClassifier()
+    return evaluate_pairs(
+        FakeStainer(),
+        pairs_of(),
+        measured_on="made up",
+        classify=class_namer(classifier),
+        segment=FakeSegmenter().segment,
+        encoder=lambda: Encoder(classifier, 0.1),
+    )
+
+
+def test_figures_are_overall_per_target_and_per_class_with_intervals(report):
+    assert report["measured_on"] == "made up"
+    assert report["all"]["n"] == 12
+    assert report["per_target"]["bccd"]["n"] == report["per_class"]["light"]["n"] == 6
+    for name in (
+        "mse",
+        "rmse",
+        "ssim",
+        "rmse_balanced",
+        "rmse_matched",
+        "same_class_after",
+        "same_class_before",
+    ):
+        mean, low, high = report["all"][name]
+        assert low <= mean <= high
+    for part in ("nucleus", "cytoplasm", "cell"):
+        assert 0 <= report["all"][f"dice_{part}_after"][0] <= 1
+
+
+def test_without_imagenet_weights_the_figures_carry_their_own_names(report):
+    assert "fid" not in report["all"]
+    assert "lpips" not in report["all"]
+    assert report["all"]["encoder_frechet"] >= 0
+    assert 0 <= report["all"]["encoder_distance"][0] <= 2
+    assert set(report["all"]["networks"].values()) == {"fake-classifier"}
+
+
+def test_a_confidence_that_knows_its_error_correlates_with_it(report):
+    found = report["confidence_error_correlation"]
+    assert found["rmse"]["all"]["pearson"][0] < -0.9
+    assert found["rmse_matched"]["bccd"]["n"] == 6
+    assert found["rmse"]["with_spoilt_inputs"]["n"] == 12 * 4
+    bins = report["reliability"]
+    assert sum(b["n"] for b in bins) == 12
+    assert bins[0]["rmse"] > bins[-1]["rmse"]
+
+
+def test_the_evaluation_of_a_folder_writes_figures_and_pictures(tmp_path):
+    from PIL import Image
+
+    from stainers.evaluation import evaluate_stainer
+
+    found = evaluate_stainer(
+        FakeStainer(),
+        write_folder(tmp_path / "pairs", 4),
+        tmp_path / "out",
+        classifier=FakeClassifier(),
+        segmenter=FakeSegmenter(),
+    )
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["all"]["n"] == 4
+    assert found["judges"] == {"classifier": "fake-classifier", "segmenter": "fake-segmenter"}
+    assert Image.open(tmp_path / "out" / "pictures.png").size == (4 * 64, 4 * 64)
+    assert Image.open(tmp_path / "out" / "reliability.png").size[0] > 500
+
+
+def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    import storage.registry
+    from flows.commands.evaluate import command
+
+    made = {"stainer": FakeStainer(), "classifier": FakeClassifier(), "segmenter": FakeSegmenter()}
+    monkeypatch.setattr(storage.registry, "load", lambda task, name: made[task])
+    folder = write_folder(tmp_path / "pairs", 3)
+    for way in (["--pairs", str(folder)], [str(folder)]):
+        done = CliRunner().invoke(command, ["stainer", *way, "--out", str(tmp_path / "o"), "--json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["all"]["n"] == 3
+    twice = CliRunner().invoke(
+        command, ["stainer", str(folder), "--pairs", str(folder), "--out", str(tmp_path / "o")]
+    )
+    assert twice.exit_code != 0
+
+
+def test_smears_are_measured_on_the_part_never_trained_on(tmp_path, monkeypatch):
+    from stainers import pair_sources
+
+    loaded = pair_sources.load_smears(smear_folder(tmp_path, 1))
+    splits = ("test", "train", "test")
+    loaded = [replace(s, split=split) for s, split in zip(loaded, splits, strict=True)]
+    monkeypatch.setattr(pair_sources, "load_smears", lambda *_: loaded)
+    found = find_pairs(tmp_path, ("barcelona", "bccd", "raabin"), limit=2)
+    assert found.measured_on == "computed DIC"
+    assert {p.source for p in found.pairs} == {s.file for s in loaded if s.split == "test"}
+    assert len(found.pairs) == 4
+
+
+# reliability
+
+
+def test_the_interval_of_a_correlation_is_drawn_over_images():
+    from stainers.reliability import correlations
+
+    rng = np.random.default_rng(0)
+    error = rng.random(60)
+    groups = [f"g{i // 3}" for i in range(60)]
+    close = correlations(1 - error, error, groups)
+    assert close["pearson"] == pytest.approx((-1, -1, -1))
+    assert close["spearman"] == pytest.approx(-1)
+    loose = correlations(1 - error + rng.normal(0, 0.3, 60), error, groups)
+    assert loose["pearson"][1] < loose["pearson"][0] < loose["pearson"][2]
+    assert np.isnan(correlations(np.ones(5), error[:5], groups[:5])["pearson"][0])
+
+
+# ImageNet weights
+
+
+def test_weights_are_looked_for_in_a_folder_and_in_the_cache_and_never_fetched(tmp_path, monkeypatch):
+    from stainers import feature_metrics as f
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("fetched"))
+    assert f.find_weights(f.ALEXNET, tmp_path) is None
+    (tmp_path / f.ALEXNET).write_bytes(b"not the weights")
+    with pytest.raises(BadInput, match="promises"):
+        f.find_weights(f.ALEXNET, tmp_path)
+    monkeypatch.setattr(f, "sha256_of", lambda _: "7be5be79" + "0" * 56)
+    assert f.find_weights(f.ALEXNET, tmp_path) == tmp_path / f.ALEXNET
+    (tmp_path / "cache" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "cache" / "checkpoints" / f.ALEXNET).write_bytes(b"")
+    assert f.find_weights(f.ALEXNET) == tmp_path / "cache" / "checkpoints" / f.ALEXNET
+
+
+def test_lpips_loads_weights_from_where_they_lie(tmp_path):
+    """With random weights in the file's place: the code that loads is the code that is run."""
+    from torchvision.models import alexnet
+
+    from stainers.feature_metrics import ALEXNET, lpips
+
+    torch.manual_seed(0)
+    path = tmp_path / ALEXNET
+    torch.save(alexnet(weights=None).state_dict(), path)
+    before = torch.hub.get_dir()
+    a, b = (stained_of(p) for p in dic_patches(2))
+    values = lpips([a, a], [a, b], path)
+    assert values[0] == pytest.approx(0, abs=1e-6)
+    assert values[1] > 0
+    assert torch.hub.get_dir() == before
+
+
+def test_the_inception_of_fid_takes_its_weights_key_for_key():
+    from stainers.inception import FidInception
+
+    torch.manual_seed(0)
+    network = FidInception()
+    state = {k: v for k, v in network.net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert state["fc.weight"].shape == (1008, 2048)
+    network.load_weights(state)
+    assert network(torch.rand(1, 3, 64, 64)).shape == (1, 2048)
+    del state["fc.bias"]
+    with pytest.raises(BadInput, match=r"fc\.bias"):
+        network.load_weights(state)
+
+
+def test_the_frechet_distance_of_a_set_to_itself_is_nothing():
+    from stainers.feature_metrics import Encoder, frechet
+
+    encoder = Encoder(FakeClassifier(), 0.1)
+    pictures = [stained_of(p) for p in dic_patches(8)]
+    darker = [np.clip(p.astype(int) - 60, 0, 255).astype(np.uint8) for p in pictures]
+    assert abs(frechet(encoder, pictures, pictures)) < 1e-3
+    assert frechet(encoder, darker, pictures) > 0.05
+    assert np.isnan(frechet(encoder, pictures[:1], pictures))
