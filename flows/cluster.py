@@ -43,10 +43,13 @@ def gpu_count() -> int:
 
 
 class Workers:
-    """The workers of a flow run: a local cluster, or an existing one by its scheduler's address."""
+    """The workers of a flow run: a local cluster, or an existing one by its scheduler's address.
+
+    Without an address, that of SMEARFLOW_SCHEDULER.
+    """
 
     def __init__(self, scheduler: str | None = None, n_workers: int | None = None) -> None:
-        self.scheduler = scheduler
+        self.scheduler = scheduler or os.environ.get("SMEARFLOW_SCHEDULER") or None
         self.n_workers = n_workers
         self._client: Any = None
         self._cluster: Any = None
