@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from storage.packages import ModelPackage
 
 OUTPUTS: tuple[str, ...] = ("0", "1", "2", "3", "other")  # other: no erythroblast in the middle
-INPUT_PX, PIXEL_SIZE_UM = 96, 0.17  # 16.3 µm: a large proerythroblast's nucleus and what lies around it
+INPUT_PX, PIXEL_SIZE_UM = 80, 0.2  # 16 µm: a large proerythroblast's nucleus and what lies around it
 COARSEST_UM = 0.3  # pixels from which the granules of half a micrometre cannot be seen
 USUAL_DENSITY = 0.25  # green density that stands for one in the network's input
 SURE = 0.8  # of ring or not; between this and its complement the reader does not decide
 
 
 class IronNet(nn.Module):
-    """(B, 3, 96, 96) density -> logits (B, 5) of `OUTPUTS`."""
+    """(B, 3, 80, 80) density -> logits (B, 5) of `OUTPUTS`."""
 
-    def __init__(self, widths: tuple[int, int, int] = (24, 48, 96)) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
         super().__init__()
         a, b, c = widths
         self.features = nn.Sequential(
@@ -114,7 +114,7 @@ def decide(p: tuple[float, ...]) -> tuple[SideroblastType, str]:
 
 
 def view(patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
-    """The density (96, 96, 3) float32 of the middle of a patch, in units of its own stain.
+    """The density (80, 80, 3) float32 of the middle of a patch, in units of its own stain.
 
     What lies beyond a patch's edge is its mirror image.
     """

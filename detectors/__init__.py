@@ -67,11 +67,11 @@ def _perls_classical(package: ModelPackage | None) -> Any:
 
 @register(
     "detector",
-    "marrow-net",
+    "perls-nuclei",
     licence="AGPL-3.0-or-later",
-    summary="Centres, boxes and kinds of nucleated cells in whole marrow fields, MGG or Perls",
+    summary="Erythroblasts in Perls fields: every nucleus measured, a small network tells which are theirs",
 )
-def _marrow_net(package: ModelPackage | None) -> Any:
-    from detectors.marrow import build
+def _perls_nuclei(package: ModelPackage | None) -> Any:
+    from detectors.perls_nuclei import build
 
     return build(package)

@@ -6,6 +6,7 @@ Romanowsky stains does not know this look, hence a finder of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,19 +48,32 @@ def find_erythroblasts_perls(image: np.ndarray, pixel_size_um: float) -> tuple[n
     """
     check_patches(image[None])
     check_pixel_size(pixel_size_um)
-    window, overlap = round(WINDOW_UM / pixel_size_um), round(OVERLAP_UM / pixel_size_um)
     glass = background_colour(image)
     rows: list[tuple[float, float, float, float, float]] = []
-    for top in _starts(image.shape[0], window, overlap):
-        for left in _starts(image.shape[1], window, overlap):
-            part = image[top : top + window, left : left + window]
-            rows += [
-                (x0 + left, y0 + top, x1 + left, y1 + top, score)
-                for x0, y0, x1, y1, score in _window(part, pixel_size_um, glass)
-            ]
+    for left, top, part in windows(image, pixel_size_um):
+        rows += [
+            (x0 + left, y0 + top, x1 + left, y1 + top, score)
+            for x0, y0, x1, y1, score in _window(part, pixel_size_um, glass)
+        ]
     table = np.array(rows, np.float32).reshape(-1, 5)
     table = _once(table[np.argsort(-table[:, 4], kind="stable")])
     return table[:, :4].copy(), table[:, 4].copy()
+
+
+def windows(image: np.ndarray, pixel_size_um: float) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(left, top, part) of overlapping windows over an image, so that a slide takes bounded memory."""
+    window, overlap = round(WINDOW_UM / pixel_size_um), round(OVERLAP_UM / pixel_size_um)
+    for top in _starts(image.shape[0], window, overlap):
+        for left in _starts(image.shape[1], window, overlap):
+            yield left, top, image[top : top + window, left : left + window]
+
+
+def nuclear_relief(pink: np.ndarray, pixel_size_um: float) -> np.ndarray:
+    """Amounts of fast red (H, W) smoothed and freed of what varies slower than nuclei: light, plasma."""
+    smooth = cv2.GaussianBlur(pink, (0, 0), 0.35 / pixel_size_um)
+    opened = cv2.morphologyEx(smooth, cv2.MORPH_OPEN, _disc(9 / pixel_size_um))
+    floor = cv2.GaussianBlur(opened, (0, 0), 3 / pixel_size_um)
+    return np.asarray(smooth - np.minimum(floor, smooth))
 
 
 def _starts(length: int, window: int, overlap: int) -> list[int]:
@@ -78,11 +92,8 @@ def _window(image: np.ndarray, pixel_size_um: float, glass: np.ndarray) -> list[
         image = cv2.resize(image, size, interpolation=method)
     density = optical_density(image, glass)
     pink = fast_red_amount(density)
-    smooth = cv2.GaussianBlur(pink, (0, 0), 0.35 / px)
-    # Uneven light and plasma vary slower than nuclei: the local floor is taken off.
-    floor = cv2.GaussianBlur(cv2.morphologyEx(smooth, cv2.MORPH_OPEN, _disc(9 / px)), (0, 0), 3 / px)
-    relief = smooth - np.minimum(floor, smooth)
-    level = _level(relief)
+    relief = nuclear_relief(pink, px)
+    level = nuclei_level(relief)
     if level is None:
         return []
     pieces = split_nuclei(relief > level, px)
@@ -103,7 +114,7 @@ def fast_red_amount(density: np.ndarray) -> np.ndarray:
     return np.maximum(np.where(amounts[..., 1] < 0, alone, amounts[..., 0]), 0).astype(np.float32)
 
 
-def _level(relief: np.ndarray) -> float | None:
+def nuclei_level(relief: np.ndarray) -> float | None:
     """Threshold half way between nuclei and the rest; None where nothing stands out."""
     top = float(np.percentile(relief, 99.7))
     if top < MIN_CONTRAST:
