@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STORE ?= demo/store
 
-.PHONY: demo test lint setup clean browser
+.PHONY: demo test lint setup clean browser audit
 
 setup: $(STAMP)
 
@@ -25,6 +25,12 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Known flaws of the locked packages, and secrets in what git tracks; the first says so where no advisory
+# database can be reached.
+audit: setup
+	$(BIN)/python .ci/audit_packages.py
+	$(BIN)/python .ci/secret_scan.py
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-PASSWORD = "s3cr3t-of-the-database"
+PASSWORD = "s3cr3t-of-the-database"  # secret-scan: allow, it lives as long as a test
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ACCESS, SECRET = "AKIASMEARFLOWTEST000", "s3cr3t-of-the-object-store"
+ACCESS = "smearflow-test"
+SECRET = "s3cr3t-of-the-object-store"  # secret-scan: allow, it lives as long as a test
 
 
 class _Handler(BaseHTTPRequestHandler):
