@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from stainers.confidence import (
 )
 from stainers.dic_input import (
     Scale,
+    Turn,
     canonical_turn,
     integrate,
     measure_scale,
@@ -36,6 +38,26 @@ from stainers.polarity import find_shear
 Array = np.ndarray[Any, Any]
 
 HALO_PX = 8  # reflected border that the network sees around a patch and that is cut off again
+
+
+@dataclass(frozen=True)
+class DisturbedPatch:
+    """A patch stained without (3, H, W) and k times with noise (k, 3, H, W), the log of the error that the
+    decoder expects (H, W), and what it was made of; all but `grey` turned by `turn`."""
+
+    stained: Array
+    noisy: Array
+    log_expected: Array
+    grey: Array
+    normalised: Array
+    scale: Scale
+    turn: Turn
+
+    def features(self, samples: int) -> dict[str, float]:
+        """Features of the confidence, of the first `samples` outputs with noise."""
+        found = output_features(self.stained, self.noisy[:samples], self.log_expected)
+        anisotropy = shear_anisotropy(self.normalised)
+        return found | input_features(self.grey, self.normalised, self.scale.spread, anisotropy)
 
 
 class DicStainer(PatchStainer):
@@ -87,6 +109,21 @@ class DicStainer(PatchStainer):
 
         `scale` is given where the patch is part of a field, which then has one scale for all its tiles.
         """
+        found = self.disturbed(grey, index, angle_deg, self.noise, scale)
+        features = found.features(self.noise.samples)
+        doubt = np.sqrt(np.exp(2 * np.clip(found.log_expected, -6, 1)) + found.noisy.var(axis=0).mean(axis=0))
+        image = found.turn.undo(found.stained.transpose(1, 2, 0))
+        return image, found.turn.undo(doubt.astype(np.float32)), feature_row(features)
+
+    def disturbed(
+        self,
+        grey: Array,
+        index: int,
+        angle_deg: float,
+        noise: NoiseOptions,
+        scale: Scale | None = None,
+    ) -> DisturbedPatch:
+        """One grey patch (H, W) with and without noise in its latent representation, still turned."""
         scale = scale or measure_scale(grey)
         turn = canonical_turn(angle_deg)
         normalised = normalise(turn.apply(grey), scale)
@@ -97,7 +134,7 @@ class DicStainer(PatchStainer):
         columns = reflected_index(width, HALO_PX, multiple)
         x = np.stack([normalised, path])[:, rows][:, :, columns]
         source = torch.from_numpy(x)[None].to(self.device).contiguous(memory_format=torch.channels_last)
-        primary, others = disturbed_outputs(self.generator, source, index, self.noise)
+        primary, others = disturbed_outputs(self.generator, source, index, noise)
         inside = (slice(HALO_PX, HALO_PX + height), slice(HALO_PX, HALO_PX + width))
         stained = primary[:3][(slice(None), *inside)].cpu().numpy()
         noisy = others[:, :3][(slice(None), slice(None), *inside)].cpu().numpy()
@@ -105,11 +142,7 @@ class DicStainer(PatchStainer):
             log_expected = primary[3][inside].cpu().numpy()
         else:  # a decoder that foretells no error: what noise does to it is all there is to go by
             log_expected = np.log(noisy.std(axis=0).mean(axis=0) + 1e-3)
-        features = output_features(stained, noisy, log_expected)
-        features |= input_features(grey, normalised, scale.spread, shear_anisotropy(normalised))
-        doubt = np.sqrt(np.exp(2 * np.clip(log_expected, -6, 1)) + noisy.var(axis=0).mean(axis=0))
-        image = turn.undo(stained.transpose(1, 2, 0))
-        return image, turn.undo(doubt.astype(np.float32)), feature_row(features)
+        return DisturbedPatch(stained, noisy, log_expected, grey, normalised, scale, turn)
 
 
 class DicField:

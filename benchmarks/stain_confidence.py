@@ -1,0 +1,221 @@
+"""How many noisy outputs, and how much noise, a stainer's confidence needs: measured on validation pairs.
+
+    python -m benchmarks.stain_confidence --data ../shared/data/smears --out runs/confidence [--cells 12]
+
+For every noise level alpha and number of samples k: how the raw readings of equations 7.4 and 7.5 and the
+calibrated confidence go with the true error (without lamp and stain strength, and raw) on unspoilt patches,
+and how well each finds spoilt inputs.  The calibrated figures are cross-validated over source images, so that
+no patch is judged by a calibration that saw its image.  One encoder pass and k + 1 decoder passes a patch; the
+time is that of one patch.  DIC is computed.  The readings are kept in OUT; a run that was stopped goes on.
+
+With --calibrate PACKAGE the confidence of that package is fitted anew on the validation pairs with its card's
+own k and alpha, measured on the test pairs, and written into the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ALPHAS = (0.1, 0.3, 1.0, 3.0)
+SAMPLES = (2, 4, 8, 16)
+FOLDS = 6
+Array = np.ndarray[Any, Any]
+
+
+def readings(
+    stainer: Any, pairs: Sequence[Any], path: Path, alphas: Sequence[float], samples: Sequence[int]
+) -> None:
+    """One line a pair and kind of input: features for every alpha and k, errors and times."""
+    from stainers.dic_input import to_grey
+    from stainers.image_errors import image_errors
+    from stainers.patch_stainer import to_uint8
+    from stainers.polarity import find_shear
+    from stainers.spoiling import SPOILS
+
+    done = len(path.read_text().splitlines()) if path.is_file() else 0
+    kinds = {"unspoilt": lambda pair, rng: pair.dic, **SPOILS}
+    with path.open("a", encoding="utf-8") as stream:
+        for number, (pair, kind) in enumerate((p, k) for p in pairs for k in kinds):
+            if number < done:
+                continue
+            grey = to_grey(kinds[kind](pair, np.random.default_rng([5, number])))
+            angle = find_shear(stainer.polarity, grey).angle_deg
+            index, table, spent = stainer.target_index(pair.target), {}, 0.0
+            for alpha in alphas:
+                noise = replace(stainer.noise, alpha=alpha, samples=max(samples))
+                begun = time.perf_counter()
+                found = stainer.disturbed(grey, index, angle, noise)
+                spent += time.perf_counter() - begun
+                for k in samples:
+                    table[f"{alpha}/{k}"] = found.features(k)
+            image = to_uint8(found.turn.undo(found.stained.transpose(1, 2, 0)))
+            row = {
+                "kind": kind,
+                "target": pair.target,
+                "source": pair.source,
+                "errors": image_errors(image, pair.stained),
+                "features": table,
+                "seconds": spent / len(alphas),
+            }
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+
+
+def cross_validated(rows: Array, errors: Array, spoilt: Array, sources: Array) -> Array:
+    """Confidence (n,) of every row by a calibration of the other images."""
+    from stainers.confidence import fit_calibration
+
+    names = np.unique(sources)
+    fold_of = dict(
+        zip(np.random.default_rng(0).permutation(names), np.arange(len(names)) % FOLDS, strict=True)
+    )
+    folds = np.asarray([fold_of[s] for s in sources])
+    out = np.empty(len(rows))
+    for fold in range(FOLDS):
+        fit, ask = folds != fold, folds == fold
+        made = fit_calibration(
+            rows[fit & ~spoilt], errors[fit & ~spoilt], rows[fit & spoilt], errors[fit & spoilt]
+        )
+        out[ask] = made.confidence(rows[ask])
+    return out
+
+
+def table_of(path: Path, alphas: Sequence[float], samples: Sequence[int]) -> list[dict[str, Any]]:
+    """A line for every alpha and k."""
+    from stainers.confidence import feature_row
+    from stainers.reliability import auroc, correlations
+
+    read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    kinds = np.asarray([r["kind"] for r in read])
+    sources = np.asarray([r["source"] for r in read])
+    clean = kinds == "unspoilt"
+    matched, raw = (np.asarray([r["errors"][k] for r in read]) for k in ("rmse_matched", "rmse"))
+    lines = []
+    for alpha in alphas:
+        for k in samples:
+            found = [r["features"][f"{alpha}/{k}"] for r in read]
+            scores = {
+                "information (7.5)": np.asarray([f["mutual_information"] for f in found]),
+                "variance (7.4)": -np.asarray([f["log_variance"] for f in found]),
+                "calibrated": cross_validated(
+                    np.stack([feature_row(f) for f in found]), matched, ~clean, sources
+                ),
+            }
+            for name, score in scores.items():
+                with_error = {
+                    what: correlations(score[part], error[part], sources[part])["pearson"]
+                    for what, part, error in (
+                        ("unspoilt, matched", clean, matched),
+                        ("unspoilt, raw", clean, raw),
+                        ("all, matched", np.ones(len(clean), bool), matched),
+                    )
+                }
+                finds = {
+                    kind: auroc(-score[clean], -score[kinds == kind]) for kind in sorted(set(kinds[~clean]))
+                }
+                lines.append({"alpha": alpha, "k": k, "score": name, "r": with_error, "auroc": finds})
+    return lines
+
+
+def timings(stainer: Any, pair: Any, samples: Sequence[int]) -> dict[int, float]:
+    """Median seconds a patch for each k, on this machine as busy as it is."""
+    from stainers.dic_input import to_grey
+
+    grey = to_grey(pair.dic)
+    out = {}
+    for k in (0, *samples):
+        noise = replace(stainer.noise, samples=max(k, 1))
+        spent = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            stainer.disturbed(grey, 0, 20.0, noise)
+            spent.append(time.perf_counter() - begun)
+        out[max(k, 1)] = float(np.median(spent))
+    return out
+
+
+def show(lines: Sequence[dict[str, Any]], n: int) -> str:
+    kinds = list(lines[0]["auroc"])
+    head = ["alpha", "k", "score", *lines[0]["r"], *(f"AUROC {k}" for k in kinds)]
+    out = [f"n = {n} unspoilt patches; Pearson with 95 % interval", "| " + " | ".join(head) + " |"]
+    out.append("|" + "---|" * len(head))
+    for line in lines:
+        r = ["{:.2f} ({:.2f} to {:.2f})".format(*v) for v in line["r"].values()]
+        cells = [f"{line['alpha']:g}", str(line["k"]), line["score"], *r]
+        out.append("| " + " | ".join([*cells, *(f"{line['auroc'][k]:.3f}" for k in kinds)]) + " |")
+    return "\n".join(out)
+
+
+def calibrate(folder: Path, smears: Sequence[Any], cells: int) -> dict[str, Any]:
+    """Fit the confidence of a package on validation pairs, measure it on test pairs, write its card."""
+    from stainers.confidence import fit_calibration
+    from stainers.evaluation import evaluate_pairs
+    from stainers.export import calibration_table
+    from stainers.pair_sources import computed_pairs
+    from storage.registry import load
+
+    stainer: Any = load("stainer", str(folder))
+    parts = {
+        s: [x for x in smears if x.split == s and x.domain in stainer.targets] for s in ("validation", "test")
+    }
+    pairs = [p for seed in (1, 2) for p in computed_pairs(parts["validation"], seed=seed, limit=cells)]
+    tables = [calibration_table(stainer, pairs, spoilt, 0) for spoilt in (False, True)]
+    stainer.calibration = fit_calibration(*tables[0], *tables[1])
+    report = evaluate_pairs(stainer, computed_pairs(parts["test"], seed=3, limit=cells))
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    card["parameters"]["confidence"] = stainer.calibration.to_card()
+    card["metrics"] |= report
+    draft = folder / "card.json.tmp"
+    draft.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, folder / "card.json")
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    data = Path(os.environ.get("SMEARFLOW_DATA", "../shared/data")) / "smears"
+    parser.add_argument("--data", type=Path, default=data)
+    parser.add_argument("--model", default="dic-to-mgg")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cells", type=int, default=12, help="cells a stain")
+    parser.add_argument("--alpha", type=float, nargs="+", default=ALPHAS)
+    parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES)
+    parser.add_argument("--calibrate", type=Path, metavar="PACKAGE")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    from stainers.data import load_smears
+    from stainers.pair_sources import computed_pairs
+    from storage.registry import load
+
+    smears = load_smears(options.data)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.calibrate is not None:
+        report = calibrate(options.calibrate, smears, options.cells)
+        (options.out / "calibrated.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(report["confidence_error_correlation"], indent=1), report["spoilt_auroc"])
+        return
+    stainer: Any = load("stainer", options.model)
+    pairs = computed_pairs([s for s in smears if s.split == "validation"], seed=11, limit=options.cells)
+    readings(stainer, pairs, options.out / "readings.jsonl", options.alpha, options.samples)
+    lines = table_of(options.out / "readings.jsonl", options.alpha, options.samples)
+    seconds = timings(stainer, pairs[0], options.samples)
+    (options.out / "table.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+    print(show(lines, len(pairs)))
+    print("seconds a patch of 256 px by k: " + ", ".join(f"{k}: {v:.2f}" for k, v in seconds.items()))
+
+
+if __name__ == "__main__":
+    main()
