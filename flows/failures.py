@@ -11,7 +11,7 @@ import errno
 from typing import Literal
 
 from flows.cluster import ClusterGone
-from pipeline.errors import BadInput, InputChanged, SmearflowError
+from pipeline.errors import BadInput, BadModelPackage, InputChanged, SmearflowError, UnknownName
 from storage.store import CaseBusy
 
 Fault = Literal["input", "machine", "item"]
@@ -48,7 +48,8 @@ class Interrupted(StageFailed):
 
 def fault_of(error: BaseException) -> Fault:
     """Whether the input, the machine or the item itself is to blame for an error."""
-    if isinstance(error, InputChanged | ClusterGone):
+    # A worker that lacks a model, or holds a damaged one, says nothing about the field that it was given.
+    if isinstance(error, InputChanged | ClusterGone | UnknownName | BadModelPackage):
         return "machine"
     if isinstance(error, BadInput):
         return "input"

@@ -139,12 +139,21 @@ class CaseRun:
                 self.ledger.reused(stage, item.key, item.fingerprint, bad_input=kept.error is not None)
         if todo and not self.allow_work:
             raise WorkNeeded(f"{self.case_id}: {stage} has {len(todo)} items to compute")
-        self.ledger.retire(stage, {item.key for item in items})
+        self.retire(stage, {item.key for item in items})
         if todo:
             outcomes |= self._compute(stage, todo)
             self.ledger.save()
         self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
         return {item.key: outcomes[item.key] for item in items}
+
+    def retire(self, stage: str, keys: set[str]) -> None:
+        """Forget the items of a stage that the case no longer has: a field that was taken out, say."""
+        if not self.allow_work:
+            return
+        self.ledger.retire(stage, keys)
+        for name in self.store.list(f"{self.case_id}/work/{stage}"):
+            if name.rsplit(".", 1)[0] not in keys:
+                self.store.delete(f"{self.case_id}/work/{stage}/{name}")
 
     def _compute(self, stage: str, todo: list[Item]) -> dict[str, Outcome]:
         """Have the items computed; those that the machine failed get one more try.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
-import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from flows import stages, virtual_perls_stage, work
 from flows.explain_stage import calibrated_confidence
+from flows.identity import deidentified, pseudonym
 from flows.records import CaseRun
 from flows.review_acts import acts_of
 from pipeline.review import (
@@ -124,8 +123,12 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
     ):
         named.append(("detector", settings.detection.dic_detector, (("dic", "unstained"),)))
     if any(k[1] == "Perls" for k in kinds):
-        named.append(("detector", stages.PERLS_DETECTOR, (("brightfield", "Perls"),)))
-        named.append(("sideroblast-reader", "rule", (("brightfield", "Perls"),)))
+        named.append(("detector", settings.detection.perls_detector, (("brightfield", "Perls"),)))
+        readers = (
+            settings.classification.sideroblast_reader,
+            settings.classification.sideroblast_second_reader,
+        )
+        named += [("sideroblast-reader", r, (("brightfield", "Perls"),)) for r in readers if r is not None]
     if any(k[0] == "dic" for k in kinds):
         named.append(("stainer", settings.staining.dic_stainer, (("dic", "unstained"),)))
     if any(k[1] != "Perls" for k in kinds):
@@ -158,17 +161,6 @@ def source_commit() -> str | None:
         return None
 
 
-def pseudonym(case_id: str) -> str:
-    """The case's name in what may leave the laboratory.
-
-    With SMEARFLOW_PSEUDONYM_KEY a keyed hash, which only who holds the key can trace; without it the id.
-    """
-    key = os.environ.get("SMEARFLOW_PSEUDONYM_KEY")
-    if not key:
-        return case_id
-    return "P-" + hmac.new(key.encode(), case_id.encode(), hashlib.sha256).hexdigest()[:12].upper()
-
-
 def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
     """The result of the case: written where anything it is made of has changed, else the kept one."""
     acts = acts_of(run.store, run.case_id)
@@ -187,11 +179,20 @@ def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
             run.store.exists(f"{run.case_id}/{name}")
             and hashlib.sha256(run.store.read_bytes(f"{run.case_id}/{name}")).hexdigest() == sha
             for name, sha in kept.output["sha256"].items()
-        )
+        ) and _has_row(run, mark)
 
     run.run_here("report", mark, compute, intact=intact)
     result: dict[str, Any] = run.store.read_json(f"{run.case_id}/{RESULT}")
     return result
+
+
+def _has_row(run: CaseRun, mark: str) -> bool:
+    """Whether the results database still has the row of this report (it may have been restored or lost)."""
+    from flows.runs import database_url
+    from storage.results_db import ResultsDatabase
+
+    with ResultsDatabase(database_url(run.store.url)) as database:
+        return any(row["fingerprint"] == mark for row in database.rows(pseudonym(run.case_id)))
 
 
 def report_mark(run: CaseRun, findings: Findings) -> str:
@@ -229,7 +230,7 @@ def write_report(
 
     classifier = describe("classifier", run.settings.classification.classifier)
     card = classifier.card if isinstance(classifier, ModelPackage) else None
-    case = findings.case.model_copy(update={"case_id": pseudonym(run.case_id)})
+    case = deidentified(findings.case.model_copy(update={"case_id": run.case_id}))
     state = review_state(acts)
     reviewed = placed_labels(state, findings.cells)
     n_smear = sum(c.stain != "Perls" for c in findings.cells)
@@ -326,7 +327,7 @@ def _with_iron(run: CaseRun, patch: np.ndarray) -> np.ndarray:
     from pipeline.sideroblasts import draw_reading, read_sideroblasts
     from storage.registry import load
 
-    reader = load("sideroblast-reader", "rule")
+    reader = load("sideroblast-reader", run.settings.classification.sideroblast_reader)
     return draw_reading(patch, read_sideroblasts(patch[None], run.settings.patches.pixel_size_um, reader)[0])
 
 

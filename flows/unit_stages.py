@@ -76,14 +76,19 @@ def _need_all(run: CaseRun, stage: str, outcomes: dict[str, Outcome]) -> None:
 
 def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
     """Patches of every cell, size and modality; returns the fingerprint of what the store now holds."""
+    from storage.case_store import CaseStore
+
     mark = fingerprint("patches", VERSIONS["patches"], found, case.images, run.settings.patches)
-    if not found:
-        return mark
     arrays = {
         f"patches/{size}/{modality}": (size, 3 if modality == "brightfield" else 1)
         for size in run.settings.patches.sizes_px
         for modality in work.patch_modalities(found)
     }
+    if run.allow_work:
+        CaseStore(run.store, run.case_id).prune(set(arrays), [c.cell_id for c in found])
+    if not found:
+        run.retire("patches", set())
+        return mark
 
     def images_of(some: list[Cell]) -> list[Any]:
         fields = {(c.slide, c.field) for c in some}
@@ -100,6 +105,7 @@ def staining(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: st
     """
     settings = run.settings.staining
     if not any(c.modality == "dic" for c in found):
+        run.retire("staining", set())
         return "", {}
     mark = fingerprint(
         "staining", VERSIONS["staining"], patches_mark, settings, model_sha("stainer", settings.dic_stainer)
@@ -133,6 +139,7 @@ def classification(
     """Class, confidence, novelty and measures of every cell."""
     settings = run.settings.classification
     if not found:
+        run.retire("classification", set())
         return ()
     mark = fingerprint(
         "classification",
@@ -142,6 +149,10 @@ def classification(
         settings,
         model_sha("classifier", settings.classifier),
         model_sha("segmenter", settings.segmenter),
+        model_sha("sideroblast-reader", settings.sideroblast_reader),
+        None
+        if settings.sideroblast_second_reader is None
+        else model_sha("sideroblast-reader", settings.sideroblast_second_reader),
     )
     items = [
         Item(

@@ -18,6 +18,11 @@ class BadInput(SmearflowError, ValueError):
 class UnreadableImage(BadInput, OSError):
     """An image file is missing, truncated, or not an image of a supported kind."""
 
+    def __new__(cls, *args: object) -> UnreadableImage:
+        # Of two builtin parents the one with the larger layout has to make the object: what carries errors
+        # between processes (tblib) calls this and not the class, and would lose the type otherwise.
+        return OSError.__new__(cls, *args)
+
 
 class InputChanged(UnreadableImage):
     """A file is gone, or another one than intake read: no verdict on what it holds, so it is not kept."""

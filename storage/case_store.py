@@ -111,6 +111,40 @@ class CaseStore:
     def has_array(self, name: str) -> bool:
         return self._metadata(name) is not None
 
+    def names(self) -> list[str]:
+        """Every array of patches or virtual images, `patches/<size>/<modality>`, `virtual/<model>/<kind>`."""
+        return [
+            f"{group}/{middle}/{name}"
+            for group in ("patches", "virtual")
+            for middle in self.store.list(self._key(f"case.zarr/{group}"))
+            if middle != "zarr.json"
+            for name in self.store.list(self._key(f"case.zarr/{group}/{middle}"))
+            if name != "zarr.json"
+        ]
+
+    def drop(self, name: str) -> None:
+        """Remove an array with its progress, and the group above it where that is empty now."""
+        self.store.delete(self._key(f"progress/{name}"))
+        self.store.delete(self._array_key(name))
+        for key in (self._key(f"progress/{name}"), self._array_key(name)):
+            above = key.rsplit("/", 1)[0]
+            if set(self.store.list(above)) <= {"zarr.json"}:
+                self.store.delete(above)
+
+    def prune(self, keep: set[str], cell_ids: Sequence[str]) -> list[str]:
+        """Drop the arrays of an earlier state of the case: patches that are not in `keep`, and whatever has
+        other cells.  Returns their names."""
+        stale = [
+            name
+            for name in self.names()
+            if (name.startswith("patches/") and name not in keep)
+            or not self.has_array(name)
+            or self.cell_ids(name) != list(cell_ids)
+        ]
+        for name in stale:
+            self.drop(name)
+        return stale
+
     def mark_of(self, name: str) -> str | None:
         """The fingerprint that an array was made for, or None where there is no array."""
         document = self._metadata(name)

@@ -11,6 +11,7 @@ from sqlalchemy import create_engine, text
 
 # The story of how a result came to be differs between runs; the lock is empty.
 STORY = {"ledger.json", ".lock"}
+STORY_FOLDERS = {"audit"}
 _CREATED = re.compile(rb'"created": "[^"]*"')
 _SHOWN = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 

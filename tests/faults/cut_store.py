@@ -47,6 +47,7 @@ for _name in (
     "cat_file",
     "pipe_file",
     "exists",
+    "modified",
     "mv",
     "mkdirs",
     "makedirs",
@@ -59,6 +60,10 @@ def _pipe_file(self: CutFileSystem, path: str, value: bytes, mode: str = "overwr
     self._line()
     target = self._strip_protocol(path)
     os.makedirs(os.path.dirname(target), exist_ok=True)
+    if mode == "create":
+        with open(target, "xb") as stream:  # raises FileExistsError, as a conditional put does
+            stream.write(value)
+        return
     draft = f"{target}.{os.getpid()}.put"
     with open(draft, "wb") as stream:
         stream.write(value)

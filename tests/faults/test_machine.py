@@ -103,12 +103,7 @@ def test_a_whole_process_tree_killed_at_once_is_finished_by_the_next_run(
 ) -> None:
     """A night with a cluster of its own, as on one machine: flow, nannies and workers die together."""
     store = tmp_path / "store"
-    own = {
-        "scheduler": None,
-        "workers": 1,
-        "env": {"DASK_DISTRIBUTED__WORKER__PRELOAD": "tests.faults.worker"},
-    }
-    night = lab.night(inbox, store, **own)
+    night = lab.night(inbox, store, scheduler=None, workers=1, preload="tests.faults.worker")
     until(lambda: list((store / "C-1" / "work" / "detection").glob("*.json")), "a field is detected")
     kill_tree(night.pid)
     assert night.outcome() is None
@@ -207,7 +202,7 @@ def test_a_cut_connection_to_the_store_is_named_and_the_next_night_finishes(
 ) -> None:
     """The line is cut in the middle of staining, and is there again the next night."""
     store = lab.cut_root / "store"
-    there = {"env": {"SMEARFLOW_DATABASE": f"sqlite:///{store / 'results.db'}"}}
+    there = {"env": {"SMEARFLOW_DATABASE": f"sqlite:///{store / 'results.db'}"}, "lease_s": 2.0}
     trap = lab.trap("^call:stain_unit:before", "pause")
     night = lab.night(inbox, f"cut://{store}", **there)
     trap.wait()
@@ -217,6 +212,7 @@ def test_a_cut_connection_to_the_store_is_named_and_the_next_night_finishes(
     assert summary["counts"]["failed"] == 2
     assert all("connection" in row["error"] for row in summary["cases"])
     (lab.cut_root / "CUT").unlink()
+    time.sleep(2.0)  # the lease of the night that could not give it back
     assert lab.night(inbox, f"cut://{store}", **there).summary()["counts"]["processed"] == 2
     assert_undisturbed(store, undisturbed)
 

@@ -62,6 +62,14 @@ def night(order: dict[str, Any]) -> dict[str, Any]:
 
         offset = timedelta(seconds=order["clock_offset_s"])
         storage.clock._read = lambda: datetime.now(UTC) + offset
+    if order.get("preload"):
+        import dask
+
+        dask.config.set({"distributed.worker.preload": [order["preload"]]})
+    if order.get("lease_s"):
+        import storage.store_lock
+
+        storage.store_lock.held.__wrapped__.__defaults__ = (order["lease_s"],)
     how = {"scheduler": order.get("scheduler"), "workers": order.get("workers")}
     if order.get("case"):
         from flows.execute import summary
