@@ -314,7 +314,9 @@ def main() -> None:
     from pipeline.sideroblasts import measured_errors
 
     own = {n: errors_of(readings, n) for n in names}
-    errors = {n: (measured_errors(n) if given.errors == "shipped" else None) or own[n] for n in names}
+    errors = {
+        n: (measured_errors(given.finder, n) if given.errors == "shipped" else None) or own[n] for n in names
+    }
     print(report(readings, names, errors))
     print({n: asdict(e) for n, e in own.items()})
     for name in names if given.draws else ():

@@ -39,8 +39,6 @@ VERSIONS = {
 FieldKey = tuple[str, str]
 ImageKey = tuple[str, str, str, str]  # slide, field, modality, stain
 
-PERLS_DETECTOR = "perls-classical"
-
 
 def model_sha(task: Any, name: str) -> str:
     """What identifies a model in a fingerprint: its weights' hash and card, or its weight-free name."""
@@ -180,7 +178,7 @@ def detector_of(run: CaseRun, case: Case, image: FieldImage) -> str | None:
     """Which detector reads an image; None where its brightfield partner is read instead."""
     settings = run.settings.detection
     if image.stain == "Perls":
-        return PERLS_DETECTOR
+        return settings.perls_detector
     if image.modality == "brightfield":
         return settings.brightfield_detector
     if case.image(image.slide, image.field, "brightfield", "MGG") is not None:

@@ -319,7 +319,7 @@ def classify_unit(
     """Name, measure and, on Perls, read the sideroblast type of the cells of one unit."""
     from pipeline.classification import classify_patches
     from pipeline.segmentation import measure_cells, rounded_measures
-    from pipeline.sideroblasts import read_sideroblasts
+    from pipeline.sideroblasts import confidence_of, read_sideroblasts
     from storage.case_store import CaseStore
     from storage.registry import load
     from storage.store import Store
@@ -348,14 +348,23 @@ def classify_unit(
     if perls:
         # On Perls the question is the iron of an erythroblast, not the class: the finder looks for
         # erythroblasts only, and the reader says "indeterminate" where it finds none.
-        readings = read_sideroblasts(patches[perls], size_um, load("sideroblast-reader", "rule"))
-        for i, reading in zip(perls, readings, strict=True):
+        chosen = settings.classification
+        readings = read_sideroblasts(
+            patches[perls], size_um, load("sideroblast-reader", chosen.sideroblast_reader)
+        )
+        second: list[Any] = [None] * len(perls)
+        if chosen.sideroblast_second_reader is not None:
+            other = load("sideroblast-reader", chosen.sideroblast_second_reader)
+            second = read_sideroblasts(patches[perls], size_um, other)
+        for i, reading, opinion in zip(perls, readings, second, strict=True):
             documents[i] = {
                 "label": "erythroblast",
                 "probabilities": {"erythroblast": 1.0},
-                "confidence": cells[i].score,
+                "confidence": round(confidence_of(cells[i].score, reading, opinion), 6),
                 "ood": 0.0,
                 "rs_type": reading.type,
+                "rs_type_second": None if opinion is None else opinion.type,
+                "rs_method": f"{settings.detection.perls_detector} + {chosen.sideroblast_reader}",
             }
     return {"classes": [{"cell_id": c.cell_id, **d} for c, d in zip(cells, documents, strict=True)]}
 

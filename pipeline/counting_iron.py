@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from pipeline import statistics as st
-from pipeline.result import LimitStanding, NotAssessed, Sideroblasts
+from pipeline.reader_error import ReaderErrors, corrected_estimate, corrected_interval, more_cells
+from pipeline.result import (
+    LimitStanding,
+    NotAssessed,
+    ReaderAgreement,
+    ReaderInterval,
+    Sideroblasts,
+)
 from pipeline.settings import CountingSettings
+from pipeline.sideroblasts import measured_errors
 from pipeline.types import Case, Cell, CellClass
 
 # No LOINC code for ring sideroblasts is known: local codes, another one for a virtual stain.
@@ -47,8 +55,74 @@ def count_sideroblasts(
             limits=settings.rs_limits_pct,
             standings=tuple(standing(n["3"], assessed, limit, settings) for limit in settings.rs_limits_pct),
             code=RS_CODE[evidence],
+            reader=reader_interval(chosen, n["3"], assessed, settings) if evidence == "perls" else None,
+            agreement=reader_agreement(chosen),
         ),
         (),
+    )
+
+
+def reader_interval(
+    chosen: list[CellClass], rings: int, assessed: int, settings: CountingSettings
+) -> ReaderInterval | None:
+    """The interval with the reader's own error; None where finder and reader were never measured."""
+    methods = sorted({k.rs_method for k in chosen if k.rs_method is not None})
+    errors = None
+    if settings.rs_reader_errors is not None:
+        errors = ReaderErrors(
+            *settings.rs_reader_errors, source="the laboratory's own measurement (settings)"
+        )
+    elif len(methods) == 1:
+        finder, reader = methods[0].split(" + ")
+        errors = measured_errors(finder, reader)
+    if errors is None:
+        return None
+
+    def limit_standing(limit_pct: float) -> LimitStanding:
+        limit = limit_pct / 100
+        if assessed == 0:
+            return LimitStanding(limit=limit_pct, standing="unknown", more_cells=None)
+        if st.spans(low, high, limit):
+            more = more_cells(rings, assessed, limit, errors, settings.level)
+            return LimitStanding(limit=limit_pct, standing="spans", more_cells=more)
+        return LimitStanding(
+            limit=limit_pct, standing="below" if high < limit else "at_or_over", more_cells=0
+        )
+
+    low, high = corrected_interval(rings, assessed, errors, settings.level)
+    estimate = corrected_estimate(rings, assessed, errors)
+    return ReaderInterval(
+        method="Rogan-Gladen, melded exact limits",
+        rs_pct=None if estimate is None else round(100 * estimate, 2),
+        ci_low=round(100 * low, 2),
+        ci_high=round(100 * high, 2),
+        sensitivity=round(errors.sensitivity, 4),
+        specificity=round(errors.specificity, 4),
+        precision=round(errors.precision, 4),
+        n_measured=errors.ring_read + errors.ring_missed + errors.other_read + errors.other_wrong,
+        measured_on=errors.source,
+        standings=tuple(limit_standing(limit) for limit in settings.rs_limits_pct),
+    )
+
+
+def reader_agreement(chosen: list[CellClass]) -> ReaderAgreement | None:
+    """How a second reader's types compare; None without one."""
+    pairs = [(k.rs_type, k.rs_type_second) for k in chosen if k.rs_type_second is not None]
+    if not pairs:
+        return None
+    both = [(a, b) for a, b in pairs if "indeterminate" not in (a, b)]
+    n, same = len(both), sum((a == "3") == (b == "3") for a, b in both)
+    p, q = sum(a == "3" for a, _ in both), sum(b == "3" for _, b in both)
+    by_chance = (p * q + (n - p) * (n - q)) / n**2 if n else 1.0
+    decided = [b for _, b in pairs if b != "indeterminate"]
+    return ReaderAgreement(
+        n_both=n,
+        same_type=sum(a == b for a, b in both),
+        same_ring=same,
+        type3=decided.count("3"),
+        n_decided=len(decided),
+        indeterminate=len(pairs) - len(decided),
+        kappa=round((same / n - by_chance) / (1 - by_chance), 4) if n and by_chance < 1 else None,
     )
 
 

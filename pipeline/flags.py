@@ -70,6 +70,12 @@ RULES: tuple[Rule, ...] = (
         "5 % of erythroblasts indeterminate, or enough to cross a limit",
         on_counts.rs_indeterminate,
     ),
+    Rule(
+        "RS_READERS_DISAGREE",
+        "review",
+        "two readers differ on ring or not in 5 % of erythroblasts, or stand on two sides of a limit",
+        on_counts.rs_readers_disagree,
+    ),
     Rule("VIRTUAL_STAIN", "review", "any value from a virtual image; permanent", on_counts.virtual_stain),
     Rule("LOW_COUNT", "review", "denominator under the target", on_counts.low_count),
     Rule("UNIDENTIFIED_HIGH", "review", "over 5 % of cells unidentified", on_counts.unidentified_high),

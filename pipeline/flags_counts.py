@@ -17,6 +17,7 @@ LOW_CONFIDENCE_MAX = 0.10
 SMUDGE_MAX = 10.0
 NRBC_MIN = 5.0
 RS_INDETERMINATE_MAX = 0.05
+RS_DISAGREEMENT_MAX = 0.05
 VIRTUAL_RS_LIMIT_PCT = 5.0
 HETEROGENEITY_MAX = 1.5
 HETEROGENEITY_MIN_CELLS = 5
@@ -128,6 +129,23 @@ def rs_indeterminate(f: Facts) -> Finding | None:
     if crossed:
         message += f"; they alone decide on which side of {_limits(crossed)} the case lies"
     return Finding(message + ".", round(100 * share, 2))
+
+
+def rs_readers_disagree(f: Facts) -> Finding | None:
+    rs = f.counted.sideroblasts
+    a = rs.agreement if rs else None
+    if rs is None or a is None or a.n_both == a.same_ring:
+        return None
+    differ = a.n_both - a.same_ring
+    first, second = rs.rs_pct, 100 * a.type3 / a.n_decided if a.n_decided else None
+    pcts = sorted(p for p in (first, second) if p is not None)
+    crossed = [x for x in rs.limits if len(pcts) == 2 and pcts[0] < x <= pcts[1]]
+    if differ < RS_DISAGREEMENT_MAX * a.n_both and not crossed:
+        return None
+    message = f"The two readers of iron differ on ring or not in {differ} of {a.n_both} erythroblasts"
+    if crossed:
+        message += f"; they stand on different sides of {_limits(crossed)}"
+    return Finding(message + ". The first is counted; look at each.", round(100 * differ / a.n_both, 2))
 
 
 def unidentified_high(f: Facts) -> Finding | None:

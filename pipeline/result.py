@@ -218,6 +218,35 @@ class VirtualSupport(Part):
     measured_on: str | None = None
 
 
+class ReaderInterval(Part):
+    """The share of ring sideroblasts corrected for what finder and reader got wrong where it was measured."""
+
+    method: str
+    rs_pct: Pct | None = Field(description="corrected estimate")
+    ci_low: Pct
+    ci_high: Pct
+    sensitivity: float = Field(description="share of ring sideroblasts read as such, of those counted")
+    specificity: float = Field(description="share of other erythroblasts read as other, of those counted")
+    precision: float = Field(description="share of what is counted that is an erythroblast")
+    n_measured: int = Field(description="erythroblasts of known type that the errors were measured on")
+    measured_on: str
+    standings: tuple[LimitStanding, ...]
+
+
+class ReaderAgreement(Part):
+    """What a second reader made of the same erythroblasts; it is compared and never counted."""
+
+    n_both: int = Field(description="erythroblasts on which both readers decided")
+    same_type: int
+    same_ring: int = Field(description="both say ring, or both say another type")
+    type3: int = Field(description="rings by the second reader, of all it decided on")
+    n_decided: int
+    indeterminate: int
+    kappa: float | None = Field(
+        description="Cohen's, of ring or not; null where one reader saw no difference"
+    )
+
+
 class Sideroblasts(Part):
     """Erythroblasts by iron (IWGM-MDS 2008): RS % = type 3 / types 0 to 3; indeterminate apart."""
 
@@ -235,6 +264,10 @@ class Sideroblasts(Part):
     standings: tuple[LimitStanding, ...]
     code: str = Field(description="local code; no LOINC code for ring sideroblasts is known")
     support: VirtualSupport | None = Field(None, description="of a virtual Perls; null for a real stain")
+    reader: ReaderInterval | None = Field(
+        None, description="the interval that holds reader error too; null where that was never measured"
+    )
+    agreement: ReaderAgreement | None = Field(None, description="with a second reader; null without one")
 
 
 class PatternShare(Part):

@@ -77,6 +77,7 @@ class DetectionSettings(Section):
 
     brightfield_detector: str = "leukocyte-brightfield"
     dic_detector: str = "leukocyte-dic"
+    perls_detector: str = "marrow-perls"  # of erythroblasts on Perls fields
     threshold: float = Field(0.4, ge=0, le=1)  # on stained images: a box below it is no cell of the case
     dic_threshold: float = Field(0.3, ge=0, le=1)  # the same on DIC, where scores are lower
     same_cell_iou: float = Field(0.3, gt=0, lt=1)  # overlap from which two boxes are one cell
@@ -109,6 +110,8 @@ class ClassificationSettings(Section):
 
     classifier: str = "leukocyte-classes"
     segmenter: str = "nucleus-cytoplasm"
+    sideroblast_reader: str = "rule"  # of iron on Perls: what it says is counted
+    sideroblast_second_reader: str | None = None  # read beside it, compared and never counted; None: none
     patch_px: int = 256
     batch: int = Field(16, gt=0)
     min_confidence: float | None = None  # None: the calibrated figure of the model's card
@@ -133,6 +136,7 @@ class CountingSettings(Section):
     bootstrap_draws: int = Field(2000, ge=0)
     bootstrap_seed: int = 20261121
     rs_limits_pct: tuple[float, ...] = (5.0, 15.0)
+    rs_reader_errors: tuple[int, int, int, int] | None = None  # a laboratory's own: see docs/sideroblasts.md
     blast_limits_marrow_pct: tuple[float, ...] = (5.0, 10.0, 20.0)
     blast_limits_blood_pct: tuple[float, ...] = (2.0, 5.0, 20.0)
     monocytes_in_myeloid: bool = True

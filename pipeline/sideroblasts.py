@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from classifiers.sideroblasts import SideroblastReader, SideroblastReading
+from pipeline.reader_error import ReaderErrors
+from storage.packages import ModelPackage
+from storage.registry import describe
 
-__all__ = ["SideroblastReader", "SideroblastReading", "draw_reading", "read_sideroblasts"]
+__all__ = [
+    "SideroblastReader",
+    "SideroblastReading",
+    "confidence_of",
+    "draw_reading",
+    "measured_errors",
+    "read_sideroblasts",
+]
 
 OUTLINE, GRANULE = (20, 140, 60), (235, 120, 0)
 
@@ -22,6 +32,29 @@ def read_sideroblasts(
     if len(readings) != len(patches):
         raise ValueError(f"reader '{reader.name}' gave {len(readings)} readings for {len(patches)} patches")
     return readings
+
+
+def confidence_of(score: float, reading: SideroblastReading, second: SideroblastReading | None) -> float:
+    """How sure a reading is, in [0, 1]: the finder's score, or the second reader's share for it if lower.
+
+    The share is its probability of ring, or of another type, whichever the reading says.
+    """
+    if second is None or second.probabilities is None or reading.type == "indeterminate":
+        return score
+    ring = second.probabilities[3]
+    return min(score, ring if reading.type == "3" else 1.0 - ring)
+
+
+def measured_errors(finder: str, reader: str) -> ReaderErrors | None:
+    """What finder and reader together got wrong on cells of known type, from the finder's card.
+
+    None where the two were never measured together.  Raises UnknownName for a finder that is none.
+    """
+    found = describe("detector", finder)
+    if not isinstance(found, ModelPackage):
+        return None
+    measured = found.card.metrics.get("read_by", {}).get(reader)
+    return None if measured is None else ReaderErrors(**measured)
 
 
 def draw_reading(patch: np.ndarray, reading: SideroblastReading) -> np.ndarray:

@@ -202,6 +202,8 @@ class CellClass(CellMeasures):
     virtual: bool = False  # read from a virtually stained image
     stain_confidence: float | None = None
     rs_type: Literal["0", "1", "2", "3", "indeterminate"] | None = None
+    rs_type_second: Literal["0", "1", "2", "3", "indeterminate"] | None = None  # by a second reader
+    rs_method: str | None = None  # finder and reader of the iron, as "marrow-perls + rule"
     rs_virtual: bool = False  # the iron was read from a virtual Perls image of a cell stained otherwise
 
 
