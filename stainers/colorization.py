@@ -103,7 +103,7 @@ class ColorizationRun(GanRun):
 
 
 def structure_set(data: StainSet) -> StainSet:
-    """The paired set that is learned from: the source's grey of pairs, else the target's own, and the target."""
+    """The paired set that is learned from: the source's grey of pairs, else the target's own."""
     seen = data.source if data.paired else data.target
     return StainSet(replace(seen, images=tuple(grey_picture(i) for i in seen.images)), data.target, True)
 

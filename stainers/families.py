@@ -23,11 +23,13 @@ class Family:
     train_folder: (data_dir, out_dir, *, recipe, resume, progress) -> metrics; writes `out_dir`/package.
     train_set: (StainSet, out_dir, recipe, *, polarity, resume, stop_at, progress) -> ModelPackage, on a set
     that is in memory; `polarity` is for DIC alone.  "" where the family cannot.
+    only_dic: it cannot learn one stain from another.
     """
 
     recipe: str
     train_folder: str
     train_set: str = ""
+    only_dic: bool = False
 
     def get(self, part: str) -> Any:
         module, name = getattr(self, part).split(":")
@@ -41,7 +43,12 @@ FAMILIES: dict[str, Family] = {
     "disentangled": Family(
         "stainers.disentangled.training:DisentangledRecipe", "stainers.domain_package:train_folder"
     ),
-    "unet-film": Family("stainers.recipes:Recipe", "stainers.training:train_stainer"),
+    "unet-film": Family(
+        "stainers.recipes:Recipe",
+        "stainers.training:train_stainer",
+        "stainers.film_sets:train_set",
+        only_dic=True,
+    ),
     **{
         name: Family(recipe, "stainers.picture_training:train_folder", "stainers.picture_training:train_set")
         for name, recipe in (

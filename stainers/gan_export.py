@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,9 @@ def export_pictures(
     }
     confidence = calibration_card(stainer.calibration, PictureStainer.features)
     inputs = {"input": "rgb", "in_channels": 1 if given == "grey" else 3, "scale": scale, "given": given}
-    card = _card(recipe, text, generator, metrics, inputs, noise, confidence)
+    parameters = {"generator": asdict(recipe.generator), **inputs, "noise": asdict(noise)}
+    text = replace(text, training={"parameters": count_parameters(generator), **text.training})
+    card = _card(recipe, text, metrics, {**parameters, "confidence": confidence}, channels=3)
     return write_package(folder, card, stainer.state_dict())
 
 
@@ -156,10 +158,7 @@ def export_dic(
     noise: NoiseOptions | None = None,
     seed: int = 0,
 ) -> ModelPackage:
-    """Package of a generator from DIC; `validation` and `test` are pairs of stainers.evaluation.Pair."""
-    from stainers.evaluation import evaluate_pairs
-    from stainers.export import calibration_table
-
+    """Package of a generator from DIC; `validation` and `test` are pairs of stainers.pair_sources.Pair."""
     noise = noise or NoiseOptions()
     stainer = DicStainer(
         DicPictures(generator.cpu().eval(), given),
@@ -170,23 +169,39 @@ def export_dic(
         calibration=None,
         min_confidence=MIN_CONFIDENCE,
     )
+    inputs = {"input": "dic", "in_channels": 1 if given == "grey" else 2, "scale": 1.0, "given": given}
+    parameters = {"generator": asdict(recipe.generator), **inputs, "noise": asdict(noise)}
+    text = replace(text, training={"parameters": count_parameters(generator), **text.training})
+    return export_dic_stainer(
+        stainer, recipe, text, folder, parameters, validation=validation, test=test, seed=seed
+    )
+
+
+def export_dic_stainer(
+    stainer: DicStainer,
+    recipe: Any,
+    text: CardText,
+    folder: Path,
+    parameters: dict[str, Any],
+    *,
+    validation: Sequence[Any],
+    test: Sequence[Any],
+    seed: int = 0,
+) -> ModelPackage:
+    """Calibrate a stainer of DIC, measure it, write its package; `parameters` are those of its builder."""
+    from stainers.evaluation import evaluate_pairs
+    from stainers.export import calibration_table
+
     tables = [calibration_table(stainer, validation, spoilt, seed) for spoilt in (False, True)]
     stainer.calibration = fit_calibration(*tables[0], *tables[1])
     metrics = {**evaluate_pairs(stainer, test, spoilt_inputs=False, seed=seed), **text.metrics}
-    inputs = {"input": "dic", "in_channels": 1 if given == "grey" else 2, "scale": 1.0, "given": given}
     confidence = calibration_card(stainer.calibration, FEATURES)
-    card = _card(recipe, text, generator, metrics, inputs, noise, confidence)
+    card = _card(recipe, text, metrics, {**parameters, "confidence": confidence}, channels=1)
     return write_package(folder, card, stainer.state_dict())
 
 
 def _card(
-    recipe: Any,
-    text: CardText,
-    generator: Any,
-    metrics: dict[str, Any],
-    inputs: dict[str, Any],
-    noise: NoiseOptions,
-    confidence: dict[str, Any],
+    recipe: Any, text: CardText, metrics: dict[str, Any], parameters: dict[str, Any], *, channels: int
 ) -> dict[str, Any]:
     return {
         "name": text.name,
@@ -200,21 +215,10 @@ def _card(
         "stains": text.stains,
         "specimens": text.specimens,
         "pixel_size_um": text.pixel_size_um,
-        "channels": 1 if inputs["input"] == "dic" else 3,
+        "channels": channels,
         "training_data": text.training_data,
-        "training": {
-            "recipe": asdict(recipe),
-            "parameters": count_parameters(generator),
-            **text.training,
-        },
+        "training": {"recipe": asdict(recipe), **text.training},
         "metrics": metrics,
         "limits": text.limits,
-        "parameters": {
-            "targets": text.targets,
-            "generator": asdict(recipe.generator),
-            **inputs,
-            "noise": asdict(noise),
-            "confidence": confidence,
-            "min_confidence": MIN_CONFIDENCE,
-        },
+        "parameters": {"targets": text.targets, **parameters, "min_confidence": MIN_CONFIDENCE},
     }

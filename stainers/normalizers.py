@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import BadModelPackage
+from pipeline.errors import BadInput, BadModelPackage
 from stainers.base import Stained
 from stainers.cell_sets import Cells
 from stainers.data import glass_and_red_cell
@@ -143,10 +143,12 @@ def fit(method: str, source: Sequence[Array], target: Sequence[Array]) -> Fit:
     measure = METHODS[method].measure
     wanted, seen = (np.stack([measure(rgb_uint8(i)) for i in images]) for images in (target, source))
     if not np.isfinite(wanted).all(axis=1).any():
-        raise BadModelPackage(f"{method}: no target image shows two stains; fit to stained images.")
-    mean, std = np.nanmean(seen[:, :], axis=0), np.nanstd(seen, axis=0) + 1e-3
-    mean = np.where(np.isfinite(mean), mean, 0.0)
-    std = np.where(np.isfinite(std), std, 1.0)
+        raise BadInput(f"{method}: no target image shows two stains; fit to stained images.")
+    known = np.isfinite(seen)
+    count = np.maximum(known.sum(axis=0), 1)  # what no source image has, a DIC its stains, stays at 0 and 1
+    mean = np.where(known, seen, 0.0).sum(axis=0) / count
+    std = np.sqrt((np.where(known, seen - mean, 0.0) ** 2).sum(axis=0) / count) + 1e-3
+    std = np.where(known.any(axis=0), std, 1.0)
     draft = Fit(np.nanmedian(wanted, axis=0), mean, std, 1.0)
     far = float(np.percentile(draft.distance(seen), 99))
     return Fit(draft.target, mean, std, max(far, 0.5))

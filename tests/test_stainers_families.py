@@ -26,13 +26,15 @@ def tiny(recipe):
         value = getattr(recipe, f.name)
         if is_dataclass(value):
             changed[f.name] = tiny(value)
+        elif f.name in ("widths", "blocks") and isinstance(value, tuple):
+            changed[f.name] = (2,) * len(value) if f.name == "widths" else (1,) * len(value)
         elif f.name in small:
             changed[f.name] = small[f.name]
     return replace(recipe, **changed)
 
 
-def from_sets():
-    return sorted(name for name, f in FAMILIES.items() if f.train_set)
+def from_sets(dic=False):
+    return sorted(name for name, f in FAMILIES.items() if f.train_set and (dic or not f.only_dic))
 
 
 @pytest.fixture(scope="module")
@@ -203,17 +205,45 @@ def test_a_normalizer_brings_another_stain_near_the_target(method, left):
     assert stainer.stain(255 - theirs[0][None]).confidence[0] < 0.5
 
 
-def test_dic_sets_keep_pairs_turned_alike_and_in_their_smears_split():
+def dic_smears():
     from stainers.data import Smear
+
+    boxes = np.asarray([[70, 70, 130, 130]], np.float32)
+    splits = ("train", "train", "validation", "validation", "test", "test")
+    images = [np.tile(stained_field(BLUE, RED, seed=i), (4, 3, 1)) for i in range(len(splits))]
+    return [
+        Smear(f"s{i}", "bccd", split, image, boxes, boxes, (240.0, 240.0, 240.0), 0.2)
+        for i, (split, image) in enumerate(zip(splits, images, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("name", from_sets(dic=True))
+def test_every_family_learns_to_stain_dic_from_the_same_set(name, tmp_path):
+    from stainers.dic_sets import dic_set
+    from stainers.networks import PolarityNet
+    from storage.registry import load
+    from tests.stainer_scenes import dic_patches
+
+    data = dic_set(dic_smears(), "bccd", size_px=48)
+    classes = ("a", "b") * 3
+    data = replace(
+        data, source=replace(data.source, labels=classes), target=replace(data.target, labels=classes)
+    )
+    plan = family(name)
+    recipe = tiny(replace(plan.get("recipe")(), architecture=name))
+    package = plan.get("train_set")(data, tmp_path, recipe, polarity=PolarityNet())
+    assert package.card.modalities == ("dic",)
+    stainer = load("stainer", str(package.folder))
+    patches = dic_patches(2, 48)
+    both = stainer.stain(patches)
+    assert both.image.shape == (2, 48, 48, 3)
+    np.testing.assert_array_equal(stainer.stain(patches[1:]).image[0], both.image[1])
+
+
+def test_dic_sets_keep_pairs_turned_alike_and_in_their_smears_split():
     from stainers.dic_sets import dic_set
 
-    rng = np.random.default_rng(0)
-    image = rng.integers(120, 240, (200, 200, 3), dtype=np.uint8)
-    boxes = np.asarray([[70, 70, 130, 130]], np.float32)
-    smears = [
-        Smear(f"s{i}", "bccd", split, image, boxes, boxes, (240.0, 240.0, 240.0), 0.2)
-        for i, split in enumerate(("train", "validation", "test"))
-    ]
+    smears = dic_smears()[1::2]
     found = dic_set(smears, "bccd", size_px=64)
     assert sorted(found.source.splits) == ["test", "train", "validation"]
     assert found.source.modality == "dic"
