@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flows import stages, virtual_perls_stage, work
 from flows.explain_stage import calibrated_confidence
-from flows.identity import deidentified, pseudonym
+from flows.identity import deidentified, deidentified_text, pseudonym
+from flows.provenance import source_commit
 from flows.records import CaseRun
 from flows.review_acts import acts_of
 from pipeline.review import (
@@ -145,22 +145,6 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
     )
 
 
-def source_commit() -> str | None:
-    """The commit of the clone that this runs from, if it runs from one."""
-    git = Path(__file__).resolve().parent.parent / ".git"
-    try:
-        head = (git / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        name = head.removeprefix("ref: ")
-        if (git / name).is_file():
-            return (git / name).read_text().strip()
-        packed = (git / "packed-refs").read_text().splitlines()
-        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
-    except OSError:
-        return None
-
-
 def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
     """The result of the case: written where anything it is made of has changed, else the kept one."""
     acts = acts_of(run.store, run.case_id)
@@ -230,7 +214,8 @@ def write_report(
 
     classifier = describe("classifier", run.settings.classification.classifier)
     card = classifier.card if isinstance(classifier, ModelPackage) else None
-    case = deidentified(findings.case.model_copy(update={"case_id": run.case_id}))
+    told = deidentified_text(findings.case)
+    case = deidentified(findings.case)
     state = review_state(acts)
     reviewed = placed_labels(state, findings.cells)
     n_smear = sum(c.stain != "Perls" for c in findings.cells)
@@ -245,7 +230,9 @@ def write_report(
                 if f.quality is not None
             },
             registrations={
-                (f.slide, f.field): f.registration for f in findings.registrations if f.registration
+                (f.slide, f.field): f.registration.model_copy(update={"reason": told(f.registration.reason)})
+                for f in findings.registrations
+                if f.registration
             },
         ),
         RunInfo(

@@ -14,6 +14,7 @@ from typing import Any
 from flows import reporting
 from flows.auditing import note
 from flows.cluster import Workers
+from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.review_acts import acts_of
 from flows.runs import open_run
@@ -98,7 +99,7 @@ def _same_settings(run: CaseRun) -> None:
         raise BadInput(
             f"{run.case_id}: its report was made with other settings; give the same --config as the run did."
         )
-    if kept["case"]["pseudo_id"] != reporting.pseudonym(run.case_id):
+    if kept["case"]["pseudo_id"] != pseudonym(run.case_id):
         raise BadInput(
             f"{run.case_id}: its report has another pseudonym; set SMEARFLOW_PSEUDONYM_KEY as the run did."
         )
