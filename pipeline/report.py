@@ -261,6 +261,7 @@ def _gallery_cell(cell: Cell, found: CellClass | None, reviewed: Mapping[str, st
             None if found is None or found.stain_confidence is None else round(found.stain_confidence, 4)
         ),
         rs_type=found.rs_type if found else None,
+        rs_type_second=found.rs_type_second if found else None,
         label_reviewed=reviewed.get(cell.cell_id),
     )
 

@@ -324,9 +324,15 @@ def _rs_bar(result: Result) -> dict[str, Any] | None:
     rs = result.sideroblasts
     if rs is None:
         return None
-    top = max(30.0, 10.0 * (int(rs.ci_high / 10) + 1), 1.3 * max(rs.limits, default=0.0))
+    highest = max(rs.ci_high, rs.reader.ci_high if rs.reader else 0.0)
+    top = max(30.0, 10.0 * (int(highest / 10) + 1), 1.3 * max(rs.limits, default=0.0))
     top = min(100.0, top)
+    reader = rs.reader and {
+        "low": round(100 * rs.reader.ci_low / top, 2),
+        "width": round(100 * max(min(rs.reader.ci_high, top) - rs.reader.ci_low, 0.4) / top, 2),
+    }
     return {
+        "reader": reader,
         "top": top,
         "low": round(100 * rs.ci_low / top, 2),
         "high": round(100 * min(rs.ci_high, top) / top, 2),

@@ -51,6 +51,14 @@ def _iron(r: Result) -> list[str]:
         f"{100 * r.method.level:g} % interval {rs.ci_low:.1f}-{rs.ci_high:.1f} %",
         f"  types 0/1/2/3: {rs.type0}/{rs.type1}/{rs.type2}/{rs.type3}, indeterminate {rs.indeterminate}",
     ]
+    if rs.reader is not None:
+        lines.append(
+            f"  with reader error {rs.reader.ci_low:.1f}-{rs.reader.ci_high:.1f} %, "
+            f"corrected {_or_unknown(rs.reader.rs_pct)}"
+        )
+    if rs.agreement is not None:
+        a = rs.agreement
+        lines.append(f"  second reader: the same on ring or not in {a.same_ring} of {a.n_both}")
     if rs.support is not None:
         said = "supported" if rs.support.supported else "NOT SUPPORTED BY THE IMAGE, no figure is given"
         lines += _wrap(f"  {said}: {rs.support.why}", 4)
@@ -63,6 +71,10 @@ def _iron(r: Result) -> list[str]:
         )
         lines.append(f"  {words[s.standing]} {s.limit:g} %{more}")
     return [*lines, ""]
+
+
+def _or_unknown(pct: float | None) -> str:
+    return "not known" if pct is None else f"{pct:.1f} %"
 
 
 def _differential(r: Result) -> list[str]:

@@ -312,6 +312,7 @@ class GalleryCell(Part):
     is_ood: bool
     stain_confidence: float | None = None
     rs_type: str | None = None
+    rs_type_second: str | None = None
     virtual_stain: Stain | None = Field(None, description="the stain that the shown virtual image imitates")
     label_reviewed: str | None = None
 
