@@ -40,6 +40,16 @@ def cases_of(inbox: Path) -> list[Path]:
     return sorted(p for p in inbox.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
+def own_folder(folder: Path) -> Path:
+    """The folder itself; raises BadInput for a link that leads out of the inbox.
+
+    Who may only write there could otherwise have any folder of the machine processed and reported.
+    """
+    if folder.is_symlink() and not folder.resolve().is_relative_to(folder.parent.resolve()):
+        raise BadInput(f"{folder} is a link to outside the inbox; move the folder itself into it.")
+    return folder
+
+
 def _tried(folder: Path, attempt: Callable[[], CaseOutcome | None]) -> tuple[dict[str, Any] | None, bool]:
     """What became of a case, None where it has to be computed; and whether to look at it again tonight."""
     started = time.perf_counter()
@@ -67,7 +77,9 @@ class _Cases:
         """Settle what was computed in nights before, which costs a look; returns the others."""
         todo = []
         for folder in progress(self.folders, what="looking"):
-            row, _ = _tried(folder, lambda folder=folder: up_to_date(folder, self.store, self.settings))
+            row, _ = _tried(
+                folder, lambda folder=folder: up_to_date(own_folder(folder), self.store, self.settings)
+            )
             if row is None or row["status"] != "done":
                 todo.append(folder)
             else:
@@ -89,7 +101,7 @@ class _Cases:
 
     def _one(self, folder: Path, workers: Workers) -> CaseOutcome:
         # Another night may have finished it since.
-        done = up_to_date(folder, self.store, self.settings)
+        done = up_to_date(own_folder(folder), self.store, self.settings)
         return done if done is not None else process_case(folder, self.store, self.settings, workers)
 
     def hold_back(self, todo: list[Path]) -> None:

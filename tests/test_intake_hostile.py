@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tifffile
 
+from flows.cluster import Workers
 from pipeline.errors import BadInput, UnreadableImage
 from pipeline.intake import declare, read_case, read_field
 from pipeline.intake_files import sha256_slide
@@ -70,6 +71,22 @@ def test_a_pipe_in_place_of_an_image_does_not_block(tmp_path: Path) -> None:
     case = read_case(folder, S)
     assert the_problem(case, "UNREADABLE").field == "F1"
     assert declare(folder, S).sources[0].hash_file(folder) == "IsADirectoryError"
+
+
+def test_a_link_in_the_inbox_to_another_folder_is_no_case_of_the_night(tmp_path: Path) -> None:
+    from flows.nightly import _Cases, cases_of
+
+    make_case(tmp_path / "elsewhere" / "P-1", 1, paired=False)
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (inbox / "A-1").symlink_to(tmp_path / "elsewhere" / "P-1")
+    night = _Cases(cases_of(inbox), str(tmp_path / "store"), None)
+    with Workers() as workers:
+        night.process(night.look(), workers)
+    (row,) = night.in_order()
+    assert row["status"] == "failed"
+    assert "is a link to outside the inbox" in row["error"]
+    assert not (tmp_path / "store").exists() or list((tmp_path / "store").iterdir()) == []
 
 
 def _mrxs(folder: Path, named: str = "Data0000.dat") -> Path:
