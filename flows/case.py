@@ -65,7 +65,7 @@ def process_case(
     run = open_run(case_dir, store, settings, workers, pixel_size_um)
     with run.store.writing(run.case_id):
         run.store.sweep(run.case_id)
-        run.ledger.begin()
+        run.ledger.begin(str(run.case_dir))
         try:
             outcome = execute(run, as_task)
         except BaseException as error:

@@ -13,6 +13,8 @@ COMMANDS = {
     "demo": ("demo", "Simulate two cases, run them, and show the way to their reports."),
     "run": ("run", "Process one case folder into a report."),
     "nightly": ("nightly", "Process every case of an inbox."),
+    "status": ("status", "List a store's cases: state, what was left out and why, who works on them."),
+    "retry": ("retry", "Run a case again, or every case that failed."),
     "report": ("report", "Write a case's report again from what is stored."),
     "review": ("review", "Correct the classes of cells, sign a report, or withdraw it."),
     "audit": ("audit", "Show who ran and changed what, and check that the record holds."),

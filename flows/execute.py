@@ -86,7 +86,7 @@ def up_to_date(
             contextlib.suppress(CaseBusy),
             run.store.writing(run.case_id),
         ):  # the busy one writes its own line
-            run.ledger.begin()
+            run.ledger.begin(str(run.case_dir))
             run.end()
             note(run, "run")
         return outcome

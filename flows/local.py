@@ -7,7 +7,7 @@ import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is
 # isort: split
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def run_case(
@@ -18,8 +18,9 @@ def run_case(
     scheduler: str | None = None,
     workers: int | None = None,
     pixel_size_um: float | None = None,
+    action: Literal["run", "retry"] = "run",
 ) -> Any:
-    """Process a case and return its CaseOutcome.
+    """Process a case and return its CaseOutcome; `action` is what the audit log calls it.
 
     Bad input is found before any server starts, and a case of which everything is kept needs none.
     """
@@ -39,7 +40,7 @@ def run_case(
     @flow(name="case", flow_run_name=f"case {case_dir.name}", persist_result=False)
     def ad_hoc() -> Any:
         with workers_for(None, scheduler, workers) as pool:
-            return process_case(case_dir, store, settings, pool, pixel_size_um)
+            return process_case(case_dir, store, settings, pool, pixel_size_um, action=action)
 
     return ad_hoc()
 

@@ -87,8 +87,8 @@ class Ledger:
                     entry["interrupted"] = entry.get("interrupted", 0) + 1
         return {**empty, **document, "schema_version": SCHEMA_VERSION}
 
-    def begin(self) -> None:
-        """Open a run that will compute; to be called with the case's lock held.
+    def begin(self, case_dir: str | None = None) -> None:
+        """Open a run, from the images in `case_dir` if any; to be called with the case's lock held.
 
         The record is read anew: another process may have written it since this one looked.  A run that is
         still open in it died, since its process no longer holds the lock.
@@ -100,6 +100,8 @@ class Ledger:
         for stage, key, fingerprint, status in self._reused:  # what a look found before the lock was held
             self._entry(stage, key).update(status=status, fingerprint=fingerprint)
         self._run = {"started": stamp(), "pid": os.getpid(), "host": socket.gethostname()}
+        if case_dir is not None:
+            self._run["case_dir"] = case_dir
         self._document["current"] = dict(self._run)
         self.save()
 

@@ -71,6 +71,11 @@ def night(order: dict[str, Any]) -> dict[str, Any]:
 
         storage.store_lock.held.__wrapped__.__defaults__ = (order["lease_s"],)
     how = {"scheduler": order.get("scheduler"), "workers": order.get("workers")}
+    if "retry" in order:
+        from flows.retry import chosen, retry_one
+
+        found = chosen(order["store"], order["retry"], failed=order["retry"] is None)
+        return {"rows": [retry_one(s, order["store"], order["settings"], None, **how) for s in found]}
     if order.get("case"):
         from flows.execute import summary
 
