@@ -91,8 +91,9 @@ def _levels(model: Any) -> list[dict[str, Any]]:
         classes = by_weight.get(f"{heads[0]}.cv3.{i}.2.weight")
         if first is None or classes is None:
             break
+        # Equal tensors may share a name, so a bias is asked of its node.
         weights = [
-            (n, *(numpy_helper.to_array(tensors[f"{n}.{kind}"]) for kind in ("weight", "bias")))
+            (n, *(numpy_helper.to_array(tensors[name]) for name in by_weight[f"{n}.weight"].input[1:3]))
             for n in names
         ]
         levels.append(
