@@ -13,6 +13,8 @@ from detectors.segment_colour import background_colour
 from pipeline.errors import BadInput, BadModelPackage
 
 if TYPE_CHECKING:
+    import torch
+
     from detectors.segment_unet import UNet
     from storage.packages import ModelPackage
 
@@ -63,16 +65,37 @@ class UNetSegmenter:
         Without a pixel size a patch is taken to span 32 µm, and is read a second time at another
         scale where the cell found in its middle has no leukocyte's size.
         """
+        return self._each(patches, pixel_size_um, views=1)
+
+    def segment_averaged(self, patches: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
+        """As `segment`, by the mean of four turned and mirrored views: a little better, four times as long."""
+        return self._each(patches, pixel_size_um, views=4)
+
+    def _each(self, patches: np.ndarray, pixel_size_um: float | None, views: int) -> np.ndarray:
         check_patches(patches)
         if pixel_size_um is not None:
             check_pixel_size(pixel_size_um)
         out = np.zeros(patches.shape[:3], np.uint8)
         for n, patch in enumerate(patches):
             size = pixel_size_um or infer_pixel_size_um(self, patch)
-            out[n] = self._labels(patch, size)
+            out[n] = self._labels(patch, size, views)
         return out
 
-    def _labels(self, patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
+    def _logits(self, tensor: torch.Tensor, views: int) -> torch.Tensor:
+        """Logits (1, 4, H, W) of a view, or the mean log-probabilities of the first `views` of four."""
+        import torch
+
+        if views == 1:
+            return self._model(tensor.contiguous(memory_format=torch.channels_last))
+        total = torch.zeros(())
+        for turns, mirror in ((0, False), (1, False), (2, True), (3, True))[:views]:
+            view = torch.rot90(tensor, turns, (2, 3))
+            view = view.flip(3) if mirror else view
+            out = self._model(view.contiguous(memory_format=torch.channels_last)).log_softmax(1)
+            total = total + torch.rot90(out.flip(3) if mirror else out, -turns, (2, 3))
+        return total / views
+
+    def _labels(self, patch: np.ndarray, pixel_size_um: float, views: int = 1) -> np.ndarray:
         import torch
         from torch.nn import functional
 
@@ -90,7 +113,7 @@ class UNetSegmenter:
         padded = cv2.copyMakeBorder(light, top, bottom, left, right, cv2.BORDER_REFLECT_101)
         tensor = torch.from_numpy(((padded - self._mean) / self._std).transpose(2, 0, 1)[None].copy())
         with torch.inference_mode():
-            logits = self._model(tensor.contiguous(memory_format=torch.channels_last))
+            logits = self._logits(tensor, views)
             logits = logits[:, :, top : top + light.shape[0], left : left + light.shape[1]]
             logits = functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
             labels = logits[0].argmax(0).to(torch.uint8).numpy()
@@ -208,7 +231,9 @@ def segment_image(segmenter: Segmenter, image: np.ndarray, pixel_size_um: float 
         pixel_size_um = infer_pixel_size_um(segmenter, image)
     check_pixel_size(pixel_size_um)
     if max(image.shape[:2]) * pixel_size_um <= SINGLE_CELL_EXTENT_UM:
-        labels = segmenter.segment(image[None], pixel_size_um)[0]
+        # One cell is worth four views, where the segmenter has them; the thousands of a case are not.
+        read = getattr(segmenter, "segment_averaged", segmenter.segment)
+        labels = read(image[None], pixel_size_um)[0]
         stray = (labels >= CYTOPLASM) & ~central_cell(labels)
         return np.where(stray, 0, labels).astype(np.uint8)
     return _tiled(segmenter, image, pixel_size_um)

@@ -95,15 +95,16 @@ def train_segmenter(
     widths: tuple[int, ...] = DEFAULT_WIDTHS,
     extra_cells: list[LabelledCell] | None = None,
     teacher: str | Path | None = None,
+    stages: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train on the train part of `data_dir`, measure on the test part, write a model package.
 
     `data_dir` is a folder that `read_labelled_cells` takes; `extra_cells` are added to the train part
     (pseudo-labelled ones, `detectors.segment_pseudo`); `teacher` is a package whose weights are the
-    start.  Augmentation is at full strength for 60 % of the epochs and falls to 40 %.  The package goes
-    to `out_dir`, the checkpoint to `out_dir`.training/checkpoint.pt, from where `resume` goes on; a
-    checkpoint of other data or other figures is refused.  Returns the card's metrics.
+    start; `stages` is said on the card.  Augmentation is at full strength for 60 % of the epochs and falls
+    to 40 %.  The package goes to `out_dir`, the checkpoint to `out_dir`.training/checkpoint.pt, from where
+    `resume` goes on; a checkpoint of other data or other figures is refused.  Returns the card's metrics.
     """
     say = progress or (lambda text: None)
     cells = read_labelled_cells(data_dir)
@@ -180,6 +181,8 @@ def train_segmenter(
     trained.load_state_dict(average)  # as shipped: half precision on disk, single in use
     metrics = evaluate_cells(UNetSegmenter(trained.eval(), out_dir.name), test)
     card = _card(out_dir.name, recipe, train, extra, test, metrics)
+    if stages is not None:
+        card["training"]["stages"] = stages
     write_package(out_dir, card, average)
     return metrics
 

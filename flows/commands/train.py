@@ -94,17 +94,47 @@ def detector(
 
 
 @command.command(name="segmenter")
-@options(epochs=40)
-def segmenter(data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool) -> None:
-    """Train the nucleus / cytoplasm segmenter on images with masks."""
-    from detectors.segment_training import train_segmenter
+@click.option(
+    "--boxes",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Boxed smears (YOLO-format folder) for the second stage [none: the first stage alone].",
+)
+@click.option("--second-epochs", type=click.IntRange(1), default=10, show_default=True)
+@options(epochs=30)
+def segmenter(
+    data: Path,
+    out: Path,
+    length: int,
+    seed: int,
+    resume: bool,
+    as_json: bool,
+    boxes: Path | None,
+    second_epochs: int,
+) -> None:
+    """Train the nucleus / cytoplasm segmenter on images with masks; --boxes adds cells that it labels itself.
+
+    The shipped package is `train segmenter wbc-masks --boxes smears`.
+    """
+    from detectors.segment_stages import train_in_stages
 
     existing(data, "folder")
+    if boxes is not None:
+        existing(boxes, "folder")
     _done(
         as_json,
         "segmenter",
         out,
-        lambda: train_segmenter(data, out, epochs=length, resume=resume, seed=seed, progress=_say),
+        lambda: train_in_stages(
+            data,
+            out,
+            boxes,
+            epochs=length,
+            second_epochs=second_epochs,
+            resume=resume,
+            seed=seed,
+            progress=_say,
+        ),
     )
 
 
