@@ -80,6 +80,8 @@ def cells_of(
     start: int = 0,
     virtual: bool = False,
     rs_type: str | None = None,
+    rs_type_second: str | None = None,
+    rs_method: str | None = None,
     ood: float = 0.5,
     known: tuple[str, ...] = KNOWN,
 ) -> tuple[tuple[Cell, ...], tuple[CellClass, ...]]:
@@ -115,6 +117,8 @@ def cells_of(
                 ood=ood,
                 virtual=virtual,
                 rs_type=rs_type,
+                rs_type_second=rs_type_second,
+                rs_method=rs_method,
             )
         )
     return tuple(cells), tuple(classes)

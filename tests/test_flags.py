@@ -51,7 +51,8 @@ def iron(stain="Perls", virtual=False, **types):
         cells_of(
             {"erythroblast": n},
             5,
-            rs_type=t.removeprefix("t"),
+            rs_type=t.removeprefix("t").split("_")[0],
+            rs_type_second=t.split("_")[1] if "_" in t else None,
             start=1000 * (i + 1),
             stain=stain,
             virtual=virtual,
@@ -140,6 +141,11 @@ CASES = {
         lambda: iron("MGG", True, t0=200),  # without a measured model nothing bounds it from above
         lambda: iron(t0=200, t3=40),
     ),
+    "RS_READERS_DISAGREE": (
+        "review",
+        lambda: iron(t0_0=60, t3_3=35, t0_3=5),
+        lambda: iron(t0_0=60, t3_3=36, t0_3=4),
+    ),
     "RS_INDETERMINATE": (
         "review",
         lambda: iron(t0=180, t3=20, tindeterminate=11),
@@ -203,7 +209,7 @@ def test_a_flag_fires_where_its_rule_holds_and_only_there(code):
 
 def test_the_table_holds_every_flag_of_the_conventions_once():
     assert sorted(r.code for r in RULES) == sorted(CASES)
-    assert len(RULES) == 24
+    assert len(RULES) == 25
 
 
 def test_blocking_flags_stand_first():
@@ -288,3 +294,9 @@ def test_no_flag_names_a_diagnosis():
     for _, fires, _ in CASES.values():
         text = " ".join(f"{f.message} {f.rule}".lower() for f in fires().values())
         assert not any(w in text for w in words)
+
+
+def test_readers_that_stand_on_two_sides_of_a_limit_are_flagged_however_few_differ():
+    flag = iron(t0_0=85, t3_3=14, t0_3=1)["RS_READERS_DISAGREE"]
+    assert "15 %" in flag.message
+    assert "RS_READERS_DISAGREE" not in iron(t0_0=80, t3_3=19, t0_3=1)
