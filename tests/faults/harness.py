@@ -276,8 +276,7 @@ class Lab:
 
     def mend(self) -> None:
         """Start again what is dead, and clear what the last fault left set."""
-        for trap in self.traps.iterdir():
-            trap.unlink()
+        self.clear_traps()
         (self.cut_root / "CUT").unlink(missing_ok=True)
         for name in list(self.running):
             if self.running[name].poll() is not None:
@@ -334,6 +333,10 @@ class Lab:
         self._zygote.stdin.write(json.dumps(order) + "\n")
         self._zygote.stdin.flush()
         return Night(int(self._zygote.stdout.readline()), outcome, log)
+
+    def clear_traps(self) -> None:
+        for trap in self.traps.iterdir():
+            trap.unlink(missing_ok=True)
 
     def trap(self, at: str, do: str) -> Trap:
         return set_trap(self.traps, at, do)
