@@ -345,3 +345,52 @@ def test_a_real_field_scores_above_the_same_field_out_of_focus(real_data: Path) 
         soft = smear_quality(cv2.GaussianBlur(image, (0, 0), 12), 0.1, glass)
         assert sharp.layer > 0.15
         assert soft.layer < 0.3 * sharp.layer
+
+
+def test_the_report_shows_the_slide_with_its_fields_and_how_they_were_chosen() -> None:
+    from pipeline.report_html import render_html
+    from pipeline.report_slides import SlidePicture
+    from pipeline.settings import CountingSettings, Settings
+    from pipeline.types import SlideChoice
+    from tests.report_cases import a_picture, a_result
+
+    choice = SlideChoice(
+        slide="<b>s1",
+        file="s.svs",
+        how="monolayer",
+        n_candidates=812,
+        n_scored=600,
+        n_chosen=60,
+        lowest_score=0.712,
+        best_score=0.95,
+        picture="k",
+    )
+    result = a_result(settings=Settings(counting=CountingSettings(bootstrap_draws=100)))
+    page = render_html(result, {}, slides=[SlidePicture(choice, a_picture())])
+    section = page.split("Where on the slide")[1].split("</figure>")[0]
+    assert "data:image/jpeg" in section
+    assert "60 fields of 812 with stained material" in section
+    assert "0.71 to 0.95" in section
+    assert "600 of them were looked at" in section
+    assert "<b>s1" not in section
+    assert "&lt;b&gt;s1" in section
+    by_hand = choice.model_copy(update={"how": "by hand", "n_chosen": 1})
+    page = render_html(result, {}, slides=[SlidePicture(by_hand, a_picture())])
+    assert "1 field named by a person." in page
+    assert "Where on the slide" not in render_html(result, {})
+
+
+def test_the_command_line_takes_positions_and_refuses_what_is_none(
+    smear: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    from flows.cli import main
+    from flows.commands.run import field_positions
+
+    csv = tmp_path / "f.csv"
+    csv.write_text("x_px,y_px\n5,7\n")
+    assert field_positions(csv) == [{"x_px": 5.0, "y_px": 7.0}]
+    for text in ("x_px,y_px\n5\n", "x_px,y_px\n5,999999\n"):
+        csv.write_text(text)
+        with pytest.raises(SystemExit) as stopped:
+            main(["run", str(smear[0].parent), "--store", str(tmp_path / "st"), "--fields", str(csv)])
+        assert stopped.value.code == 2
