@@ -68,7 +68,7 @@ class UNetSegmenter:
         return self._each(patches, pixel_size_um, views=1)
 
     def segment_averaged(self, patches: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
-        """As `segment`, by the mean of four turned and mirrored views: a little better, four times as long."""
+        """As `segment`, by the mean of four turned and mirrored views: better, and four times as long."""
         return self._each(patches, pixel_size_um, views=4)
 
     def _each(self, patches: np.ndarray, pixel_size_um: float | None, views: int) -> np.ndarray:

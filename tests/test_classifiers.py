@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 
-from classifiers.base import Classifier
+from classifiers.base import Classifier, Explainable
+from classifiers.networks import BACKBONES, CellNet
 from classifiers.taxonomy import CELL_TYPES
-from pipeline.errors import BadInput
-from storage.packages import ModelPackage
+from classifiers.timm_classifier import TimmClassifier
+from pipeline.errors import BadInput, BadModelPackage
+from storage.packages import ModelPackage, write_package
 from storage.registry import available, describe, load
 
 NAMES = available("classifier")
@@ -115,3 +120,65 @@ def test_its_card_is_complete_and_its_weights_small(name):
     assert card.metrics
     assert card.training
     assert found.weights_path.stat().st_size < 15_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_altered_or_torn_weights_are_refused(name, tmp_path):
+    found = describe("classifier", name)
+    if not isinstance(found, ModelPackage):
+        pytest.skip("an architecture without weights has nothing to load")
+    shutil.copytree(found.folder, tmp_path / "altered")
+    weights = tmp_path / "altered" / found.weights_path.name
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with pytest.raises(BadModelPackage, match="not the file its card names"):
+        load("classifier", str(tmp_path / "altered"))
+    card, state = found.card.model_dump(mode="json"), found.state_dict()
+    torn = {k: v for k, v in state.items() if k != sorted(state)[0]}
+    for changed, message in ((torn, "missing"), ({**state, "another": torch.zeros(1)}, "no place")):
+        folder = tmp_path / message.replace(" ", "-")
+        write_package(folder, card, changed)
+        with pytest.raises(BadModelPackage, match=message):
+            load("classifier", str(folder))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_card_of_other_classes_or_sizes_is_refused(name, tmp_path):
+    found = describe("classifier", name)
+    if not isinstance(found, ModelPackage):
+        pytest.skip("an architecture without weights has no card")
+    card, state = found.card.model_dump(mode="json"), found.state_dict()
+    for number, change in enumerate(
+        ({"classes": card["classes"][:-1]}, {"classes": []}, {"input_px": [8, 8]}, {"input_px": None})
+    ):
+        folder = tmp_path / str(number)
+        write_package(folder, {**card, **change}, state)
+        with pytest.raises(BadModelPackage):
+            load("classifier", str(folder))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnext50_32x4d", "inception_resnet_v2"])
+def test_every_architecture_of_the_papers_keeps_the_contract(backbone):
+    torch.manual_seed(0)
+    classes = ("lymphocyte", "monocyte", "neutrophil")
+    net = CellNet(backbone, len(classes), none_output=True, components=4)
+    model = TimmClassifier(
+        backbone,
+        classes,
+        net,
+        input_px=BACKBONES[backbone],
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        parameters={"views": 1},
+    )
+    assert isinstance(model, Explainable)
+    patches = cells(2, 64, 64)
+    whole = model.classify(patches, None)
+    alone = model.classify(patches[1:], None)
+    assert whole.probabilities.sum(1) == pytest.approx(1, abs=1e-5)
+    assert np.array_equal(whole.probabilities[1], alone.probabilities[0])
+    assert np.array_equal(whole.ood[1], alone.ood[0])
+    given = model.attribution_input(patches[0], None)
+    told = given.probabilities(given.view[None]).detach().numpy()[0]
+    assert told == pytest.approx(whole.probabilities[0], abs=1e-4)
