@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -63,46 +64,62 @@ def make_case(root: Path, seed: int, fraction: float) -> Path:
     return path
 
 
-def read_case(path: Path, finder: Any, readers: dict[str, Any]) -> list[Reading]:
-    """Find and read the erythroblasts of a case's Perls fields as the pipeline does."""
+def read_case(path: Path, finder: Any, readers: dict[str, Any], mark: str = "") -> list[Reading]:
+    """Find and read the erythroblasts of a case's Perls fields as the pipeline does.
+
+    With a `mark`, which has to change with the finder, what a reader said is kept beside the case.
+    """
     from pipeline.patches import crop_patches
 
     seed = int(path.stem.split("-")[0])
     with np.load(path, allow_pickle=False) as kept:
         fields = list(zip(kept["images"], json.loads(str(kept["truth"])), strict=True))
-    out: list[Reading] = []
+    matched: list[tuple[int | None, str]] = []
+    lost: list[Reading] = []
+    patches = []
     for image, field in fields:
         stages = dict(zip(field["cell_ids"], field["recipes"], strict=True))
+        types = {s["cell_id"]: s["rs_type"] for s in field["sideroblasts"]}
         boxes, scores = finder.detect(image, PX)
         boxes = boxes[scores >= THRESHOLD]
-        types = {s["cell_id"]: s["rs_type"] for s in field["sideroblasts"]}
         real = np.array(field["leukocytes_xyxy"]).reshape(-1, 4)
-        overlaps = iou_matrix(boxes, real) if len(real) else np.zeros((len(boxes), 0))
-        centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes]
-        patches = crop_patches(
-            image, centres, size_px=PATCH_PX, pixel_size_um=PX, target_pixel_size_um=PX, fill="reflect"
-        )
-        read = {k: r.read(patches, PX) for k, r in readers.items()} if len(boxes) else {}
+        overlaps = iou_matrix(boxes, real)
         taken: set[int] = set()
         for i in range(len(boxes)):
             j = int(overlaps[i].argmax()) if overlaps.shape[1] else -1
             hit = j >= 0 and overlaps[i, j] >= 0.5 and j not in taken
             cell = field["cell_ids"][j] if hit else None
             taken |= {j} if hit else set()
-            p = next((r[i].probabilities for r in read.values() if r[i].probabilities), None)
-            out.append(
-                Reading(
-                    seed,
-                    types.get(cell) if cell is not None else None,
-                    stages[cell] if cell is not None else "nothing",
-                    True,
-                    {k: r[i].type for k, r in read.items()},
-                    None if p is None else p[3] / max(sum(p[:4]), 1e-9),
-                )
-            )
+            matched.append((types.get(cell), stages[cell]) if cell is not None else (None, "nothing"))
         for j, cell in enumerate(field["cell_ids"]):
             if cell in types and j not in taken:
-                out.append(Reading(seed, types[cell], stages[cell], False, {}))
+                lost.append(Reading(seed, types[cell], stages[cell], False, {}))
+        centres = [((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes]
+        patches.append(
+            crop_patches(
+                image, centres, size_px=PATCH_PX, pixel_size_um=PX, target_pixel_size_um=PX, fill="reflect"
+            )
+        )
+    all_patches = np.concatenate(patches)
+    said = {k: _said(path, f"{mark}{k}" if mark else "", r, all_patches) for k, r in readers.items()}
+    found = []
+    for i, (kind, stage) in enumerate(matched):
+        p = next((s[i][1] for s in said.values() if s[i][1] is not None), None)
+        found.append(Reading(seed, kind, stage, True, {k: s[i][0] for k, s in said.items()}, p))
+    return [*found, *lost]
+
+
+def _said(path: Path, name: str, reader: Any, patches: np.ndarray) -> list[tuple[str, float | None]]:
+    """Type, and probability of a ring where the reader has one, of each patch; kept under a name."""
+    kept = path.with_name(f"{path.stem}-{name}.json") if name else None
+    if kept is not None and kept.is_file():
+        return [tuple(v) for v in json.loads(kept.read_text())]
+    out = []
+    for reading in reader.read(patches, PX) if len(patches) else []:
+        p = reading.probabilities
+        out.append((str(reading.type), None if p is None else p[3] / max(sum(p[:4]), 1e-9)))
+    if kept is not None:
+        kept.write_text(json.dumps(out))
     return out
 
 
@@ -301,16 +318,20 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=0)
     parser.add_argument("--errors", choices=["shipped", "own"], default="shipped")
     given = parser.parse_args()
-    from storage.registry import load
+    from storage.packages import ModelPackage
+    from storage.registry import describe, load
 
     names = [n for n in given.readers.split(",") if n]
     finder, readers = load("detector", given.finder), {n: load("sideroblast-reader", n) for n in names}
+    found = describe("detector", given.finder)
+    mark = found.card.sha256[:8] if isinstance(found, ModelPackage) else given.finder
     base = DEVELOPMENT_SEED if given.development else UNSEEN_SEED
     started = time.time()
     readings: list[Reading] = []
     for i in range(given.cases):
         folder = make_case(given.work / "cases", base + i, rs_fraction(i, given.cases))
-        readings += read_case(folder, finder, readers)
+        readings += read_case(folder, finder, readers, mark)
+        print(f"{i + 1}/{given.cases}, {time.time() - started:.0f} s", file=sys.stderr)
     from pipeline.sideroblasts import measured_errors
 
     own = {n: errors_of(readings, n) for n in names}
