@@ -28,7 +28,7 @@ from tests.faults.traps import Trap, set_trap
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-START_LIMIT_S = 180.0
+START_LIMIT_S = 600.0  # on a machine that is busy with other things
 
 
 def free_port() -> int:

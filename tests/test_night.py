@@ -1,0 +1,225 @@
+"""The night's summary, its page, its logs and its canary, without a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows import canary, logs
+from flows.night_summary import NightSummary, publish
+from pipeline.night_page import render_night
+from pipeline.settings import Settings
+from storage.store import Store
+
+HOSTILE = "<script>alert(1)</script>\"'&"
+
+
+def a_night(store: str = "/stores/lab", canary_answer: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One case done, one done in nights before, one failed, one held by another run."""
+    night = NightSummary("/inbox", store, slowest=2)
+    if canary_answer is not None:
+        night.canary = canary_answer
+    seconds = {"intake": 1.5, "detection": 20.25, "staining": 61.0, "report": 2.0}
+    problem = {
+        "code": "UNREADABLE",
+        "slide": "s",
+        "field": "F2",
+        "file": HOSTILE,
+        "message": f"{HOSTILE} is torn; copy it again.",
+    }
+    done = {
+        "case": "A-1",
+        "status": "done",
+        "report": f"{store}/A-1/report.html",
+        "result": f"{store}/A-1/result.json",
+        "quarantined": 1,
+        "problems": [problem],
+        "computed": 130,
+        "reused": 0,
+        "flags": ["LOW_COUNT", "VIRTUAL_STAIN"],
+        "seconds": seconds,
+        "seconds_total": 85.5,
+    }
+    kept = {
+        **done,
+        "case": "B-2",
+        "problems": [],
+        "quarantined": 0,
+        "computed": 0,
+        "reused": 130,
+        "seconds": {},
+    }
+    kept["report"] = f"{store}/B-2/report.html"
+    kept["flags"] = ["LOW_COUNT"]
+    kept["seconds_total"] = 0.4
+    failed = {"case": "C-3", "status": "failed", "error": f"BadInput: {HOSTILE}"}
+    busy = {"case": "D-4", "status": "busy", "error": "another run is working on this case"}
+    return night.end([done, kept, failed, busy])
+
+
+def test_a_night_counts_its_cases_names_its_reasons_and_its_slowest() -> None:
+    night = a_night()
+    assert night["counts"] == {
+        "cases": 4,
+        "processed": 2,
+        "computed_anew": 1,
+        "failed": 1,
+        "busy": 1,
+        "left_out": 1,
+    }
+    assert night["flags"] == {"LOW_COUNT": 2, "VIRTUAL_STAIN": 1}
+    assert night["stage_seconds"]["staining"] == 61.0
+    assert night["slowest"] == [{"case": "A-1", "seconds": 85.5}]
+    assert "held by another run" in night["message"]
+    assert json.loads(json.dumps(night)) == night
+
+
+def test_the_page_links_every_report_and_runs_nothing_that_a_name_carries() -> None:
+    html = render_night(a_night())
+    assert 'href="../A-1/report.html"' in html
+    assert 'href="../B-2/report.html"' in html
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "default-src 'none'" in html
+    assert not re.search(r'(src|href)="(https?:|//|file:|javascript:)', html)
+
+
+@pytest.mark.parametrize("report", ["javascript:alert(1)", "/elsewhere/A-1/report.html", ""])
+def test_a_report_outside_the_store_is_no_link(report: str) -> None:
+    night = a_night()
+    night["cases"][0]["report"] = report
+    assert "alert(1)</a>" not in render_night(night)
+    assert 'href="../A-1' not in render_night(night)
+    assert "javascript:" not in render_night(night)
+
+
+def test_a_night_is_written_as_json_and_as_a_page_and_is_the_latest(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    night = a_night(store.url)
+    publish(store, night)
+    assert store.read_json(f"nights/{night['night']}.json") == night
+    assert store.read_json("nights/latest.json") == night
+    assert "2 of 4 cases processed" in store.read_text(f"nights/{night['night']}.html")
+
+
+def test_a_summary_that_cannot_be_written_does_not_end_the_night(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "nights").write_text("a file where the folder should be")
+    publish(store, a_night(store.url))
+    assert "could not be written" in caplog.text
+
+
+def test_an_alarm_is_the_first_thing_on_the_page() -> None:
+    answer = canary.judge(dict.fromkeys(canary.RECORD_TOLERANCE, 50.0), None)
+    html = render_night(a_night(canary_answer=answer))
+    assert html.index("The night was stopped") < html.index("Cases")
+    assert "share of cells found" in html
+
+
+GOOD = {
+    "cells": 16.0,
+    "cells_virtual": 8.0,
+    "cells_named": 15.0,
+    "mean_confidence": 0.88,
+    "mean_novelty": 0.75,
+    "mean_stain_confidence": 0.7,
+    "mean_area_um2": 120.0,
+    "registration_error_px": 0.15,
+    "share_of_cells_found": 1.0,
+}
+
+
+def test_a_canary_whose_figures_stand_still_lets_the_night_go_on() -> None:
+    assert canary.judge(GOOD, None)["status"] == "first"
+    assert canary.judge(GOOD, GOOD)["status"] == "ok"
+    within = {**GOOD, "cells": 15.0, "mean_confidence": 0.895, "registration_error_px": 0.2}
+    assert canary.judge(within, GOOD)["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [
+        ("cells", 13.0),
+        ("cells_named", 3.0),
+        ("mean_confidence", 0.8),
+        ("mean_area_um2", 60.0),
+        ("mean_stain_confidence", 0.2),
+        ("registration_error_px", 0.4),
+    ],
+)
+def test_a_canary_whose_figure_moved_stops_the_night_and_names_it(figure: str, value: float) -> None:
+    answer = canary.judge({**GOOD, figure: value}, GOOD)
+    assert answer["status"] == "alarm"
+    assert figure.replace("_", " ") in answer["message"]
+    assert [c["figure"] for c in answer["checks"] if not c["ok"]] == [figure]
+
+
+def test_a_canary_far_from_its_truth_stops_even_the_first_night() -> None:
+    assert canary.judge({**GOOD, "share_of_cells_found": 0.5}, None)["status"] == "alarm"
+    assert canary.judge({**GOOD, "registration_error_px": 99.0}, None)["status"] == "alarm"
+
+
+def test_other_settings_or_models_have_a_record_of_their_own() -> None:
+    plain = canary.key_of(Settings())
+    assert canary.key_of(Settings.model_validate({"night": {"slowest": 9}})) == plain
+    assert canary.key_of(Settings.model_validate({"counting": {"level": 0.9}})) == plain
+    assert canary.key_of(Settings.model_validate({"detection": {"threshold": 0.5}})) != plain
+    assert (
+        canary.key_of(Settings.model_validate({"detection": {"brightfield_detector": "classical"}})) != plain
+    )
+
+
+def test_the_record_of_the_first_good_night_stays_so_that_a_slow_drift_adds_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    canary._keep(store, "k" * 64, GOOD)
+    canary._keep(store, "k" * 64, {**GOOD, "mean_confidence": 0.87})
+    assert canary._record(store, "k" * 64) == GOOD
+    assert canary._record(store, "k" * 63 + "x") is None
+
+
+def test_the_phantom_is_drawn_once_and_again_where_it_was_touched(tmp_path: Path) -> None:
+    folder = canary._phantom(tmp_path)
+    image = folder / "F001_BF.tif"
+    drawn, written = image.read_bytes(), image.stat().st_mtime_ns
+    canary._phantom(tmp_path)
+    assert image.stat().st_mtime_ns == written
+    image.write_bytes(drawn[: len(drawn) // 2])
+    canary._phantom(tmp_path)
+    assert image.read_bytes() == drawn
+
+
+def test_a_canary_that_is_turned_off_costs_nothing(tmp_path: Path) -> None:
+    answer = canary.sing(Store(tmp_path), {"night": {"canary": False}}, None)  # type: ignore[arg-type]
+    assert answer["status"] == "off"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_line_of_the_log_is_json_with_case_stage_and_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMEARFLOW_LOG", str(tmp_path / "all.jsonl"))
+    store = Store(tmp_path / "store")
+    with logs.to_file(store, "night-1"):
+        about = {"case": "A-1", "stage": "detection", "slide": "s", "field": "F1"}
+        logging.getLogger("smearflow.nightly").info("one\nforged line {}", extra=about)
+        logging.getLogger("smearflow").debug("too small to tell")
+    for path in (tmp_path / "store" / "nights" / "night-1.jsonl", tmp_path / "all.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        assert len(lines) == 1
+        assert {k: lines[0][k] for k in about} == about
+        assert lines[0]["level"] == "info"
+    logging.getLogger("smearflow.nightly").info("after the night")
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_log_that_cannot_be_written_does_not_stop_the_night(tmp_path: Path) -> None:
+    (tmp_path / "nights").write_text("a file where the folder should be")
+    with logs.to_file(Store(tmp_path), "night-1"):
+        logging.getLogger("smearflow").info("said to nobody")
