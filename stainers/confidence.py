@@ -41,6 +41,7 @@ FEATURES = (
     "input_extreme_share",
     "input_log_spread",
     "input_saturated_share",
+    "input_saturated_blob",
     "output_coverage",
     "output_dark_share",
     "output_log_density",
@@ -165,6 +166,16 @@ def content_features(image: Array) -> dict[str, float]:
     }
 
 
+def blob_share(mask: Array, side_px: int = 9) -> float:
+    """Share of the pixels of a mask (H, W) whose whole neighbourhood of 0.9 µm belongs to it: clipped
+    relief is thin, a part that is missing is not."""
+    if min(mask.shape) < side_px:
+        return 0.0
+    gaps = torch.from_numpy(~mask)[None, None].float()
+    near = torch.nn.functional.max_pool2d(gaps, side_px, stride=1)
+    return float((near == 0).float().sum() / mask.size)
+
+
 def input_features(grey: Array, normalised: Array, spread: float, anisotropy: float) -> dict[str, float]:
     """Features of a DIC patch that a spoilt or wrong input changes."""
     x = normalised[::2, ::2]
@@ -173,6 +184,7 @@ def input_features(grey: Array, normalised: Array, spread: float, anisotropy: fl
     laplacian = 4 * normalised[1:-1, 1:-1] - normalised[:-2, 1:-1] - normalised[2:, 1:-1]
     laplacian = laplacian - normalised[1:-1, :-2] - normalised[1:-1, 2:]
     sharp = float(laplacian.std()) if laplacian.size else 0.0
+    saturated = (grey <= 0.5) | (grey >= 254.5)
     return {
         "input_offset": float(x.mean()),
         "input_skew": float((centred**3).mean() / second**1.5),
@@ -181,7 +193,8 @@ def input_features(grey: Array, normalised: Array, spread: float, anisotropy: fl
         "input_log_sharpness": float(np.log(sharp / np.sqrt(second) + 1e-3)),
         "input_extreme_share": float(np.mean(np.abs(x) > 2.5)),
         "input_log_spread": float(np.log(spread)),
-        "input_saturated_share": float(np.log10(np.mean((grey <= 0.5) | (grey >= 254.5)) + 1e-4)),
+        "input_saturated_share": float(np.log10(np.mean(saturated) + 1e-4)),
+        "input_saturated_blob": float(np.log10(blob_share(saturated) + 1e-3)),
     }
 
 

@@ -35,7 +35,8 @@ LIMITS = (
     "seen in DIC; the stainer gives the target's typical look.",
     "Blood only; marrow cells (erythroblasts, immature granulocytes) are hardly in the training data.",
     "Iron, parasites and anything that only a stain shows cannot be drawn from DIC.",
-    "Confidence was calibrated on computed DIC with rectangles, defocus and brightfield images as spoilt "
+    "Confidence foretells the error that is left when lamp and strength of the stain are taken out, which no "
+    "DIC shows; it was calibrated on computed DIC with rectangles, defocus and brightfield images as spoilt "
     "inputs; other damage may pass.",
 )
 

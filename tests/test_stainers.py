@@ -318,3 +318,35 @@ def test_networks_need_torch_and_numpy_alone(module):
     heavy = ("cv2", "skimage", "pandas", "scipy", "ultralytics", "onnxruntime")
     top = [line for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
     assert not [line for line in top if any(f" {h}" in line for h in heavy)]
+
+
+def test_a_missing_part_is_a_blob_and_clipped_relief_is_none():
+    from stainers.confidence import blob_share
+
+    mask = np.zeros((64, 64), bool)
+    mask[10:13] = True  # a clipped edge, three pixels thin
+    assert blob_share(mask) == 0
+    mask[20:40, 20:40] = True
+    assert blob_share(mask) == pytest.approx(12 * 12 / 64**2)
+    assert blob_share(np.ones((4, 4), bool)) == 0
+
+
+def test_an_expected_error_and_a_spoilt_input_each_cost_confidence():
+    from stainers.confidence import FEATURES, Calibration
+
+    k = len(FEATURES)
+    error = np.zeros(k + 1)
+    error[0], error[-1] = 1.0, np.log(0.05)
+    spoilt = np.zeros(2 * k + 1)
+    spoilt[1], spoilt[-1] = 20.0, -10.0
+    made = Calibration((0.0,) * k, (1.0,) * k, tuple(error), 0.1, tuple(spoilt))
+    rows = np.zeros((4, k))
+    rows[1, 0] = np.log(2)  # twice the error: at the edge
+    rows[2, 1] = 1.0  # spoilt for certain
+    rows[3, 0] = 3.0
+    np.testing.assert_allclose(made.expected_error(rows)[:2], [0.05, 0.1], rtol=1e-6)
+    sound, edge, bad, wrong = made.confidence(rows)
+    assert sound == pytest.approx(0.75, abs=0.01)
+    assert edge == pytest.approx(0.5, abs=0.01)
+    assert bad == pytest.approx(0.5 * 0.75, abs=0.03)
+    assert wrong == 0
