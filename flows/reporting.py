@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -351,7 +352,7 @@ def field_pictures(run: CaseRun, findings: Findings) -> Iterator[Any]:
             field=item.field,
             modality=item.modality,
             stain=image.stain,
-            image=_picture(run, item.picture),
+            picture=partial(_picture, run, item.picture),
             width_px=image.width_px,
         )
 

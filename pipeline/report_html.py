@@ -24,6 +24,7 @@ from pipeline.report_images import (
     THUMBNAIL_LADDER,
     Encoded,
     FieldPicture,
+    Overviews,
     encode_within,
 )
 from pipeline.report_slides import SlidePicture, slide_views
@@ -100,7 +101,7 @@ def render_html(
     blank = Encoded({f"f{i}": "-" for i in range(len(fields))})
     bare = len(_render(result, chosen, {}, blank, Encoded(), (), fields, settings).encode())
     room = max(0, settings.max_bytes - bare - 20_000)
-    overviews = {f"f{i}": p.image for i, p in enumerate(fields)}
+    overviews = Overviews(fields)
     field_images = encode_within(overviews, list(overviews), int(0.40 * room), FIELD_LADDER)
     checked = sorted(registrations or {})
     checks = {f"r{i}": (registrations or {})[key] for i, key in enumerate(checked)}
@@ -262,7 +263,7 @@ def _views(
     reports = {(f.slide_id, f.field): f for f in result.fields}
     views = []
     for i, picture in enumerate(fields):
-        height, width = picture.image.shape[:2]
+        height, width = picture.size
         scale = width / picture.width_px
         key = (picture.slide, picture.field, _shown(picture.modality), picture.stain)
         boxes = [

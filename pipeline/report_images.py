@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -19,15 +20,43 @@ BASE64 = 4 / 3
 class FieldPicture:
     """A reduced picture of one field: (h, w, 3) uint8; `width_px` is the width of the full image.
 
-    Boxes are drawn by the page, from the cells of the result, so that they stay sharp.
+    Boxes are drawn by the page, from the cells of the result, so that they stay sharp.  The picture may be
+    a function that reads it: one is in memory at a time then, however many fields a case has.
     """
 
     slide: str
     field: str
     modality: str  # brightfield or dic
     stain: str
-    image: np.ndarray
+    picture: np.ndarray | Callable[[], np.ndarray]
     width_px: int
+
+    @property
+    def image(self) -> np.ndarray:
+        """The pixels, read now where they are not at hand."""
+        return self.picture() if callable(self.picture) else self.picture
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        height, width = self.image.shape[:2]
+        return height, width
+
+
+class Overviews(Mapping[str, np.ndarray]):
+    """The pictures of fields by key `f<number>`, each read when it is asked for."""
+
+    def __init__(self, fields: Sequence[FieldPicture]) -> None:
+        self._fields = {f"f{i}": p for i, p in enumerate(fields)}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._fields[key].image
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
 
 
 @dataclass(frozen=True)
