@@ -141,8 +141,9 @@ class YoloOnnxDetector:
         if min(height, width) < 1:
             return _nothing()
         parts = []
-        for y0, y1 in _spans(height, self.window_px / factor, self.overlap_px / factor):
-            for x0, x1 in _spans(width, self.window_px / factor, self.overlap_px / factor):
+        sizes = self.window_px / factor, self.overlap_px / factor, STRIDE / factor
+        for y0, y1 in _spans(height, *sizes):
+            for x0, x1 in _spans(width, *sizes):
                 part = self._window(np.asarray(image[y0:y1, x0:x1]), factor, everywhere)
                 part.boxes[:] += np.array([x0, y0, x0, y0], np.float32)
                 parts.append(self._drop_cut(part, (x0, y0, x1, y1), width, height, factor))
@@ -256,12 +257,18 @@ def _nothing() -> Found:
     return Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
 
 
-def _spans(length: int, window: float, overlap: float) -> list[tuple[int, int]]:
-    """Starts and ends that cover 0..length in equal windows which overlap by at least `overlap`."""
+def _spans(length: int, window: float, overlap: float, unit: float = 1.0) -> list[tuple[int, int]]:
+    """Starts and ends that cover 0..length in as few equal windows as can be, none longer than `window`.
+
+    They overlap by at least `overlap`, and are no longer than that takes, rounded up to `unit` (what the
+    network would be padded to).
+    """
     window, overlap = max(2, int(window)), int(np.ceil(overlap))
     if length <= window:
         return [(0, length)]
     count = int(np.ceil((length - overlap) / max(1, window - overlap)))
+    needed = (length + (count - 1) * overlap) / count
+    window = min(window, int(np.ceil(needed / unit) * unit))
     starts = np.linspace(0, length - window, count).round().astype(int)
     return [(int(s), int(s) + window) for s in starts]
 
