@@ -17,7 +17,7 @@ from classifiers.training import MEAN, STD, CellSet
 from classifiers.views import dihedral
 
 DATA = Path(os.environ.get("SMEARFLOW_DATA", "../shared/data"))
-HOSPITALS = ("barcelona", "bccd", "raabin", "tecom", "cellavision")
+HOSPITALS = ("barcelona", "raabin", "tecom", "cellavision", "bccd")
 
 
 def hospital(sample: Sample) -> str:
@@ -56,6 +56,15 @@ def predict(net: CellNet, cells: CellSet, px: int) -> np.ndarray:
             logits, _ = net.logits(net.embed(copies))
             rows.append(logits.unflatten(0, (len(x), 4)).mean(1).softmax(1))
     return torch.cat(rows).numpy()
+
+
+def write_section(page: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->` of a page."""
+    whole = page.read_text(encoding="utf-8")
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, rest = whole.split(first, 1)
+    after = rest.split(last, 1)[1]
+    page.write_text(f"{before}{first}\n{text.strip()}\n{last}{after}", encoding="utf-8")
 
 
 def mean_interval(values: Sequence[float]) -> list[float]:
