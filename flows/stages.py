@@ -24,7 +24,7 @@ from storage.fingerprint import fingerprint
 VERSIONS = {
     "intake": 2,
     "registration": 1,
-    "detection": 1,
+    "detection": 2,
     "cells": 1,
     "patches": 1,
     "staining": 1,
