@@ -118,9 +118,9 @@ def measure(data: Path, side_px: int, detector: str, n_fields: int = 120, strip_
         ]
         for name, what in PARTS.items():
             # A process of its own: a peak never falls again.
+            arguments = [name, str(folder), detector, str(n_fields), str(strip_px)]
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.slide_memory", name, str(folder), detector]
-                + [str(n_fields), str(strip_px)],
+                [sys.executable, "-m", "benchmarks.slide_memory", *arguments],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -129,8 +129,9 @@ def measure(data: Path, side_px: int, detector: str, n_fields: int = 120, strip_
             if done.returncode:
                 raise SystemExit(done.stderr)
             r = json.loads(done.stdout.splitlines()[-1])
+            shown = what.format(fields=r["fields"], strip=strip_px)
             lines.append(
-                f"| {what.format(fields=r['fields'], strip=strip_px)} | {r['fields']} | {r['cells']} | {r['peak_mib']:.0f} | {r['seconds']:.0f} |"
+                f"| {shown} | {r['fields']} | {r['cells']} | {r['peak_mib']:.0f} | {r['seconds']:.0f} |"
             )
             print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
