@@ -20,7 +20,9 @@ from prefect.runtime import flow_run
 from flows.auditing import note
 from flows.cluster import Workers
 from flows.execute import CaseOutcome, execute, summary
+from flows.records import CaseRun
 from flows.runs import configured, open_run
+from pipeline.settings import NightSettings
 from storage.audit import Action
 
 log = logging.getLogger("smearflow.case")
@@ -33,10 +35,35 @@ def as_task(name: str, function: Any) -> Any:
     to look for futures, and hash them for a cache that is not used.
     """
 
-    def call(*args: Any) -> Any:
-        return task(partial(function, *args), name=name, persist_result=False, cache_policy=NO_CACHE)()
+    def call(run: CaseRun, *args: Any) -> Any:
+        with limited(name, run.settings.night):
+            return task(
+                partial(function, run, *args), name=name, persist_result=False, cache_policy=NO_CACHE
+            )()
 
     return call
+
+
+# A slot of a process that died is free again after so long; Prefect's least.
+LEASE_S = 60.0
+
+
+@contextmanager
+def limited(stage: str, settings: NightSettings) -> Iterator[None]:
+    """Hold the concurrency limit that the settings name for a stage, if they name one.
+
+    Within one cluster the resource GPU does this; a limit of the server also holds between the clusters of
+    several flow runs on one machine.  Raises where the server has no limit of that name.
+    """
+    name = {"staining": settings.gpu_limit, "classification": settings.gpu_limit}.get(stage)
+    name = settings.database_limit if stage == "report" else name
+    if name is None:
+        yield
+        return
+    from prefect.concurrency.sync import concurrency
+
+    with concurrency(name, occupy=1, lease_duration=LEASE_S, strict=True):
+        yield
 
 
 @contextmanager

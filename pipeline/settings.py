@@ -159,6 +159,8 @@ class NightSettings(Section):
     canary: bool = True  # a phantom of known truth runs first, and stops the night when its figures move
     canary_folder: str | None = None  # None: beside the night's summaries; must be seen by every worker
     slowest: int = Field(5, ge=0)  # cases named in the summary
+    gpu_limit: str | None = None  # Prefect's global concurrency limit to hold while models run
+    database_limit: str | None = None  # the same while a report is written and its row recorded
 
 
 class Settings(Section):
