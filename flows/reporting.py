@@ -177,7 +177,7 @@ def _has_row(run: CaseRun, mark: str) -> bool:
     from storage.results_db import ResultsDatabase
 
     with ResultsDatabase(database_url(run.store.url)) as database:
-        return any(row["fingerprint"] == mark for row in database.rows(pseudonym(run.case_id)))
+        return database.has(pseudonym(run.case_id), mark)
 
 
 def report_mark(run: CaseRun, findings: Findings) -> str:

@@ -187,6 +187,16 @@ class ResultsDatabase:
 
         return self._retry(read)
 
+    def has(self, case_id: str, fingerprint: str) -> bool:
+        """Whether the row of a report is there."""
+        same = (results.c.case_id == case_id) & (results.c.fingerprint == fingerprint)
+
+        def read() -> bool:
+            with self._engine.connect() as connection:
+                return connection.execute(select(results.c.id).where(same)).first() is not None
+
+        return self._retry(read)
+
     def close(self) -> None:
         self._engine.dispose()
 

@@ -58,6 +58,8 @@ def test_a_result_becomes_a_row_and_the_same_report_replaces_it(url: str) -> Non
         )
         assert rows[0]["differential"] == [{"class": "lymphocyte", "pct": 31.0}]
         assert rows[0]["rs_pct"] is None
+        assert database.has("C1", "f")
+        assert not database.has("C2", "g")
         assert len(database.rows()) == 3
 
 
