@@ -278,3 +278,36 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(recipe, tmp
         ):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert (tmp_path / "parts" / "samples-000004.png").is_file()
+
+
+def test_its_confidence_takes_one_encoder_pass_and_k_plus_one_decoder_passes(recipe):
+    """Equations 6.6 and 6.7 through the same door as chapter 7."""
+    from stainers.confidence import NoiseOptions, disturbed_outputs, output_features
+    from stainers.picture_stainer import DicPictures
+
+    net = make_run(recipe).averages["stain"]
+    net.remember_styles()
+    counts = {"encode": 0, "decode": 0}
+    whole_encode, whole_decode = net.encode, net.decode
+
+    def encode(x):
+        counts["encode"] += len(x)
+        return whole_encode(x)
+
+    def decode(latent, target):
+        counts["decode"] += len(target)
+        return whole_decode(latent, target)
+
+    net.encode, net.decode = encode, decode
+    options = NoiseOptions(samples=6, alpha=3.0, beta=7.0)
+    x = torch.randn(1, 2, 32, 32)
+    primary, others = disturbed_outputs(DicPictures(net), x, 1, options)
+    assert counts == {"encode": 1, "decode": 7}
+    assert others.shape == (6, *primary.shape)
+    assert all(not torch.allclose(o, primary, atol=1e-5) for o in others)
+    again = disturbed_outputs(DicPictures(net), x, 1, options)[1]
+    torch.testing.assert_close(others, again, rtol=0, atol=0)
+    found = output_features(primary.numpy(), others.numpy(), np.zeros((32, 32)))
+    assert 0 < found["mutual_information"] <= found["output_entropy"] + 1e-9
+    silent = disturbed_outputs(DicPictures(net), x, 1, NoiseOptions(samples=2, alpha=0.0, beta=0.0))[1]
+    torch.testing.assert_close(silent[0], primary)

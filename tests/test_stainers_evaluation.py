@@ -406,3 +406,42 @@ def test_the_frechet_distance_of_a_set_to_itself_is_nothing():
     assert abs(frechet(encoder, pictures, pictures)) < 1e-3
     assert frechet(encoder, darker, pictures) > 0.05
     assert np.isnan(frechet(encoder, pictures[:1], pictures))
+
+
+# the benchmark of the confidence
+
+
+def test_the_sweep_of_noise_goes_on_where_it_stopped_and_judges_no_patch_by_its_own_image(
+    tmp_path, monkeypatch
+):
+    from benchmarks import stain_confidence as bench
+    from storage.packages import find_package
+    from storage.registry import load
+
+    if find_package("dic-to-mgg") is None:
+        pytest.skip("the package dic-to-mgg is not installed")
+    torch.set_num_threads(1)
+    stainer = load("stainer", "dic-to-mgg")
+    pairs = [replace(p, source=f"image-{i}") for i, p in enumerate(pairs_of(6))]
+    path = tmp_path / "readings.jsonl"
+    bench.readings(stainer, pairs[:2], path, (0.3,), (1, 2))
+    first = path.read_text()
+    assert len(first.splitlines()) == 8  # unspoilt and three kinds of spoiling
+    bench.readings(stainer, pairs, path, (0.3,), (1, 2))
+    assert path.read_text().startswith(first)
+    rows = bench.table_of(path, (0.3,), (1, 2))
+    assert {(r["alpha"], r["k"], r["score"]) for r in rows} == {
+        (0.3, k, s) for k in (1, 2) for s in ("information (7.5)", "variance (7.4)", "calibrated")
+    }
+    assert all(0 <= v <= 1 for r in rows for v in r["auroc"].values())
+    assert "n = 6" in bench.show(rows, 6)
+    asked = []
+    monkeypatch.setattr(
+        "stainers.confidence.fit_calibration",
+        lambda clean, *_: type(
+            "C", (), {"confidence": lambda _, rows: asked.append((clean, rows)) or rows[:, 0]}
+        )(),
+    )
+    marks, sources = np.arange(12.0)[:, None], np.asarray([f"s{i // 2}" for i in range(12)])
+    bench.cross_validated(marks, np.ones(12), np.arange(12) % 2 == 1, sources)
+    assert all(not {int(v) // 2 for v in fit[:, 0]} & {int(v) // 2 for v in ask[:, 0]} for fit, ask in asked)
