@@ -19,7 +19,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -309,6 +311,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of what was done, and end")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    # Stopped from outside, it stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rounds = done_rounds(given.out / "rounds.jsonl")
     if not given.table and sum(r["struck"] for r in rounds) < given.kills:
         with Soak(given.out.resolve(), given.seed) as soak:
