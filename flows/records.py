@@ -42,6 +42,8 @@ class Item:
     function: Callable[..., dict[str, Any]]
     args: tuple[Any, ...]
     gpu: bool = False
+    slide: str | None = None  # of a field's item, for the log
+    field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ class CaseRun:
             try:
                 for key, output, error in self._dispatch(stage, todo):
                     if error is not None and fault_of(error) == "machine":
-                        self._tell(stage, key, error)
                         self.ledger.fail(stage, key, error)
+                        self._tell(stage, by_key[key], error)
                         again[key] = error
                     else:
                         outcomes[key] = self._settle(stage, by_key[key], output, error)
@@ -203,6 +205,7 @@ class CaseRun:
             outcome = Outcome(output)
             self.keep(stage, item.key, item.fingerprint, outcome)
             self.ledger.done(stage, item.key)
+            self._tell(stage, item, None)
             return outcome
         bad_input = fault_of(error) == "input"
         outcome = Outcome(None, str(error), type(error).__name__, bad_input)
@@ -211,19 +214,28 @@ class CaseRun:
             self.ledger.quarantine(stage, item.key, error)
         else:
             self.ledger.fail(stage, item.key, error)
-        self._tell(stage, item.key, error)
+        self._tell(stage, item, error)
         return outcome
 
-    def _tell(self, stage: str, key: str, error: BaseException) -> None:
-        log.warning(
-            "%s: %s of %s failed: %s: %s",
-            self.case_id,
-            stage,
-            key,
-            type(error).__name__,
-            error,
-            extra={"case": self.case_id, "stage": stage, "item": key},
-        )
+    def _tell(self, stage: str, item: Item, error: BaseException | None) -> None:
+        """A line of the log for what became of an item, with what it is about."""
+        entry = self.ledger.entry(stage, item.key) or {}
+        about = {
+            "case": self.case_id,
+            "stage": stage,
+            "item": item.key,
+            "slide": item.slide,
+            "field": item.field,
+            "status": entry.get("status"),
+            "seconds": entry.get("seconds"),
+        }
+        if error is None:
+            log.info("%s: %s of %s done", self.case_id, stage, item.key, extra=about)
+        else:
+            kind = type(error).__name__
+            log.warning(
+                "%s: %s of %s failed: %s: %s", self.case_id, stage, item.key, kind, error, extra=about
+            )
 
     def _dispatch(
         self, stage: str, todo: list[Item]
@@ -267,7 +279,10 @@ class CaseRun:
         self.ledger.done(stage, "case")
         self.ledger.save()
         self._count(stage, computed=True)
-        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.stage_seconds[stage] = self.stage_seconds.get(stage, 0.0) + seconds
+        about = {"case": self.case_id, "stage": stage, "status": "done", "seconds": round(seconds, 3)}
+        log.info("%s: %s done", self.case_id, stage, extra=about)
         return output
 
 

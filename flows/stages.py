@@ -148,6 +148,8 @@ def registration(run: CaseRun, case: Case) -> tuple[dict[FieldKey, Registration]
             Item(
                 key=key,
                 function=work.align_field,
+                slide=dic.slide,
+                field=dic.field,
                 args=(
                     str(run.case_dir),
                     run.store.url,
@@ -203,6 +205,8 @@ def detection(
             Item(
                 key=key,
                 function=work.find_cells,
+                slide=image.slide,
+                field=image.field,
                 args=(
                     str(run.case_dir),
                     run.store.url,

@@ -70,6 +70,10 @@ def night(order: dict[str, Any]) -> dict[str, Any]:
         import storage.store_lock
 
         storage.store_lock.held.__wrapped__.__defaults__ = (order["lease_s"],)
+    if order.get("canary_truth"):
+        import flows.canary
+
+        flows.canary.TRUTH_TOLERANCE = order["canary_truth"]
     how = {"scheduler": order.get("scheduler"), "workers": order.get("workers")}
     if "retry" in order:
         from flows.retry import chosen, retry_one
