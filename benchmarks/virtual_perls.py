@@ -2,7 +2,7 @@
 
     python -m benchmarks.virtual_perls train --run DIR [--steps 400] [--only 3,2]   resumable, one by one
     python -m benchmarks.virtual_perls table --run DIR                              docs/virtual-perls.md
-    python -m benchmarks.virtual_perls ship  --run DIR --configuration 3            weights/mgg-to-perls
+    python -m benchmarks.virtual_perls ship  --run DIR [--configuration L]          weights/mgg-to-perls
 
 Everything is measured on phantoms (drawn, not photographed) at a size that one CPU core allows: small
 patches, narrow networks, few steps.  It says how the configurations compare here, not what the paper found.
@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.virtual_perls_data import (
     CONFIGURATIONS,
     FIELD_UM,
+    LABELLED,
     USUAL_PX,
     at_side,
     drawn,
@@ -38,33 +39,41 @@ LOW_PCT = 15.0  # at or under it a case counts as low
 RESAMPLED_CASES, RESAMPLED_CELLS = 4000, 100
 
 
-def train(run_dir: Path, configurations: Sequence[int], steps: int, correlate: float = 1.0) -> None:
-    """Train each configuration into `run_dir`/config-<n>, going on from its checkpoint."""
+def train(run_dir: Path, names: Sequence[str], steps: int, stop_at: int | None = None) -> None:
+    """Train each configuration into `run_dir`/config-<name>, going on from its checkpoint.
+
+    The labelled one goes on from configuration 3 where that is there.
+    """
+    from benchmarks.virtual_perls_labelled import train_labelled
     from stainers import cyclegan
 
-    for number in configurations:
-        recipe = reduced_recipe(number, steps)
-        out, started = run_dir / f"config-{number}", time.process_time()
+    for name in names:
+        recipe = reduced_recipe(name, steps)
+        out, started = run_dir / f"config-{name}", time.process_time()
 
-        def show(step: int, total: int, parts: dict[str, float], n: int = number, t: float = started) -> None:
+        def show(step: int, total: int, parts: dict[str, float], n: str = name, t: float = started) -> None:
             if step % 20 == 0 or step == total:
                 seconds = time.process_time() - t
                 values = " ".join(f"{k} {v:.3f}" for k, v in parts.items())
                 print(f"{n}: {step}/{total} {values} {seconds:.0f} s of a core", flush=True)
 
-        data = training_set(run_dir / "cache", side_px(recipe), correlate)
-        cyclegan.train(data, out, recipe, resume=True, progress=show)
+        data = training_set(run_dir / "cache", side_px(recipe))
+        if name == LABELLED:
+            start = run_dir / "config-3" / "checkpoint.pt"
+            train_labelled(data, out, recipe, start=start if start.is_file() else None, progress=show)
+        else:
+            cyclegan.train(data, out, recipe, resume=True, stop_at=stop_at, progress=show)
 
 
-def generator_of(run_dir: Path, number: int) -> tuple[Callable[[Array], Array], int]:
+def generator_of(run_dir: Path, name: str) -> tuple[Callable[[Array], Array], int]:
     """The averaged MGG -> Perls generator of a configuration, 64 px in and out, and its steps."""
     import torch
 
     from stainers.gan_networks import build
     from stainers.gan_training import run_on_picture
 
-    recipe = reduced_recipe(number, 1)
-    path = run_dir / f"config-{number}" / "checkpoint.pt"
+    recipe = reduced_recipe(name, 1)
+    path = run_dir / f"config-{name}" / "checkpoint.pt"
     state = torch.load(path, map_location="cpu", weights_only=True)
     net = build(recipe.generator, 3, 3)
     net.load_state_dict(state["averages"]["forward"])
@@ -153,19 +162,19 @@ def reference(cache: Path, use: dict[str, Reader]) -> dict[str, Any]:
     return {name: transfer(perls["types"] == 3, reader(images)) for name, reader in use.items()}
 
 
-def table(run_dir: Path, configurations: Sequence[int]) -> dict[str, Any]:
+def table(run_dir: Path, names: Sequence[str]) -> dict[str, Any]:
     """Every trained configuration; kept row by row in `run_dir`/table.json, keyed by the steps trained."""
     path = run_dir / "table.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     use, cache = readers(), run_dir / "cache"
     if sorted(found.get("reference", {})) != sorted(use):
         found = {"rows": {}, "reference": reference(cache, use)}
-    for number in configurations:
-        if not (run_dir / f"config-{number}" / "checkpoint.pt").is_file():
+    for name in names:
+        if not (run_dir / f"config-{name}" / "checkpoint.pt").is_file():
             continue
-        stain, steps = generator_of(run_dir, number)
-        if found["rows"].get(str(number), {}).get("steps") != steps:
-            found["rows"][str(number)] = {"steps": steps, **measure(stain, cache, use)}
+        stain, steps = generator_of(run_dir, name)
+        if found["rows"].get(name, {}).get("steps") != steps:
+            found["rows"][name] = {"steps": steps, **measure(stain, cache, use)}
             path.write_text(json.dumps(found, indent=1) + "\n")
     found["pearson"] = correlation(found["rows"])
     path.write_text(json.dumps(found, indent=1) + "\n")
@@ -186,9 +195,9 @@ def as_markdown(found: dict[str, Any]) -> str:
     head = ["#", "pairing", "generator", "D layers", "steps", "judge FPR", name]
     head += [f"{r}: {x}" for r in use for x in ("FNR", "FPR", "RMSE ≤ 15 %", "RMSE > 15 %")]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for number, row in sorted(found["rows"].items()):
-        recipe = reduced_recipe(int(number), 1)
-        cells = [number, recipe.draw.pairing, recipe.generator.kind, str(recipe.discriminator.layers)]
+    for key, row in sorted(found["rows"].items()):
+        recipe = reduced_recipe(key, 1)
+        cells = [key, recipe.draw.pairing, recipe.generator.kind, str(recipe.discriminator.layers)]
         cells += [str(row["steps"]), _shown(row["judge"]["fpr"]), f"{row['distance'].get(name, np.nan):.1f}"]
         cells += [x for r in use for x in _transfer_cells(row["readers"][r])]
         lines.append("| " + " | ".join(cells) + " |")
@@ -220,8 +229,9 @@ def main() -> None:
     parser.add_argument("what", choices=("train", "table", "ship"))
     parser.add_argument("--run", type=Path, required=True, help="folder of data, checkpoints and results")
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--only", default=",".join(map(str, CONFIGURATIONS)))
-    parser.add_argument("--configuration", type=int, default=3)
+    parser.add_argument("--stop-at", type=int, default=None, help="end each run early, at this step")
+    parser.add_argument("--only", default=",".join((*CONFIGURATIONS, LABELLED)))
+    parser.add_argument("--configuration", default=LABELLED)
     parser.add_argument("--out", type=Path, default=Path("weights/mgg-to-perls"))
     options = parser.parse_args()
     import cv2
@@ -229,9 +239,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    only = [int(n) for n in options.only.split(",")]
+    only = options.only.split(",")
     if options.what == "train":
-        train(options.run, only, options.steps)
+        train(options.run, only, options.steps, options.stop_at)
     elif options.what == "table":
         print(as_markdown(table(options.run, only)))
     else:

@@ -22,7 +22,8 @@ from stainers.gan_losses import class_loss
 from stainers.gan_networks import Judgement, MultiScale
 from stainers.gan_training import Batch, Progress, fit, total_steps
 
-WEIGHT = 1.0  # of the class loss beside an adversarial weight of 1
+WEIGHT = 2.0  # of the class loss beside an adversarial weight of 1
+CYCLE = 4.0  # a ring that is drawn has to be taken away again: less weight on the way back than 10
 JUDGES = ("judge_source", "judge_target")
 
 
@@ -70,8 +71,13 @@ class LabelledRun(CycleGanRun):
 
 
 def labelled_recipe(recipe: CycleGanRecipe) -> CycleGanRecipe:
-    """The recipe with both labels in every batch: by their frequency one in fifteen would be positive."""
-    return replace(recipe, draw=replace(recipe.draw, pairing="label", class_per_item=True))
+    """The recipe with both labels in every batch: by frequency one in fifteen would be positive."""
+    return replace(
+        recipe,
+        draw=replace(recipe.draw, pairing="label", class_per_item=True),
+        losses=replace(recipe.losses, cycle=CYCLE),
+        run=replace(recipe.run, decay_from=0.7),
+    )
 
 
 def train_labelled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks.virtual_perls_data import (
     FIELD_UM,
+    LABELLED,
     USUAL_PX,
     reduced_recipe,
     side_px,
@@ -38,14 +40,14 @@ LIMITS = (
 )
 
 
-def export(run_dir: Path, number: int, folder: Path) -> int:
+def export(run_dir: Path, name: str, folder: Path) -> int:
     """The package of a configuration without its evidence; returns the steps trained."""
-    recipe = reduced_recipe(number, 1)
-    path = run_dir / f"config-{number}" / "checkpoint.pt"
+    recipe = reduced_recipe(name, 1)
+    path = run_dir / f"config-{name}" / "checkpoint.pt"
     state = torch.load(path, map_location="cpu", weights_only=True)
     nets = {k: build(recipe.generator, 3, 3) for k in ("forward", "backward")}
-    for name, net in nets.items():
-        net.load_state_dict(state["averages"][name])
+    for side, net in nets.items():
+        net.load_state_dict(state["averages"][side])
         net.eval().requires_grad_(False)
     data = training_set(run_dir / "cache", side_px(recipe))
     train, held_out = data.source.part("train"), data.source.part("validation")
@@ -75,7 +77,11 @@ def export(run_dir: Path, number: int, folder: Path) -> int:
         specimens=("bone_marrow",),
         pixel_size_um=FIELD_UM / side_px(recipe),
         training={
-            "configuration": f"table 2, column {number}, of Hernández-Abad et al., reduced",
+            "configuration": (
+                "column 3 of the paper's table 2, reduced, with judges that also name the label"
+                if name == LABELLED
+                else f"column {name} of table 2 of Hernández-Abad et al., reduced"
+            ),
             "steps_done": int(state["step"]),
             "correlate": TRAINED_AT,
             "split": "by phantom patient: 10 train, 2 validation; cases of the evidence are other patients",
@@ -88,26 +94,25 @@ def export(run_dir: Path, number: int, folder: Path) -> int:
     return int(state["step"])
 
 
-def read_cases(stainer: Any, cache: Path, correlate: float) -> list[dict[str, Array]]:
-    """The unseen cases as the pipeline reads them: stained by the package, read by the rule."""
+def read_cases(stainer: Any, run_dir: Path, correlate: float, mark: str) -> list[dict[str, Array]]:
+    """The unseen cases as the pipeline reads them: stained by the package, read by the rule.
+
+    Each case read is kept under `mark`, so that an interrupted measurement goes on.
+    """
     from storage.registry import load
 
-    reader = load("sideroblast-reader", "rule")
-    cases = []
-    for case in unseen_cases(cache, correlate):
-        found = read_virtual(
-            case["images"],
-            FIELD_UM / USUAL_PX,
-            stainer,
-            reader,
-            model_px=USUAL_PX,
-            model_um=FIELD_UM / USUAL_PX,
-        )
-        cases.append({"truth": case["types"], "read": np.array(found.types)})
-    return cases
+    path = run_dir / f"read-{mark}-{correlate:g}.json"
+    read: list[list[str]] = json.loads(path.read_text()) if path.is_file() else []
+    reader, um = load("sideroblast-reader", "rule"), FIELD_UM / USUAL_PX
+    cases = unseen_cases(run_dir / "cache", correlate)
+    for case in cases[len(read) :]:
+        found = read_virtual(case["images"], um, stainer, reader, model_px=USUAL_PX, model_um=um)
+        read.append(list(found.types))
+        path.write_text(json.dumps(read))
+    return [{"truth": c["types"], "read": np.array(r)} for c, r in zip(cases, read, strict=True)]
 
 
-def ship(run_dir: Path, number: int, out: Path) -> dict[str, Any]:
+def ship(run_dir: Path, name: str, out: Path) -> dict[str, Any]:
     """Write the package with its evidence at strengths 0, 0.5 and 1; returns the evidence.
 
     The card's own is that at the strength of training; the others are what becomes of it elsewhere.
@@ -115,13 +120,14 @@ def ship(run_dir: Path, number: int, out: Path) -> dict[str, Any]:
     from stainers.picture_stainer import load as build_stainer
     from storage.packages import read_package, write_package
 
-    draft = run_dir / "package"
-    export(run_dir, number, draft)
+    draft = run_dir / f"package-{name}"
+    if not (draft / "card.json").is_file():
+        export(run_dir, name, draft)
     package = read_package(draft)
     stainer = build_stainer(package)
     by_strength = {
         f"{s:g}": measured_evidence(
-            read_cases(stainer, run_dir / "cache", s),
+            read_cases(stainer, run_dir, s, package.card.sha256[:12]),
             f"unseen phantom cases of 0 to 60 % ring sideroblasts at correlate {s:g}",
         )
         for s in STRENGTHS

@@ -93,7 +93,7 @@ def test_a_reduced_configuration_keeps_what_the_rows_differ_in_and_can_be_traine
 
 
 def test_a_labelled_run_asks_each_judge_for_the_label_of_what_it_saw_first(tmp_path, monkeypatch):
-    recipe = reduced_recipe(3, 2, width=4)
+    recipe = reduced_recipe("3", 2, width=4)
     recipe = replace(recipe, run=replace(recipe.run, batch=2))
     data = two_stains(64)
     seen = []
@@ -117,7 +117,7 @@ def test_a_labelled_run_asks_each_judge_for_the_label_of_what_it_saw_first(tmp_p
 def test_a_labelled_run_goes_on_from_a_plain_one(tmp_path):
     from stainers import cyclegan
 
-    recipe = reduced_recipe(3, 1, width=4)
+    recipe = reduced_recipe("3", 1, width=4)
     recipe = replace(recipe, run=replace(recipe.run, batch=1))
     data = two_stains(64)
     plain = cyclegan.train(data, tmp_path / "plain", recipe)
