@@ -55,7 +55,8 @@ def limited(stage: str, settings: NightSettings) -> Iterator[None]:
     Within one cluster the resource GPU does this; a limit of the server also holds between the clusters of
     several flow runs on one machine.  Raises where the server has no limit of that name.
     """
-    name = {"staining": settings.gpu_limit, "classification": settings.gpu_limit}.get(stage)
+    on_gpu = ("staining", "classification", "explanation", "patient")
+    name = settings.gpu_limit if stage in on_gpu else None
     name = settings.database_limit if stage == "report" else name
     if name is None:
         yield
