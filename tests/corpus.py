@@ -198,6 +198,33 @@ def lying_pngs() -> Iterator[Damaged]:
     yield Damaged("bomb-pixels.png", _chunks(header, b"IDAT" + packed, b"IEND"), "refused")
 
 
+def lying_slides() -> Iterator[Damaged]:
+    """Slides whose first level states other sizes, tiles, places and scales than it has."""
+    data = bytearray(svs())
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as tif:
+        for name in ("ImageWidth", "ImageLength", "TileWidth", "TileLength"):
+            tag = tif.pages.first.tags[name]
+            struct.pack_into("<HII", data, tag.offset + 2, 4, 1, int(tag.value))
+    whole = bytes(data)
+    for tag in ("ImageWidth", "ImageLength"):
+        for size in (0, 1, 20_000, 2**31 - 1, 2**31, 2**32 - 1):
+            yield Damaged(f"lie-{tag}-{size}.svs", with_tag(whole, tag, size))
+    vast = with_tag(with_tag(whole, "ImageWidth", 2**31 - 1), "ImageLength", 2**31 - 1)
+    yield Damaged("lie-2e31-both.svs", vast, "refused")
+    for tag in ("TileWidth", "TileLength"):
+        for size in (0, 1, 2**16, 2**31):
+            yield Damaged(f"lie-{tag}-{size}.svs", with_tag(whole, tag, size))
+    for tag in ("TileOffsets", "TileByteCounts"):
+        for count in (0, 1, 2**31):
+            yield Damaged(f"lie-count-{tag}-{count}.svs", with_tag(whole, tag, None, count=count))
+    for code in (1, 7, 33003, 33005, 34712, 60000):
+        yield Damaged(f"lie-compression-{code}.svs", with_tag(whole, "Compression", code))
+    for text in (b"|MPP = 0.0", b"|MPP = 1e9", b"|MPP = -.5", b"|MPP = nan"):
+        yield Damaged(
+            f"lie{text[7:].decode()}.svs".replace(" ", "-"), whole.replace(b"|MPP = 0.5", text[:10])
+        )
+
+
 def _chunk(body: bytes) -> bytes:
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
@@ -293,6 +320,7 @@ def corpus(*, flips: int = 12) -> Iterator[Damaged]:
         yield from flipped(name, data, flips)
     yield from lying_tiffs()
     yield from lying_pngs()
+    yield from lying_slides()
     yield from lying_jpegs()
     yield from odd_kinds()
     yield from bomb_tiff()
