@@ -106,8 +106,11 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
         database = server.database("smearflow")
         patch.setenv("SMEARFLOW_DATABASE", database)
         patch.setenv("SMEARFLOW_PSEUDONYM_KEY", KEY)
+        patch.setenv("SMEARFLOW_AUDIT_KEY", AUDIT_KEY)
+        patch.setenv("SMEARFLOW_ACTOR", "night shift")
         patch.setenv("PREFECT_HOME", str(folder / "prefect"))
         patch.setenv("PREFECT_LOGGING_LEVEL", "INFO")
+        patch.setenv("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
         patch.setenv("OMP_NUM_THREADS", "1")
         with s3_server.running_s3(patch), dask_cluster(folder) as scheduler:
             found = Laboratory(folder, database)
@@ -118,7 +121,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
                         [*command, "--scheduler", scheduler],
                         capture_output=True,
                         text=True,
-                        timeout=400,
+                        timeout=900,
                         check=False,
                         cwd=ROOT,
                         env=dict(os.environ),
@@ -127,7 +130,7 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laboratory]
             yield found
 
 
-KEY = "k3y-of-the-pseudonyms"
+KEY, AUDIT_KEY = "k3y-of-the-pseudonyms", "k3y-of-the-audit"
 
 
 def test_a_case_runs_on_a_cluster_into_an_object_store_and_postgresql(laboratory: Laboratory) -> None:
@@ -174,8 +177,28 @@ def test_a_result_does_not_depend_on_where_it_was_computed(laboratory: Laborator
     assert outcome.computed["detection"] == 4
 
 
+def test_what_may_leave_names_neither_the_case_nor_a_folder(laboratory: Laboratory) -> None:
+    store = Store(STORE)
+    assert laboratory.results[0]["case"]["pseudo_id"].startswith("P-")
+    names = ("result.json", "report.html", "cells.parquet")
+    for name in names:
+        data = store.read_bytes(f"G-1/{name}")
+        for told in (str(laboratory.folder), str(ROOT), "G-1", ".tif:", "_BF.tif", "_DIC.tif"):
+            assert told.encode() not in data, f"{told} stands in {name}"
+
+
+def test_the_audit_log_of_an_object_store_holds_and_names_who_ran(laboratory: Laboratory) -> None:
+    from flows.auditing import audit_cases
+
+    (found,) = audit_cases(STORE, verify=True)
+    assert found["wrong"] == []
+    (run,) = found["entries"]  # the second run computed nothing, and changed nothing
+    assert (run["action"], run["actor"], run["keyed"]) == ("run", "night shift", True)
+    assert run["changes"][0]["target"] == "result.json"
+
+
 def test_no_password_or_key_appears_in_any_output_log_or_report(laboratory: Laboratory) -> None:
-    secrets = [pg.PASSWORD, s3_server.SECRET, KEY]
+    secrets = [pg.PASSWORD, s3_server.SECRET, KEY, AUDIT_KEY]
     store = Store(STORE)
     places: dict[str, bytes] = {}
     for number, run in enumerate(laboratory.runs):
