@@ -95,15 +95,15 @@ def read_candidates(source: Path) -> list[Candidate]:
 
 def _listed(path: Path) -> list[Candidate]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path}: cannot be read as a CSV file ({error}); write it as UTF-8.") from error
-    reader = csv.DictReader(text.splitlines())
     missing = {"file", "origin", "label"} - set(reader.fieldnames or ())
     if missing:
         raise BadInput(f"{path}: the column {', '.join(sorted(missing))} is missing; add it.")
     found = []
-    for number, row in enumerate(reader, start=2):
+    for number, row in enumerate(rows, start=2):
         origin, label = (row["origin"] or "").strip(), (row["label"] or "").strip()
         if (origin, label) not in GROUPS:
             raise BadInput(
@@ -244,9 +244,12 @@ def write_test(test: TuringTest, page: Path, title: str = "Visual Turing Test") 
     for path in (page, key):
         if path.exists():
             raise BadInput(f"{path} is there already; name another page, so that no test loses its key.")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render_page(test, title), encoding="utf-8")
-    key.write_text(json.dumps(test.key(), indent=1) + "\n", encoding="utf-8")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(render_page(test, title), encoding="utf-8")
+        key.write_text(json.dumps(test.key(), indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{page}: cannot be written ({error.strerror}); choose another place.") from error
     return key
 
 
@@ -254,7 +257,7 @@ def read_key(path: Path) -> Mapping[str, Any]:
     """A key file; raises BadInput where it is none."""
     try:
         key = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BadInput(f"{path}: cannot be read as a key ({error}); give a file of `vtt build`.") from error
     if not isinstance(key, dict) or key.get("format") != KEY_FORMAT:
         raise BadInput(f"{path} is no key of a Visual Turing Test; give the .key.json of `vtt build`.")

@@ -44,7 +44,10 @@ def read_answers(path: Path) -> Answers:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise BadInput(f"{path}: cannot be read as answers ({reason}); give a file of the page.") from error
-    return _from_json(path, text) if text.lstrip().startswith("{") else _from_csv(path, text)
+    try:
+        return _from_json(path, text) if text.lstrip().startswith("{") else _from_csv(path, text)
+    except (csv.Error, RecursionError) as error:
+        raise BadInput(f"{path}: the answers are damaged ({error}); download them again.") from error
 
 
 def _from_json(path: Path, text: str) -> Answers:

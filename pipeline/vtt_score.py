@@ -219,13 +219,14 @@ def read_distances(path: Path) -> dict[str, dict[str, float]]:
     """
     try:
         reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path}: cannot be read as a CSV file ({error}); write it as UTF-8.") from error
     metrics = [c for c in reader.fieldnames or () if c != "configuration"]
     if "configuration" not in (reader.fieldnames or ()) or not metrics:
         raise BadInput(f"{path}: needs the column configuration and one column for each distance; add them.")
     out: dict[str, dict[str, float]] = {}
-    for number, row in enumerate(reader, start=2):
+    for number, row in enumerate(rows, start=2):
         values: dict[str, float] = {}
         for metric in metrics:
             text = (row[metric] or "").strip()
