@@ -275,6 +275,8 @@ def test_names_in_a_review_cannot_inject_into_the_page(store: str) -> None:
     _review(store, "--sign", "--reviewer", "<script>alert(1)</script>", "--reason", "=cmd|' /C calc'!A0")
     page = (Path(store) / CASE / "report.html").read_text()
     assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page  # the reviewer is named
+    assert "1 change by persons" in page
     assert _result(store)["review"]["reviewer"] == "<script>alert(1)</script>"
 
 
