@@ -1,4 +1,4 @@
-"""What a real night leaves for the morning: summary, page, artifacts, log; and the canary that may stop it."""
+"""What a real night leaves for the morning: summary, page, artifacts, log; and the canary."""
 
 from __future__ import annotations
 
