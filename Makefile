@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STORE ?= demo/store
 
-.PHONY: demo test lint setup clean browser audit
+.PHONY: demo test lint setup clean browser audit faults soak
 
 setup: $(STAMP)
 
@@ -20,6 +20,14 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Kills a real server, scheduler, workers and nights, and compares what the next night makes of it.
+faults: setup
+	$(BIN)/python -m pytest tests/faults
+
+# The same for hours, at random; prints a table (docs/reliability.md).
+soak: setup
+	$(BIN)/python -m benchmarks.soak --kills 200 --out demo/soak
 
 lint: setup
 	$(BIN)/ruff check .
