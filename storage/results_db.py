@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -102,7 +103,11 @@ def _is_busy(error: Exception) -> bool:
 def masked_url(url: str | URL) -> str:
     """A database URL without its password, for messages."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        parsed = make_url(url)
+        query = {
+            k: "***" if re.search("pass|secret|token|key", k, re.I) else v for k, v in parsed.query.items()
+        }
+        return parsed.set(query=query).render_as_string(hide_password=True)
     except ArgumentError:
         return "the database URL"
 

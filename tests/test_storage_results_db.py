@@ -129,7 +129,8 @@ def test_many_processes_make_and_fill_one_database_at_once(url: str) -> None:
 
 
 def test_a_database_that_cannot_be_opened_is_one_sentence_without_its_password(tmp_path: Path) -> None:
-    for url in ("nonsense", "nosuch://u:secret@host/db", f"sqlite:///{tmp_path}/none/results.db"):
+    asked = "nosuch://host/db?user=u&password=secret&sslpassword=secret"
+    for url in ("nonsense", asked, "nosuch://u:secret@host/db", f"sqlite:///{tmp_path}/none/results.db"):
         with pytest.raises(BadInput) as caught:
             ResultsDatabase(url)
         assert "secret" not in str(caught.value)
