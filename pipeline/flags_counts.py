@@ -31,14 +31,14 @@ def not_reviewed(f: Facts) -> Finding | None:
 
 def low_count(f: Facts) -> Finding | None:
     n, target = f.counted.differential.n_denominator, f.counted.method.target_count
-    if n >= target:
+    if n >= target or _perls_only(f):
         return None
     return Finding(f"{n} cells in the denominator, the target is {target}.", n)
 
 
 def very_low_count(f: Facts) -> Finding | None:
     n, target = f.counted.differential.n_denominator, f.counted.method.target_count
-    if 2 * n >= target:
+    if 2 * n >= target or _perls_only(f):
         return None
     return Finding(
         f"{n} cells in the denominator are under half the target of {target}: "
@@ -204,7 +204,7 @@ def nrbc_correct(f: Facts) -> Finding | None:
 
 def erythroid_zero(f: Facts) -> Finding | None:
     ratio = f.counted.me_ratio
-    if ratio is None or ratio.erythroid > 0:
+    if ratio is None or ratio.erythroid > 0 or _perls_only(f):
         return None
     return Finding("No erythroblast was counted: there is no M:E ratio.", 0)
 
@@ -225,6 +225,11 @@ def field_heterogeneity(f: Facts) -> Finding | None:
         "as wide as the binomial one.",
         round(worst, 2),
     )
+
+
+def _perls_only(f: Facts) -> bool:
+    """Whether the case shows no smear that a differential could be counted on."""
+    return bool(f.case.images) and all(i.stain == "Perls" for i in f.case.images)
 
 
 def _pct(value: float | None) -> str:

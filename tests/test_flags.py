@@ -300,3 +300,10 @@ def test_readers_that_stand_on_two_sides_of_a_limit_are_flagged_however_few_diff
     flag = iron(t0_0=85, t3_3=14, t0_3=1)["RS_READERS_DISAGREE"]
     assert "15 %" in flag.message
     assert "RS_READERS_DISAGREE" not in iron(t0_0=80, t3_3=19, t0_3=1)
+
+
+def test_a_case_of_perls_fields_alone_is_not_blamed_for_its_missing_differential():
+    case = a_case(specimen="bone_marrow", images=(image("P1", stain="Perls", slide="s2"),))
+    read = cells_of({"erythroblast": 40}, 1, rs_type="0", stain="Perls")
+    found = flags(case=case, read=read, run=MARROW_MODEL)
+    assert not {"LOW_COUNT", "VERY_LOW_COUNT", "ERYTHROID_ZERO"} & set(found)
