@@ -218,12 +218,12 @@ def set_clock_back(soak: Soak, chance: random.Random, store: Path) -> bool:
 # kind: (what strikes, how many rounds of ten are of this kind)
 FAULTS: dict[str, tuple[Strike, float]] = {
     "night killed at a random moment": (kill_night, 2.0),
-    "night killed at a random write": (at_a_write("kill"), 2.0),
-    "night with its whole cluster killed": (kill_tree_of_night, 0.5),
+    "night or worker killed at a random write": (at_a_write("kill"), 2.0),
+    "night with its whole cluster killed": (kill_tree_of_night, 0.4),
     "worker killed at a random moment": (kill_workers, 1.0),
     "worker killed in a call": (worker_in_a_call, 1.0),
     "scheduler killed": (kill_scheduler, 0.5),
-    "Prefect server killed and restarted": (kill_server, 0.3),
+    "Prefect server killed and restarted": (kill_server, 0.15),
     "two nights at once, one killed": (two_nights, 1.0),
     "clock set back, night killed": (set_clock_back, 0.6),
     "disk full at a random write": (at_a_write("full"), 0.7),
