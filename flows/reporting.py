@@ -25,6 +25,7 @@ from pipeline.review import (
     review_part,
     review_state,
 )
+from pipeline.settings import NightSettings
 from pipeline.types import (
     Case,
     Cell,
@@ -238,7 +239,8 @@ def write_report(
         ),
         RunInfo(
             fingerprint=mark,
-            config_sha256=fingerprint(run.settings),
+            # How a night is run says nothing of its results.
+            config_sha256=fingerprint(run.settings.model_copy(update={"night": NightSettings()})),
             created=now(),
             models=models_used(run, findings),
             version=version("smearflow"),
