@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import BadInput
+from stainers.data import PIXEL_SIZE_UM
 from stainers.downstream import names, outlines
 from stainers.feature_metrics import Encoder, feature_metrics
+from stainers.field import PATCH_LIMIT_PX, stain_image
 from stainers.image_errors import image_errors
 from stainers.pair_sources import Pair, find_pairs
 from stainers.reliability import auroc, correlations, reliability_bins
@@ -57,22 +60,21 @@ def measure(
     inputs: Sequence[Array],
     progress: Callable[[int, int], None] | None = None,
 ) -> Measured:
-    """Stain `inputs` (H, W, 1), one a pair, and compare with the pairs' real stains."""
+    """Stain `inputs` (H, W, 1), one a pair, and compare with the pairs' real stains; fields in tiles."""
     images, doubt, confidence, rows = [], [], np.empty(len(pairs)), []
     for i, (pair, given) in enumerate(zip(pairs, inputs, strict=True)):
-        result = stainer.stain(given[None], pair.target)
-        images.append(result.image[0])
+        image, confidence[i], _, map_ = stain_image(stainer, given, pair.target)
+        images.append(image)
         if i < PICTURED:
-            doubt.append(result.uncertainty[0])
-        confidence[i] = result.confidence[0]
-        rows.append(image_errors(result.image[0], pair.stained))
+            doubt.append(map_)
+        rows.append(image_errors(image, pair.stained))
         if progress is not None:
             progress(i + 1, len(pairs))
     errors = {k: np.asarray([row[k] for row in rows]) for k in rows[0]}
     return Measured(tuple(images), tuple(doubt), confidence, errors)
 
 
-PICTURED = 12  # pairs in the picture of an evaluation
+PICTURED, PICTURE_PX = 12, 256  # pairs in the picture of an evaluation, and the size of each
 
 
 def evaluate_pairs(
@@ -182,16 +184,30 @@ def evaluate_stainer(
 ) -> dict[str, Any]:
     """Evaluate on the pairs that `data` holds (`stainers.pair_sources.find_pairs`), at most `limit` a target.
 
+    A transfer between stains is measured without pairs where `data` has a labels.csv
+    (`stainers.label_evaluation`).
     Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
     into `out_dir`; returns what metrics.json holds.
     """
     import json
 
-    from stainers.data import PIXEL_SIZE_UM
     from stainers.reliability import draw_reliability
 
+    if (data / "labels.csv").is_file() and not getattr(stainer, "uses_shear", False):
+        from stainers.label_evaluation import evaluate_transfer
+
+        if classifier is None:
+            raise BadInput(f"{data}: labelled cells are judged by a classifier; name one.")
+        judge = class_namer(classifier, None)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        return evaluate_transfer(
+            stainer, data, out_dir, classify=judge, target=target, limit=limit, seed=seed
+        )
     found = find_pairs(data, stainer.targets, target=target, limit=limit, seed=seed)
     pairs = found.pairs
+    fields = sum(max(p.dic.shape) > PATCH_LIMIT_PX for p in pairs)
+    if fields:  # the judges look at one cell
+        classifier = segmenter = None
     kept: list[tuple[Measured, dict[str, Measured]]] = []
     report = evaluate_pairs(
         stainer,
@@ -208,6 +224,10 @@ def evaluate_stainer(
     report["judges"] = {
         k: m.name for k, m in (("classifier", classifier), ("segmenter", segmenter)) if m is not None
     }
+    if fields:
+        report["not_measured"] = (
+            f"classes, outlines and features: {fields} images are larger than a cell's patch"
+        )
     clean, spoilt = kept[0]
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -223,27 +243,32 @@ def evaluate_stainer(
     return report
 
 
-def class_namer(classifier: Any) -> Callable[[Array], Sequence[str]]:
-    """(N, H, W, 3) uint8 at 0.1 µm a pixel -> the most probable class of each."""
-    from stainers.data import PIXEL_SIZE_UM
+def class_namer(
+    classifier: Any, pixel_size_um: float | None = PIXEL_SIZE_UM
+) -> Callable[[Array], Sequence[str]]:
+    """(N, H, W, 3) uint8 -> the most probable class of each; without a pixel size the classifier infers one."""
 
     def name(patches: Array) -> list[str]:
-        found = classifier.classify(patches, PIXEL_SIZE_UM).probabilities
+        found = classifier.classify(patches, pixel_size_um).probabilities
         return [str(classifier.classes[int(k)]) for k in found.argmax(axis=1)]
 
     return name
 
 
 def draw_pictures(path: Path, pairs: Sequence[Pair], measured: Measured) -> None:
-    """DIC, stained, real and uncertainty of the first pairs of one size, a row each."""
+    """DIC, stained, real and uncertainty of the first pairs, a row each, at most 256 px wide a picture."""
     from PIL import Image
 
     rows = []
     for pair, image, doubt in zip(pairs, measured.images, measured.doubt, strict=False):
-        if pair.dic.shape != pairs[0].dic.shape:
-            continue
         shade = np.clip(doubt * 4 * 255, 0, 255).astype(np.uint8)
-        rows.append(
-            np.hstack([np.repeat(pair.dic, 3, 2), image, pair.stained, np.repeat(shade[..., None], 3, 2)])
-        )
+        shown = (np.repeat(pair.dic, 3, 2), image, pair.stained, np.repeat(shade[..., None], 3, 2))
+        row = []
+        for picture in shown:
+            tile = Image.new("RGB", (PICTURE_PX, PICTURE_PX), "white")
+            small = Image.fromarray(np.ascontiguousarray(picture))
+            small.thumbnail((PICTURE_PX, PICTURE_PX))
+            tile.paste(small)
+            row.append(np.asarray(tile))
+        rows.append(np.hstack(row))
     Image.fromarray(np.vstack(rows)).save(path)

@@ -294,8 +294,27 @@ def test_the_evaluation_of_a_folder_writes_figures_and_pictures(tmp_path):
     )
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["all"]["n"] == 4
     assert found["judges"] == {"classifier": "fake-classifier", "segmenter": "fake-segmenter"}
-    assert Image.open(tmp_path / "out" / "pictures.png").size == (4 * 64, 4 * 64)
+    assert Image.open(tmp_path / "out" / "pictures.png").size == (4 * 256, 4 * 256)
     assert Image.open(tmp_path / "out" / "reliability.png").size[0] > 500
+
+
+def test_fields_are_measured_and_judges_of_single_cells_are_left_out(tmp_path):
+    from PIL import Image
+
+    from stainers.evaluation import evaluate_stainer
+    from tests.stainer_scenes import dic_image
+
+    root = tmp_path / "pairs"
+    for name in ("dic", "stained"):
+        (root / name).mkdir(parents=True)
+    dic = dic_image(300, 420, 12, 3)[..., None]
+    Image.fromarray(dic[..., 0]).save(root / "dic" / "field.png")
+    Image.fromarray(stained_of(dic)).save(root / "stained" / "field.png")
+    found = evaluate_stainer(FakeStainer(), root, tmp_path / "out", classifier=FakeClassifier())
+    assert "larger than a cell" in found["not_measured"]
+    assert found["all"]["n"] == 1
+    assert "same_class_after" not in found["all"]
+    assert Image.open(tmp_path / "out" / "pictures.png").size == (4 * 256, 256)
 
 
 def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
