@@ -27,7 +27,7 @@ from stainers.cell_sets import Cells
 from stainers.data import PIXEL_SIZE_UM, load_smears
 from stainers.dic_sets import DicSet, dic_set
 from stainers.evaluation import evaluate_pairs
-from stainers.families import family, with_length
+from stainers.families import FAMILIES, family, with_length
 from stainers.pair_sources import Pair
 from stainers.picture_data import named, namer
 from stainers.recipes import read_recipe, recipe_names
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=root / "smears")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--recipes", nargs="*", default=recipe_names())
+    parser.add_argument("--recipes", nargs="*", default=[n for n in recipe_names() if n in FAMILIES])
     parser.add_argument("--package", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--domain", default="barcelona")
     parser.add_argument("--pairs", type=int, default=120)

@@ -254,3 +254,37 @@ def test_dic_sets_keep_pairs_turned_alike_and_in_their_smears_split():
     with pytest.raises(BadInput, match="raabin"):
         dic_set(smears, "raabin")
     assert isinstance(found.source, Cells)
+
+
+def test_a_transfer_without_pairs_is_judged_by_a_classifier_before_and_after(tmp_path):
+    import csv
+
+    import cv2
+
+    from stainers.label_evaluation import evaluate_transfer
+    from stainers.normalizers import NormalizerStainer, fit
+
+    mine = [stained_field(BLUE, RED, seed=i) for i in range(4)]
+    theirs = [
+        stained_field((0.6, 0.5, 0.5), (0.1, 0.5, 0.8), glass=(240, 230, 170), seed=i) for i in range(4)
+    ]
+    (tmp_path / "theirs").mkdir()
+    with (tmp_path / "labels.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["image", "source", "class"])
+        for i, image in enumerate(theirs):
+            cv2.imwrite(str(tmp_path / "theirs" / f"{i}.png"), image[..., ::-1])
+            writer.writerow([f"theirs/{i}.png", "theirs", "blue"])
+    stainer = NormalizerStainer("macenko", fit("macenko", theirs, mine), name="n", targets=("mine",))
+
+    def classify(images):  # knows its own glass alone
+        return ["blue" if i[0, 0, 2] > 200 else "nothing" for i in images]
+
+    found = evaluate_transfer(stainer, tmp_path, tmp_path, classify=classify)["per_source"]["theirs"]
+    assert found["n"] == 4
+    assert found["right_before"][0] == 0
+    assert found["gain"][0] == 1
+    assert (tmp_path / "pictures.png").is_file()
+    own = NormalizerStainer("macenko", stainer.fitted, name="n", targets=("theirs",))
+    with pytest.raises(BadInput, match="own target"):
+        evaluate_transfer(own, tmp_path, tmp_path, classify=classify)

@@ -1,0 +1,80 @@
+"""A transfer between stains without pairs: what a classifier makes of labelled cells before and after.
+
+Intervals are 95 % of a bootstrap over images, near-duplicates together.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import BadInput
+from stainers.cell_sets import Cells, read_cells
+from stainers.evaluation import interval
+
+Array = np.ndarray[Any, Any]
+PICTURED = 12
+
+
+def labelled_sources(data: Path, targets: Sequence[str]) -> list[str]:
+    """The sources of `data`/labels.csv that are none of the stainer's targets."""
+    with (data / "labels.csv").open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or not {"image", "source", "class"} <= set(rows[0]):
+        raise BadInput(f"{data / 'labels.csv'}: columns image, source and class are needed.")
+    return sorted({r["source"] for r in rows} - set(targets))
+
+
+def evaluate_transfer(
+    stainer: Any,
+    data: Path,
+    out_dir: Path,
+    *,
+    classify: Callable[[Array], Sequence[str]],
+    target: str | None = None,
+    limit: int = 60,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a stainer on the labelled cells of `data` that are not of its target; at most `limit` a source.
+
+    `classify` takes (N, H, W, 3) uint8 to class names.  Writes metrics.json and pictures.png (as it is,
+    virtual) into `out_dir`; returns what metrics.json holds.
+    """
+    import json
+
+    import cv2
+
+    sources = labelled_sources(data, stainer.targets)
+    if not sources:
+        raise BadInput(f"{data}: every cell is of the stainer's own target; give cells of another stain.")
+    report: dict[str, Any] = {"measured_on": "labelled cells without pairs", "per_source": {}}
+    pictures: list[Array] = []
+    for source in sources:
+        cells = _some(read_cells(data, source), limit, seed)
+        columns: dict[str, list[float]] = {"right_before": [], "right_after": [], "confidence": []}
+        for image, label in zip(cells.images, cells.labels, strict=True):
+            made = stainer.stain(image[None], target)
+            columns["right_before"].append(float(classify(image[None])[0] == label))
+            columns["right_after"].append(float(classify(made.image)[0] == label))
+            columns["confidence"].append(float(made.confidence[0]))
+            if len(pictures) < PICTURED:
+                pictures.append(cv2.resize(np.hstack([image, made.image[0]]), (256, 128)))
+        values = {k: np.asarray(v) for k, v in columns.items()}
+        values["gain"] = values["right_after"] - values["right_before"]
+        row = {k: interval(v, cells.groups) for k, v in values.items()}
+        report["per_source"][source] = {"n": len(cells), **row}
+    (out_dir / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    cv2.imwrite(str(out_dir / "pictures.png"), np.vstack(pictures)[..., ::-1])
+    return report
+
+
+def _some(cells: Cells, limit: int, seed: int) -> Cells:
+    known = [i for i, label in enumerate(cells.labels) if label]
+    if not known:
+        raise BadInput(f"cells of '{cells.domain}' have no class to compare with; fill the column class.")
+    order = np.random.default_rng([seed, 23]).permutation(known)
+    return cells.take([int(i) for i in (order[:limit] if limit else order)])
