@@ -109,6 +109,9 @@ def one(kind: str, inbox: Path, store: Path, workers: int) -> dict[str, Any]:
         run = open_run(inbox / "N-1", str(store), models.SETTINGS, Inline())
         outcome = execute(run)
         return {"seconds": time.perf_counter() - started, "stages": outcome.stage_seconds}
+    import flows.prefect_env  # noqa: F401  (before prefect)
+
+    # isort: split
     from prefect import flow
 
     import flows.case  # noqa: F401
@@ -178,8 +181,8 @@ def table(found: dict[str, Any]) -> str:
     load = os.getloadavg()[1]
     extra = many["cpu"] - found["bare"]["cpu"] - found["empty"]["cpu"]
     lines = [
-        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, load of the machine {load:.0f}; paired phantom "
-        f"fields {found['width_px']} px wide, stand-in models.",
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, load of the machine {load:.0f}; paired "
+        f"phantom fields {found['width_px']} px wide, stand-in models.",
         "",
         "| figure | value |",
         "|---|---|",

@@ -8,10 +8,10 @@ from typing import Any
 
 from flows.records import CaseRun
 from flows.review_acts import acts_of
+from flows.runs import settings_mark
 from pipeline.errors import BadInput
 from pipeline.review import audit_part
 from storage.audit import Action, AuditBroken, AuditEntry, AuditLog, Change
-from storage.fingerprint import fingerprint
 from storage.store import Store
 
 RESULT = "result.json"
@@ -37,7 +37,7 @@ def note(run: CaseRun, action: Action, *, error: BaseException | None = None, re
         changes=[Change(target=RESULT, new=new)] if new else [],
         detail={
             "software": version("smearflow"),
-            "config_sha256": fingerprint(run.settings),
+            "config_sha256": settings_mark(run.settings),
             "computed": ", ".join(f"{k} {n}" for k, n in sorted(run.computed.items())),
         },
     )

@@ -16,6 +16,7 @@ from flows.identity import deidentified, deidentified_text, pseudonym
 from flows.provenance import source_commit
 from flows.records import CaseRun
 from flows.review_acts import acts_of
+from flows.runs import settings_mark
 from pipeline.review import (
     Act,
     ReviewState,
@@ -25,7 +26,6 @@ from pipeline.review import (
     review_part,
     review_state,
 )
-from pipeline.settings import NightSettings
 from pipeline.types import (
     Case,
     Cell,
@@ -149,10 +149,7 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
 
 def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
     """The result of the case: written where anything it is made of has changed, else the kept one."""
-    acts = acts_of(run.store, run.case_id)
-    state = review_state(acts)
-    content = content_mark(run, findings, state)
-    mark = fingerprint("reviewed", content, acts) if acts else content
+    acts, content, mark = report_marks(run, findings)
 
     def compute() -> dict[str, Any]:
         return {"sha256": write_report(run, findings, mark, acts, content)}
@@ -170,6 +167,13 @@ def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
     run.run_here("report", mark, compute, intact=intact)
     result: dict[str, Any] = run.store.read_json(f"{run.case_id}/{RESULT}")
     return result
+
+
+def report_marks(run: CaseRun, findings: Findings) -> tuple[list[Act], str, str]:
+    """What persons did, the mark of what they sign, and that of the whole report."""
+    acts = acts_of(run.store, run.case_id)
+    content = content_mark(run, findings, review_state(acts))
+    return acts, content, fingerprint("reviewed", content, acts) if acts else content
 
 
 def _has_row(run: CaseRun, mark: str) -> bool:
@@ -239,8 +243,7 @@ def write_report(
         ),
         RunInfo(
             fingerprint=mark,
-            # How a night is run says nothing of its results.
-            config_sha256=fingerprint(run.settings.model_copy(update={"night": NightSettings()})),
+            config_sha256=settings_mark(run.settings),
             created=now(),
             models=models_used(run, findings),
             version=version("smearflow"),

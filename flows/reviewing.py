@@ -17,11 +17,10 @@ from flows.cluster import Workers
 from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.review_acts import acts_of
-from flows.runs import open_run
+from flows.runs import open_run, settings_mark
 from pipeline.errors import BadInput
 from pipeline.review import Act, check_corrections, review_state
 from storage.audit import AuditLog, Change
-from storage.fingerprint import fingerprint
 
 MAX_NAME = 120
 
@@ -60,7 +59,7 @@ def review_case(
             )
         check_corrections(case_id, findings.cells, corrections)
         with run.store.writing(case_id):
-            _same_settings(run)
+            _is_current(run, findings)
             wrong = AuditLog(run.store, case_id).verify()
             if wrong:
                 raise BadInput(f"{case_id}: the audit log does not hold ({wrong[0]}) Nothing was changed.")
@@ -92,16 +91,17 @@ def check_reviewer(name: str) -> str:
     return name
 
 
-def _same_settings(run: CaseRun) -> None:
+def _is_current(run: CaseRun, findings: Any) -> None:
     """Refuse a review that would count anew by other rules, or under another name, by the way."""
     kept = run.store.read_json(f"{run.case_id}/{reporting.RESULT}")
-    if kept["software"]["config_sha256"] != fingerprint(run.settings):
-        raise BadInput(
-            f"{run.case_id}: its report was made with other settings; give the same --config as the run did."
-        )
     if kept["case"]["pseudo_id"] != pseudonym(run.case_id):
         raise BadInput(
             f"{run.case_id}: its report has another pseudonym; set SMEARFLOW_PSEUDONYM_KEY as the run did."
+        )
+    if run.kept("report", "case", reporting.report_marks(run, findings)[2]) is None:
+        raise BadInput(
+            f"{run.case_id}: its report was made with other settings or by another version; give the same "
+            "--config as the run did, or write it anew first with 'smearflow report'."
         )
 
 

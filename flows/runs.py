@@ -9,12 +9,18 @@ from typing import Any
 from flows.cluster import Workers
 from flows.records import CaseRun
 from pipeline.errors import BadInput
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import NightSettings, Settings, load_settings
+from storage.fingerprint import fingerprint
 
 
 def settings_of(values: dict[str, Any] | None) -> Settings:
     """The settings that a flow parameter carries, or the defaults."""
     return load_settings(None, values or {})
+
+
+def settings_mark(settings: Settings) -> str:
+    """The hash of the settings that a result names; how its night was run says nothing of it."""
+    return fingerprint(settings.model_copy(update={"night": NightSettings()}))
 
 
 def configured(value: str | None, variable: str, what: str) -> str:
