@@ -109,7 +109,7 @@ def one(kind: str, inbox: Path, store: Path, workers: int) -> dict[str, Any]:
         run = open_run(inbox / "N-1", str(store), models.SETTINGS, Inline())
         outcome = execute(run)
         return {"seconds": time.perf_counter() - started, "stages": outcome.stage_seconds}
-    import flows.prefect_env  # noqa: F401  (before prefect)
+    import flows.prefect_env  # before prefect
 
     # isort: split
     from prefect import flow
