@@ -28,6 +28,7 @@ from stainers.data import PIXEL_SIZE_UM, load_smears
 from stainers.dic_sets import DicSet, dic_set
 from stainers.evaluation import evaluate_pairs
 from stainers.families import FAMILIES, family, with_length
+from stainers.normalizers import METHODS
 from stainers.pair_sources import Pair
 from stainers.picture_data import named, namer
 from stainers.recipes import read_recipe, recipe_names
@@ -123,7 +124,9 @@ def train(name: str, data: DicSet, smears: Path, folder: Path, steps: int, seed:
     else:
         plan.get("train_folder")(smears, folder, recipe=recipe, resume=True, progress=say(name))
         pairs = "its own, of the same smears"
-    length = getattr(recipe, "steps", None) or getattr(recipe.run, "steps", None)
+    length = None  # a normalizer is fitted, not trained
+    if recipe.architecture not in METHODS:
+        length = getattr(recipe, "steps", None) or recipe.run.steps
     return {"steps": length, "training_pairs": pairs, "cpu_seconds": round(time.process_time() - began)}
 
 
