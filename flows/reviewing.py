@@ -17,7 +17,7 @@ from flows.cluster import Workers
 from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.review_acts import acts_of
-from flows.runs import open_run, settings_mark
+from flows.runs import open_run
 from pipeline.errors import BadInput
 from pipeline.review import Act, check_corrections, review_state
 from storage.audit import AuditLog, Change
@@ -59,10 +59,10 @@ def review_case(
             )
         check_corrections(case_id, findings.cells, corrections)
         with run.store.writing(case_id):
-            _is_current(run, findings)
             wrong = AuditLog(run.store, case_id).verify()
             if wrong:
                 raise BadInput(f"{case_id}: the audit log does not hold ({wrong[0]}) Nothing was changed.")
+            _is_current(run, findings)
             run.ledger.begin()
             if corrections:
                 _correct(run, findings, reviewer, corrections, reason)
