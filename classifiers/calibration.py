@@ -100,13 +100,16 @@ def fit_familiarity(
     familiarity.ranks.copy_(torch.tensor(quantiles, **to))
 
 
-def confidence_threshold(confidence: np.ndarray, right: np.ndarray, wanted: float = 0.95) -> float:
-    """The least confidence above which `wanted` of the held-out cells are named right, in [0.3, 0.9]."""
-    for threshold in np.arange(0.3, 0.9, 0.01):
-        above = confidence >= threshold
-        if above.any() and right[above].mean() >= wanted:
+def confidence_threshold(confidence: np.ndarray, right: np.ndarray, least: int = 10) -> float:
+    """The largest confidence in [0.3, 0.9] below which at most half of the held-out cells are named right.
+
+    A cell below it is in doubt.  Fewer than `least` cells below it prove nothing; 0.5 where none does.
+    """
+    for threshold in np.arange(0.9, 0.295, -0.01):
+        below = confidence < threshold
+        if below.sum() >= least and right[below].mean() <= 0.5:
             return float(round(threshold, 2))
-    return 0.9
+    return 0.5
 
 
 def finish_package(

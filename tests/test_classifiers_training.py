@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from classifiers.augment import Augmentation, augment
-from classifiers.calibration import patch_of
+from classifiers.calibration import confidence_threshold, patch_of
 from classifiers.evaluation import evaluate_classifier
 from classifiers.locating import cached, train_locator, views
 from classifiers.networks import BACKBONES, CellNet, Familiarity, Locator
@@ -241,3 +241,12 @@ def test_a_cell_of_a_small_field_is_cut_out_and_a_crop_is_taken_whole():
     assert patch.shape == (44, 44, 3)
     assert patch[22, 22].tolist() == [255, 255, 255]
     assert patch_of(replace(sample, is_crop=True), field) is field
+
+
+def test_the_confidence_of_doubt_is_where_half_of_the_cells_below_are_wrong():
+    confidence = np.linspace(0.3, 1.0, 701)
+    # Right by turns up to 0.72, always above it.
+    right = np.where(confidence < 0.72, np.arange(701) % 2 == 0, True)
+    assert confidence_threshold(confidence, right) == pytest.approx(0.72, abs=0.011)
+    assert confidence_threshold(confidence, np.ones(701, bool)) == 0.5
+    assert confidence_threshold(confidence[-5:], np.zeros(5, bool)) == 0.5
