@@ -105,7 +105,10 @@ def process_case(
             raise
         run.end()
         note(run, action)
-    _publish(outcome)
+    try:
+        _publish(outcome)
+    except Exception as error:  # the server went away; the case is in the store, whole
+        log.error("%s: its artifacts could not be made: %s", run.case_id, error)
     return outcome
 
 

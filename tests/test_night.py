@@ -223,3 +223,25 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_night(tmp_path: Path) ->
     (tmp_path / "nights").write_text("a file where the folder should be")
     with logs.to_file(Store(tmp_path), "night-1"):
         logging.getLogger("smearflow").info("said to nobody")
+
+
+def test_a_server_that_went_away_costs_its_artifacts_and_not_the_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flows import case as case_flow
+    from flows.cluster import Workers
+    from flows.execute import CaseOutcome
+
+    outcome = CaseOutcome("A-1", {"flags": []}, "report", "result", 0, {"report": 1}, {}, {})
+
+    def gone(_: object) -> None:
+        raise ConnectionError("all connection attempts failed")
+
+    monkeypatch.setattr(case_flow, "execute", lambda run, wrap: outcome)
+    monkeypatch.setattr(case_flow, "note", lambda *a, **k: None)
+    monkeypatch.setattr(case_flow, "_publish", gone)
+    (tmp_path / "inbox" / "A-1").mkdir(parents=True)
+    found = case_flow.process_case(tmp_path / "inbox" / "A-1", str(tmp_path / "store"), None, Workers())
+    assert found is outcome
+    assert "artifacts could not be made" in caplog.text
+    assert "error" not in json.loads((tmp_path / "store" / "A-1" / "ledger.json").read_text())["runs"][-1]
