@@ -1,0 +1,90 @@
+"""Ring sideroblasts with reader error and a second reader: what the result says of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.settings import CountingSettings, Settings
+from tests.report_cases import a_case, a_result, both, cells_of, image
+
+METHOD = "marrow-perls + rule"
+IMAGES = (image("F1"), image("P1", stain="Perls", slide="s2"))
+
+
+def iron(settings: Settings | None = None, **groups: tuple[int, str, str | None]):
+    """Sideroblasts of a marrow case: groups of (how many, first reader's type, second reader's)."""
+    parts = [
+        cells_of(
+            {"erythroblast": n},
+            1,
+            rs_type=a,
+            rs_type_second=b,
+            rs_method=METHOD,
+            stain="Perls",
+            start=1000 * i,
+        )
+        for i, (n, a, b) in enumerate(groups.values(), 1)
+    ]
+    case = a_case(specimen="bone_marrow", images=IMAGES, mode="mgg_perls")
+    read = both(cells_of({"neutrophil": 20}, 1), *parts)
+    settings = settings or Settings(counting=CountingSettings(bootstrap_draws=0))
+    found = a_result(settings=settings, case=case, read=read).sideroblasts
+    assert found is not None
+    return found
+
+
+def test_the_sampling_interval_stays_the_default_and_reader_error_stands_beside_it() -> None:
+    found = iron(rings=(20, "3", None), others=(80, "0", None))
+    assert (found.rs_pct, found.ci_low, found.ci_high) == (20.0, 12.67, 29.18)
+    assert found.reader is not None
+    assert found.reader.ci_low < found.ci_low
+    assert found.reader.ci_high > found.ci_high
+    assert found.reader.rs_pct == pytest.approx(20.0, abs=1)
+    assert "phantom" in found.reader.measured_on
+    by_limit = {s.limit: s for s in found.reader.standings}
+    assert by_limit[5.0].standing == "at_or_over"
+    assert by_limit[15.0].standing == "spans"
+    plain = {s.limit: s for s in found.standings}[15.0].more_cells
+    more = by_limit[15.0].more_cells
+    assert plain is not None
+    assert more is None or more > plain
+
+
+def test_a_laboratorys_own_errors_take_the_place_of_the_cards() -> None:
+    own = Settings(counting=CountingSettings(bootstrap_draws=0, rs_reader_errors=(45, 5, 90, 10)))
+    found = iron(own, rings=(20, "3", None), others=(80, "0", None))
+    assert found.reader is not None
+    assert (found.reader.sensitivity, found.reader.specificity) == (0.9, 0.9)
+    assert found.reader.rs_pct == pytest.approx(12.5)  # (0.2 + 0.9 - 1) / (0.9 + 0.9 - 1)
+    assert "laboratory" in found.reader.measured_on
+
+
+def test_what_was_never_measured_has_no_such_interval() -> None:
+    case = a_case(specimen="bone_marrow", images=IMAGES, mode="mgg_perls")
+    read = both(cells_of({"erythroblast": 20}, 1, rs_type="0", rs_method="somebody + rule", stain="Perls"))
+    settings = Settings(
+        counting=CountingSettings(bootstrap_draws=0), detection={"perls_detector": "perls-classical"}
+    )
+    read = (read[0], tuple(c.model_copy(update={"rs_method": "perls-classical + rule"}) for c in read[1]))
+    found = a_result(settings=settings, case=case, read=read).sideroblasts
+    assert found is not None
+    assert found.reader is None
+    assert found.agreement is None
+
+
+def test_a_second_reader_is_compared_and_never_counted() -> None:
+    found = iron(
+        same_ring=(18, "3", "3"),
+        only_first=(2, "3", "1"),
+        same_other=(70, "0", "0"),
+        other_type=(6, "1", "2"),
+        only_second=(2, "2", "3"),
+        undecided=(2, "0", "indeterminate"),
+    )
+    assert (found.type3, found.n_erythroblasts) == (20, 100)
+    a = found.agreement
+    assert a is not None
+    assert (a.n_both, a.same_ring, a.same_type, a.indeterminate) == (98, 94, 88, 2)
+    assert (a.type3, a.n_decided) == (20, 98)
+    # Cohen: observed 94/98, by chance (20 * 20 + 78 * 78) / 98².
+    assert a.kappa == pytest.approx((94 / 98 - 6484 / 9604) / (1 - 6484 / 9604), abs=1e-4)
