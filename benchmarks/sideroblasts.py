@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.sideroblasts_coverage import CHAINS, Pools, many_draws, print_coverage, simulated_coverage
 from detectors.boxes import iou_matrix
 from phantoms.marrow_fields import perls_marrow
-from pipeline.reader_error import ReaderErrors, corrected_estimate, corrected_interval
-from pipeline.statistics import clopper_pearson, wilson
+from pipeline.reader_error import ReaderErrors, corrected_estimate
+from pipeline.statistics import clopper_pearson
 
 PX, PATCH_PX, THRESHOLD = 0.1, 256, 0.4
 UNSEEN_SEED, DEVELOPMENT_SEED = 97_000, 31_000
@@ -186,62 +187,19 @@ def per_case(readings: Sequence[Reading], reader: str) -> list[dict[str, Any]]:
     return rows
 
 
-def many_draws(
-    readings: Sequence[Reading],
-    reader: str,
-    errors: ReaderErrors,
-    *,
-    fractions: Sequence[float] = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.6),
-    sizes: Sequence[int] = (50, 100, 200, 500),
-    draws: int = 400,
-    seed: int = 0,
-) -> list[dict[str, float]]:
-    """How often the intervals hold the true share when cases are drawn from what was really read.
-
-    A draw is a marrow of a known share: its erythroblasts are drawn from the measured ones, each with what
-    finder and reader made of it, so every error is in it; false boxes come at their measured rate.
-    """
-    rng = np.random.default_rng(seed)
-    code = {True: [], False: []}  # type: dict[bool, list[int]]
+def coded(readings: Sequence[Reading], reader: str) -> Pools:
+    """What a reader made of the cells, as `many_draws` draws from it."""
+    code: dict[bool, list[int]] = {True: [], False: []}
     for r in readings:
         if r.true_type is not None:
             kept = r.found and r.read[reader] != "indeterminate"
             code[r.true_type == 3].append((2 if r.read[reader] == "3" else 1) if kept else 0)
-    pools = {k: np.array(v) for k, v in code.items()}
-    false = [
-        r.read[reader] == "3" for r in readings if r.true_type is None and r.read[reader] != "indeterminate"
-    ]
-    rate = len(false) / max(1, sum(len(v) for v in pools.values()))
-    rows = []
-    for n in sizes:
-        for p in fractions:
-            held = np.zeros(4)
-            width = np.zeros(3)
-            estimates = []
-            for _ in range(draws):
-                rings = rng.binomial(n, p)
-                drawn = np.concatenate([rng.choice(pools[True], rings), rng.choice(pools[False], n - rings)])
-                extra = rng.poisson(rate * n)
-                x = int((drawn == 2).sum()) + (int(rng.binomial(extra, np.mean(false))) if false else 0)
-                m = int((drawn > 0).sum()) + extra
-                cp, corrected, score = clopper_pearson(x, m), corrected_interval(x, m, errors), wilson(x, m)
-                held += [a <= p <= b for a, b in (cp, corrected, score)] + [corrected[1] < p]
-                width += [b - a for a, b in (cp, corrected, score)]
-                estimates.append((x / m, corrected_estimate(x, m, errors)))
-            bias = 100 * (np.array(estimates, float).mean(0) - p)
-            rows.append(
-                {
-                    "n": n,
-                    "true_pct": 100 * p,
-                    "cp_coverage": held[0] / draws,
-                    "coverage": held[1] / draws,
-                    "cp_width": 100 * width[0] / draws,
-                    "width": 100 * width[1] / draws,
-                    "bias": bias[0],
-                    "corrected_bias": bias[1],
-                }
-            )
-    return rows
+    false = [r.read[reader] for r in readings if r.true_type is None]
+    return Pools(
+        np.array(code[True]),
+        np.array(code[False]),
+        np.array([f == "3" for f in false if f != "indeterminate"], bool),
+    )
 
 
 def stage_table(readings: Sequence[Reading]) -> list[tuple[str, int, int]]:
@@ -316,8 +274,14 @@ def main() -> None:
     parser.add_argument("--finder", default="marrow-perls")
     parser.add_argument("--readers", default="rule,sideroblast-cnn")
     parser.add_argument("--draws", type=int, default=0)
+    parser.add_argument("--simulate", type=int, default=0, help="draws a row of chains of known error rates")
     parser.add_argument("--errors", choices=["shipped", "own"], default="shipped")
     given = parser.parse_args()
+    if given.simulate:
+        for chain_name, chain in CHAINS.items():
+            print(f"\nchain {chain_name}: {chain}, measured on 100 rings and 200 others in each draw")
+            print_coverage(simulated_coverage(chain, draws=given.simulate))
+        return
     from storage.packages import ModelPackage
     from storage.registry import describe, load
 
@@ -341,12 +305,9 @@ def main() -> None:
     print(report(readings, names, errors))
     print({n: asdict(e) for n, e in own.items()})
     for name in names if given.draws else ():
-        rows = many_draws(readings, name, errors[name], draws=given.draws)
+        rows = many_draws(coded(readings, name), errors[name], draws=given.draws)
         print(f"\n{name}: {given.draws} draws a row")
-        for row in rows:
-            print(" | ".join(f"{k} {v:.3f}" for k, v in row.items()))
-        for key in ("cp_coverage", "coverage", "cp_width", "width"):
-            print(f"mean {key}: {np.mean([r[key] for r in rows]):.4f}, least {min(r[key] for r in rows):.3f}")
+        print_coverage(rows)
     machine = f"{os.cpu_count()} cores {platform.machine()}"
     print(f"{time.strftime('%Y-%m-%d')}, {machine}, {time.time() - started:.0f} s")
 
