@@ -103,17 +103,31 @@ class CaseRun:
         except (ValueError, KeyError, TypeError):
             log.warning("%s: the record %s is damaged; it is computed again", self.case_id, name)
             return None
-        if output.get("picture") and not self.store.exists(output["picture"]):
-            return None
+        # A picture beside the record may have been lost or torn since.
+        for file, n_bytes in _files(record).items():
+            found = self.store.size(file)
+            if found is None or n_bytes not in (None, found):
+                return None
         return Outcome(output)
 
     def keep(self, stage: str, key: str, expected: str, outcome: Outcome) -> None:
         record: dict[str, Any] = {"fingerprint": expected}
         if outcome.error is None:
             record["output"] = outcome.output
+            record["files"] = {file: self.store.size(file) for file in pictures_in(outcome.output)}
         else:
             record["error"] = {"type": outcome.error_type, "message": outcome.error}
+        before = self._files_of(stage, key)
         self.store.write_json(self.record_key(stage, key), record)
+        for file in before - _files(record).keys():
+            self.store.delete(file)
+
+    def _files_of(self, stage: str, key: str) -> set[str]:
+        """The pictures that a record speaks of, damaged or not."""
+        try:
+            return set(_files(self.store.read_json(self.record_key(stage, key))))
+        except (FileNotFoundError, ValueError, AttributeError):
+            return set()
 
     def _count(self, stage: str, *, computed: bool) -> None:
         counter = self.computed if computed else self.reused
@@ -154,8 +168,10 @@ class CaseRun:
             return
         self.ledger.retire(stage, keys)
         for name in self.store.list(f"{self.case_id}/work/{stage}"):
-            if name.rsplit(".", 1)[0] not in keys:
-                self.store.delete(f"{self.case_id}/work/{stage}/{name}")
+            key = name.removesuffix(".json")
+            if name.endswith(".json") and key not in keys:
+                for file in (*self._files_of(stage, key), self.record_key(stage, key)):
+                    self.store.delete(file)
 
     def _compute(self, stage: str, todo: list[Item]) -> dict[str, Outcome]:
         """Have the items computed; those that the machine failed get one more try.
@@ -290,3 +306,22 @@ def safe_key(*names: str) -> str:
     """A file name for an item: readable, safe on any store, and different for different names."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", "__".join(names))[:60].strip(".") or "item"
     return f"{readable}-{fingerprint(list(names))[:8]}"
+
+
+def pictures_in(output: Any) -> Iterator[str]:
+    """The store's keys of the pictures that an output names, at any depth."""
+    if isinstance(output, dict):
+        for name, value in output.items():
+            if name == "picture" and isinstance(value, str):
+                yield value
+            else:
+                yield from pictures_in(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from pictures_in(value)
+
+
+def _files(record: dict[str, Any]) -> dict[str, Any]:
+    """Size by key of the pictures of a record."""
+    files = record.get("files")
+    return files if isinstance(files, dict) else dict.fromkeys(pictures_in(record.get("output")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -266,6 +267,9 @@ def write_report(
         }
     )
     files = {
+        FINDINGS: (
+            json.dumps(findings.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        ).encode(),
         RESULT: result.to_json().encode(),
         PAGE: render_html(
             result,
@@ -280,7 +284,6 @@ def write_report(
             cells_table(findings.cells, findings.classes, card.classes if card else None, reviewed)
         ),
     }
-    run.store.write_json(f"{run.case_id}/{FINDINGS}", findings.model_dump(mode="json"))
     for name, data in files.items():
         run.store.write_bytes(f"{run.case_id}/{name}", data)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

@@ -57,10 +57,13 @@ def _fill(
                 gpu=stage == "staining",
             )
         )
+    groups = all(store.groups_are_whole(n) for n in arrays)
     outcomes = run.run_items(
         stage,
         items,
-        intact=lambda key: all(store.unit_is_intact(n, int(key.split("-")[1]), mark) for n in arrays),
+        intact=lambda key: (
+            groups and all(store.unit_is_intact(n, int(key.split("-")[1]), mark) for n in arrays)
+        ),
     )
     _need_all(run, stage, outcomes)
     return outcomes

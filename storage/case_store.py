@@ -34,6 +34,9 @@ log = logging.getLogger("smearflow")
 _CODEC = {"cname": "zstd", "clevel": 3, "shuffle": "bitshuffle"}
 
 
+_GROUP = b'{"attributes": {}, "zarr_format": 3, "node_type": "group"}\n'
+
+
 class ArrayMissing(SmearflowError, LookupError):
     """Rows of an array were asked for that are not there, or not whole."""
 
@@ -185,6 +188,7 @@ class CaseStore:
             "cell_ids": list(cell_ids),
             "fingerprint": mark,
         }
+        self._ensure_groups(name)
         rows = shard_rows(layout)
         wanted["layout"] = fingerprint(list(shape), dtype, layout.chunk, rows, _CODEC)
         document = self._metadata(name)
@@ -193,18 +197,23 @@ class CaseStore:
         # Progress goes first: an array must never be newer than what is said of it.
         self.store.delete(self._key(f"progress/{name}"))
         self.store.delete(self._array_key(name))
-        self._ensure_groups(name)
         self._create(name, shape, dtype, int(layout.chunk), rows, wanted)
         return True
 
-    def _ensure_groups(self, name: str) -> None:
-        """zarr.json of every group above an array, so that other readers can walk the store."""
-        text = b'{"attributes": {}, "zarr_format": 3, "node_type": "group"}\n'
+    def _group_keys(self, name: str) -> list[str]:
         parts = name.split("/")[:-1]
-        for depth in range(len(parts) + 1):
-            key = self._key("/".join(["case.zarr", *parts[:depth], "zarr.json"]))
-            if not self.store.exists(key):
-                self.store.write_bytes(key, text)
+        return [
+            self._key("/".join(["case.zarr", *parts[:depth], "zarr.json"])) for depth in range(len(parts) + 1)
+        ]
+
+    def groups_are_whole(self, name: str) -> bool:
+        """Whether every group above an array is there, so that other readers can walk the store."""
+        return all(self.store.size(key) == len(_GROUP) for key in self._group_keys(name))
+
+    def _ensure_groups(self, name: str) -> None:
+        for key in self._group_keys(name):
+            if self.store.size(key) != len(_GROUP):
+                self.store.write_bytes(key, _GROUP)
 
     def _create(
         self, name: str, shape: tuple[int, ...], dtype: str, chunk: int, rows: int, attributes: dict[str, Any]

@@ -177,13 +177,18 @@ def test_torn_shards_lost_markers_and_torn_records_are_made_again(
     record = sorted((case / "work/classification").glob("*.json"))[0]
     os.truncate(record, record.stat().st_size // 2)
     (case / "work/registration" / ".writing-left-by-a-dead-process").write_text("half a docu")
+    picture = sorted((case / "work/detection").glob("*.jpg"))[0]
+    os.truncate(picture, picture.stat().st_size // 2)
+    (case / "case.zarr/virtual/zarr.json").unlink()
+    os.truncate(case / "work/findings.json", 1000)
     os.truncate(case / "report.html", 1000)
     lab.night(inbox, store).summary()
     assert_undisturbed(store, undisturbed)
     computed = last_run(store)["computed"]
     assert computed["patches"] == 2
     assert computed["staining"] == 1
-    assert "detection" not in computed
+    assert computed["detection"] == 1
+    assert "registration" not in computed
 
 
 def test_a_lost_results_database_is_filled_again(
