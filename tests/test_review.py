@@ -287,3 +287,15 @@ def test_an_unreviewed_report_is_the_same_with_and_without_a_log(store: str, tmp
     assert {k: v for k, v in one.items() if k != "created"} == {
         k: v for k, v in two.items() if k != "created"
     }
+
+
+def test_a_report_that_is_made_again_from_the_same_changes_nothing_and_logs_nothing(store: str) -> None:
+    _review(store, "--cell", _cell("monocyte"), "--class", "blast", "--sign")
+    before = _files(store)
+    _report(store)
+    assert _files(store) == before
+
+
+def _files(store: str) -> dict[str, bytes]:
+    found = (p for p in (Path(store) / CASE).rglob("*") if p.is_file() and p.name != "ledger.json")
+    return {str(p): p.read_bytes() for p in found}
