@@ -232,6 +232,7 @@ def main() -> None:
     parser.add_argument("--stop-at", type=int, default=None, help="end each run early, at this step")
     parser.add_argument("--only", default=",".join((*CONFIGURATIONS, LABELLED)))
     parser.add_argument("--configuration", default=LABELLED)
+    parser.add_argument("--cells", type=int, default=30, help="erythroblasts of each unseen case")
     parser.add_argument("--out", type=Path, default=Path("weights/mgg-to-perls"))
     options = parser.parse_args()
     import cv2
@@ -247,7 +248,7 @@ def main() -> None:
     else:
         from benchmarks.virtual_perls_ship import ship
 
-        print(json.dumps(ship(options.run, options.configuration, options.out), indent=1))
+        print(json.dumps(ship(options.run, options.configuration, options.out, options.cells), indent=1))
 
 
 if __name__ == "__main__":

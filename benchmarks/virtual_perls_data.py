@@ -21,7 +21,7 @@ DRAWN_PX = 96  # all patches are drawn so; discriminators of five layers need as
 USUAL_PX = 64  # what every other configuration is given
 TRAIN_SCALE = 0.3  # of the numbers of table 1; the imbalance is the paper's, the test set is whole
 VALIDATION_PATIENTS = (10, 11)  # of the twelve training patients
-CASES, CELLS_PER_CASE = 20, 12  # unseen cases of 0 to 60 % ring sideroblasts
+CASES = 20  # unseen cases of 0 to 60 % ring sideroblasts
 
 
 def side_px(recipe: Any) -> int:
@@ -103,12 +103,12 @@ def training_set(cache: Path, px: int, correlate: float = 1.0) -> StainSet:
     return StainSet(*domains)
 
 
-def unseen_cases(cache: Path, correlate: float, seed: int = 7) -> list[dict[str, Array]]:
+def unseen_cases(cache: Path, correlate: float, n_cells: int, seed: int = 7) -> list[dict[str, Array]]:
     """The 20 unseen cases in MGG, 0 to 60 % rings: {images (n, 64, 64, 3), types (n,)}; kept in `cache`.
 
     At another strength they are the same cells of the same cases, showing more or less of their type.
     """
-    path = cache / f"cases-{correlate:g}-{seed}.npz"
+    path = cache / f"cases-{correlate:g}-{n_cells}-{seed}.npz"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         shares = np.linspace(0, 0.6, CASES)
@@ -116,7 +116,7 @@ def unseen_cases(cache: Path, correlate: float, seed: int = 7) -> list[dict[str,
             patch_case(
                 i,
                 float(s),
-                n_cells=CELLS_PER_CASE,
+                n_cells=n_cells,
                 seed=seed,
                 correlate=correlate,
                 size_px=USUAL_PX,

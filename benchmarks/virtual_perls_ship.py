@@ -94,17 +94,19 @@ def export(run_dir: Path, name: str, folder: Path) -> int:
     return int(state["step"])
 
 
-def read_cases(stainer: Any, run_dir: Path, correlate: float, mark: str) -> list[dict[str, Array]]:
+def read_cases(
+    stainer: Any, run_dir: Path, correlate: float, n_cells: int, mark: str
+) -> list[dict[str, Array]]:
     """The unseen cases as the pipeline reads them: stained by the package, read by the rule.
 
     Each case read is kept under `mark`, so that an interrupted measurement goes on.
     """
     from storage.registry import load
 
-    path = run_dir / f"read-{mark}-{correlate:g}.json"
+    path = run_dir / f"read-{mark}-{correlate:g}-{n_cells}.json"
     read: list[list[str]] = json.loads(path.read_text()) if path.is_file() else []
     reader, um = load("sideroblast-reader", "rule"), FIELD_UM / USUAL_PX
-    cases = unseen_cases(run_dir / "cache", correlate)
+    cases = unseen_cases(run_dir / "cache", correlate, n_cells)
     for case in cases[len(read) :]:
         found = read_virtual(case["images"], um, stainer, reader, model_px=USUAL_PX, model_um=um)
         read.append(list(found.types))
@@ -112,7 +114,7 @@ def read_cases(stainer: Any, run_dir: Path, correlate: float, mark: str) -> list
     return [{"truth": c["types"], "read": np.array(r)} for c, r in zip(cases, read, strict=True)]
 
 
-def ship(run_dir: Path, name: str, out: Path) -> dict[str, Any]:
+def ship(run_dir: Path, name: str, out: Path, n_cells: int = 30) -> dict[str, Any]:
     """Write the package with its evidence at strengths 0, 0.5 and 1; returns the evidence.
 
     The card's own is that at the strength of training; the others are what becomes of it elsewhere.
@@ -127,7 +129,7 @@ def ship(run_dir: Path, name: str, out: Path) -> dict[str, Any]:
     stainer = build_stainer(package)
     by_strength = {
         f"{s:g}": measured_evidence(
-            read_cases(stainer, run_dir, s, package.card.sha256[:12]),
+            read_cases(stainer, run_dir, s, n_cells, package.card.sha256[:12]),
             f"unseen phantom cases of 0 to 60 % ring sideroblasts at correlate {s:g}",
         )
         for s in STRENGTHS

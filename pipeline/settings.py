@@ -101,7 +101,7 @@ class StainingSettings(Section):
     target: str | None = None
     size_px: int = 256
     min_confidence: float | None = None  # None: the threshold that the model's card states
-    perls_stainer: str | None = None  # virtual Perls of marrow without a Perls slide; None: never
+    perls_stainer: str | None = "mgg-to-perls"  # virtual Perls of marrow without a Perls slide; None: never
     perls_reader: str = "rule"  # reads the iron of virtual Perls; its errors are on the stainer's card
 
 

@@ -1,0 +1,65 @@
+"""The shipped stainer of virtual Perls: its card is true, and where MGG shows nothing it claims nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from phantoms.stain_patches import patch_case
+from pipeline.virtual_perls import METRIC, Evidence, judge, read_virtual
+from storage.packages import find_package
+from storage.registry import load
+
+NAME = "mgg-to-perls"
+
+
+@pytest.fixture(scope="module")
+def package():
+    found = find_package(NAME)
+    if found is None:
+        pytest.skip("this installation has no virtual Perls")
+    return found
+
+
+def test_the_card_states_the_gain_over_the_mean_at_every_strength(package):
+    by_strength = package.card.metrics[f"{METRIC}_by_correlate"]
+    assert set(by_strength) == {"0", "0.5", "1"}
+    for found in by_strength.values():
+        assert found["n_cases"] >= 20
+        assert "phantom" in found["measured_on"]
+        assert found["rmse_of_mean_pct"] > 0
+        gain = found["gain_over_mean_pct"]
+        assert gain["low"] <= gain["value"] <= gain["high"]
+    assert package.card.metrics[METRIC] == by_strength[f"{package.card.training['correlate']:g}"]
+
+
+def test_where_mgg_shows_nothing_the_model_was_not_measured_to_beat_the_mean(package):
+    assert package.card.metrics[f"{METRIC}_by_correlate"]["0"]["gain_over_mean_pct"]["low"] <= 0
+
+
+def test_the_card_says_what_it_is_and_the_package_is_small(package):
+    card = package.card
+    assert (card.stains, card.specimens, card.channels) == (("MGG",), ("bone_marrow",), 3)
+    assert card.input_px is not None
+    assert any("never" in limit and "patient" in limit for limit in card.limits)
+    assert package.weights_path.stat().st_size < 4_000_000
+
+
+def test_a_case_whose_mgg_shows_nothing_of_its_many_rings_gets_no_figure(package):
+    torch.set_num_threads(1)
+    case = patch_case(901, 0.6, n_cells=30, seed=3, correlate=0.0)
+    px, um = package.card.input_px[0], package.card.pixel_size_um
+    read = read_virtual(
+        case.images,
+        um,
+        load("stainer", NAME),
+        load("sideroblast-reader", "rule"),
+        model_px=px,
+        model_um=um,
+    )
+    types = np.array(read.types)
+    support = judge(
+        int((types == "3").sum()), int((types != "indeterminate").sum()), Evidence.from_card(package.card)
+    )
+    assert not support.supported
