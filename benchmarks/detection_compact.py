@@ -50,6 +50,9 @@ def convert(name: str, out: Path | None, parts: dict, to_float: bool) -> bool:
     package = find_package(name)
     if package is None or package.card.pixel_size_um is None:
         sys.exit(f"{name}: there is no such detector package; see `smearflow models`.")
+    if "inference" in package.card.training:
+        print(f"{name}: is compact already.")
+        return True
     card, dic = package.card, package.card.modalities == ("dic",)
     images = None if to_float else canvases(parts["train"], card.pixel_size_um or 0.25, dic)
     look = dic_look if dic else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -48,6 +50,42 @@ def thin_out(boxes: np.ndarray, scores: np.ndarray, max_iou: float) -> np.ndarra
     return order[np.sort(np.asarray(kept, int).ravel())]
 
 
+def overlapping_pairs(
+    a: np.ndarray, b: np.ndarray, block: int = 500_000
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Indices i, j of the boxes of `a` and `b` that overlap, their IoU, and the share of the smaller one.
+
+    Only boxes that meet along x are compared, at most about `block` at a time, so that the hundred thousand
+    boxes of a whole slide take neither the time nor the memory of a square table.
+    """
+    if not len(a) or not len(b):
+        return
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    area_a, area_b = _area(a), _area(b)
+    order = np.argsort(b[:, 0], kind="stable")
+    starts = b[order, 0]
+    widest = float((b[:, 2] - b[:, 0]).max())
+    first = np.searchsorted(starts, a[:, 0] - widest, side="left")
+    counts = np.searchsorted(starts, a[:, 2], side="left") - first
+    done = np.concatenate([[0], np.cumsum(counts)])
+    at = 0
+    while at < len(a):
+        to = max(at + 1, int(np.searchsorted(done, done[at] + block, side="right")) - 1)
+        n = counts[at:to]
+        i = np.repeat(np.arange(at, to), n)
+        j = order[
+            np.arange(done[to] - done[at]) - np.repeat(done[at:to] - done[at], n) + np.repeat(first[at:to], n)
+        ]
+        low = np.maximum(a[i, :2], b[j, :2])
+        high = np.minimum(a[i, 2:], b[j, 2:])
+        shared = np.prod(np.maximum(high - low, 0), axis=1)
+        keep = shared > 0
+        i, j, shared = i[keep], j[keep], shared[keep]
+        union = np.maximum(area_a[i] + area_b[j] - shared, 1e-9)
+        yield i, j, shared / union, shared / np.maximum(np.minimum(area_a[i], area_b[j]), 1e-9)
+        at = to
+
+
 def suppress(
     boxes: np.ndarray, scores: np.ndarray, max_iou: float, max_inside: float | None = None
 ) -> np.ndarray:
@@ -59,22 +97,17 @@ def suppress(
     if not len(boxes):
         return np.zeros(0, int)
     order = np.lexsort((boxes[:, 1], boxes[:, 0], -scores))
-    b = boxes[order].astype(np.float32)
-    area = _area(b)
-    alive = np.ones(len(b), bool)
-    kept: list[int] = []
-    # Rows are worked out block by block: whole-array steps are quick, and memory stays bounded.
-    block = max(1, 4_000_000 // len(b))
-    for start in range(0, len(b), block):
-        rows = slice(start, min(start + block, len(b)))
-        w = np.minimum(b[rows, None, 2], b[None, :, 2]) - np.maximum(b[rows, None, 0], b[None, :, 0])
-        h = np.minimum(b[rows, None, 3], b[None, :, 3]) - np.maximum(b[rows, None, 1], b[None, :, 1])
-        shared = np.maximum(w, 0) * np.maximum(h, 0)
-        out = shared > max_iou * np.maximum(area[rows, None] + area[None] - shared, 1e-9)
-        if max_inside is not None:
-            out |= shared > max_inside * np.maximum(np.minimum(area[rows, None], area[None]), 1e-9)
-        for i in range(rows.start, rows.stop):
-            if alive[i]:
-                kept.append(i)
-                alive[i + 1 :] &= ~out[i - start, i + 1 :]
-    return order[kept]
+    better, worse = [], []
+    for i, j, iou, inside in overlapping_pairs(boxes[order], boxes[order]):
+        out = (i < j) & ((iou > max_iou) | (inside > max_inside if max_inside is not None else False))
+        better.append(i[out])
+        worse.append(j[out])
+    winners, losers = np.concatenate(better), np.concatenate(worse)
+    rank = np.argsort(winners, kind="stable")
+    winners, losers = winners[rank], losers[rank]
+    bounds = np.searchsorted(winners, np.arange(len(order) + 1))
+    alive = np.ones(len(order), bool)
+    for i in np.unique(winners):
+        if alive[i]:
+            alive[losers[bounds[i] : bounds[i + 1]]] = False
+    return np.asarray(order[alive])

@@ -82,6 +82,8 @@ def _levels(model: Any) -> list[dict[str, Any]]:
         for name in by_weight
         if (m := re.fullmatch(r"(model\.\d+)\.cv2\.0\.0\.conv\.weight", name))
     )
+    if "minimum" in {i.name for i in model.graph.input}:
+        raise BadModelPackage("the ONNX file is compact already; convert the network that was exported.")
     if not heads or "images" not in {i.name for i in model.graph.input}:
         raise BadModelPackage("the ONNX file is no YOLO network as detectors.export writes it.")
     levels: list[dict[str, Any]] = []

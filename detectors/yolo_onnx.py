@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detectors.boxes import decode, iou_matrix, suppress, thin_out
+from detectors.boxes import decode, overlapping_pairs, suppress, thin_out
 from pipeline.errors import BadInput, BadModelPackage
 
 if TYPE_CHECKING:
@@ -247,13 +247,13 @@ class YoloOnnxDetector:
         white = found.classes == LEUKOCYTE
         if white.any() and (~white).any():
             # The same object named twice: the surer name stays.
-            overlap = iou_matrix(found.boxes[white], found.boxes[~white]) > 0.6
-            surer = found.scores[~white][None] > found.scores[white][:, None]
-            lost_white = (overlap & surer).any(1)
-            lost_other = (overlap & ~surer).any(0)
+            whites, others = np.flatnonzero(white), np.flatnonzero(~white)
             keep = np.ones(len(white), bool)
-            keep[np.flatnonzero(white)[lost_white]] = False
-            keep[np.flatnonzero(~white)[lost_other]] = False
+            for i, j, iou, _ in overlapping_pairs(found.boxes[white], found.boxes[~white]):
+                a, b = whites[i[iou > 0.6]], others[j[iou > 0.6]]
+                surer = found.scores[b] > found.scores[a]
+                keep[a[surer]] = False
+                keep[b[~surer]] = False
             found = Found(found.boxes[keep], found.scores[keep], found.classes[keep])
         order = np.lexsort((found.boxes[:, 1], found.boxes[:, 0], -found.scores))
         return Found(found.boxes[order], found.scores[order], found.classes[order])
