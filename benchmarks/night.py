@@ -102,7 +102,7 @@ def one(kind: str, inbox: Path, store: Path, workers: int) -> dict[str, Any]:
         from flows.runs import open_run
 
         class Inline(Workers):
-            def map(self, function: Any, calls: Any, *, gpu: bool = False) -> Any:
+            def map(self, function: Any, calls: Any, **_: Any) -> Any:
                 for key, args in calls.items():
                     yield key, function(*args), None
 

@@ -122,14 +122,20 @@ class Workers:
         return any(w.get("resources", {}).get("GPU") for w in info.values())
 
     def map(
-        self, function: Callable[..., Any], calls: dict[str, tuple[Any, ...]], *, gpu: bool = False
+        self,
+        function: Callable[..., Any],
+        calls: dict[str, tuple[Any, ...]],
+        *,
+        gpu: bool = False,
+        alone: bool = False,
     ) -> Iterator[tuple[str, Any, BaseException | None]]:
         """Run `function(*args)` for each key on the workers; yield (key, result, error) as they end.
 
         No more than IN_FLIGHT_PER_WORKER calls a worker are handed over and unanswered, so that neither
         the scheduler nor this process holds more for a long night than for a short one.  A call that
         kills its worker comes back as an error; raises ClusterGone where the scheduler, or every worker,
-        is lost.
+        is lost.  With `alone` one call is handed over at a time: Dask suspects every call that was with a
+        worker when it died.
         """
         from distributed import wait
 
@@ -139,7 +145,7 @@ class Workers:
         silent_since = time.monotonic()
         try:
             while True:
-                for key, args in itertools.islice(waiting, self._room(len(running))):
+                for key, args in itertools.islice(waiting, self._room(len(running), alone)):
                     running[self._submit(function, args, resources)] = key
                 if not running:
                     return
@@ -147,23 +153,14 @@ class Workers:
                     with self.client.as_current():
                         done = wait(list(running), timeout=LOOK_S, return_when="FIRST_COMPLETED").done
                 except TimeoutError:
-                    if self._n_workers(now=True):
-                        silent_since = time.monotonic()
-                    elif time.monotonic() - silent_since > NO_WORKERS_S:
-                        raise ClusterGone(
-                            f"the Dask cluster has had no worker for {NO_WORKERS_S:.0f} s; see why its "
-                            "workers die, and run again."
-                        ) from None
+                    silent_since = self._patience(silent_since)
                     continue
                 except CancelledError:  # the futures of a client whose scheduler is lost
                     raise _scheduler_lost() from None
                 silent_since = time.monotonic()
                 for future in done:
                     key = running.pop(future)
-                    if future.status in ("cancelled", "lost"):
-                        raise _scheduler_lost()
-                    error = future.exception() if future.status == "error" else None
-                    result = self._fetch(future) if error is None else None
+                    result, error = self._answer(future)
                     future.release()
                     yield key, result, error
         finally:
@@ -176,12 +173,36 @@ class Workers:
         except RuntimeError as error:  # distributed's word for a client that is closed or not connected
             raise _scheduler_lost() from error
 
-    def _fetch(self, future: Any) -> Any:
-        """A result; where its worker died since, Dask computes it again, which needs a worker."""
-        try:
-            return future.result(timeout=NO_WORKERS_S)
-        except (TimeoutError, CancelledError) as error:
-            raise _scheduler_lost() from error
+    def _answer(self, future: Any) -> tuple[Any, BaseException | None]:
+        """What a call that ended came to.
+
+        Where its worker died with the result, Dask computes it again, which may take its time or fail.
+        """
+        since = time.monotonic()
+        while True:
+            if future.status in ("cancelled", "lost"):
+                raise _scheduler_lost()
+            if future.status == "error":
+                return None, future.exception()
+            try:
+                return future.result(timeout=LOOK_S), None
+            except CancelledError as error:
+                raise _scheduler_lost() from error
+            except TimeoutError:
+                since = self._patience(since)
+            except Exception as error:
+                return None, error
+
+    def _patience(self, since: float) -> float:
+        """Since when there is no worker: now, where there is one; raises ClusterGone after too long."""
+        if self._n_workers(now=True):
+            return time.monotonic()
+        if time.monotonic() - since > NO_WORKERS_S:
+            raise ClusterGone(
+                f"the Dask cluster has had no worker for {NO_WORKERS_S:.0f} s; see why its workers die, and "
+                "run again."
+            )
+        return since
 
     def _n_workers(self, *, now: bool = False) -> int:
         """Workers that the scheduler knows (an adaptive cluster grows and shrinks); asked now and then."""
@@ -195,7 +216,9 @@ class Workers:
             self._counted = (time.monotonic(), n)
         return self._counted[1]
 
-    def _room(self, n_running: int) -> int:
+    def _room(self, n_running: int, alone: bool) -> int:
+        if alone:
+            return 1 - n_running
         return max(0, IN_FLIGHT_PER_WORKER * max(1, self._n_workers()) - n_running)
 
     def close(self) -> None:

@@ -60,6 +60,13 @@ def fault_of(error: BaseException) -> Fault:
     return "machine" if type(error).__module__.startswith(_REMOTE_ROOTS) else "item"
 
 
+def killed_its_worker(error: BaseException) -> bool:
+    """Whether Dask gave a call up because the workers that held it died; a neighbour may have killed them."""
+    from distributed.scheduler import KilledWorker
+
+    return isinstance(error, KilledWorker)
+
+
 def worth_another_try(error: BaseException) -> bool:
     """Whether the same case may go through later in the same night."""
     return isinstance(error, Interrupted | CaseBusy) or fault_of(error) == "machine"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.cluster import ClusterGone, Workers
-from flows.failures import Interrupted, StageFailed, fault_of
+from flows.failures import Interrupted, StageFailed, fault_of, killed_its_worker
 from pipeline.errors import SmearflowError
 from pipeline.settings import Settings
 from storage.fingerprint import fingerprint
@@ -174,13 +174,15 @@ class CaseRun:
                     self.store.delete(file)
 
     def _compute(self, stage: str, todo: list[Item]) -> dict[str, Outcome]:
-        """Have the items computed; those that the machine failed get one more try.
+        """Have the items computed; those that the machine failed, or that lost their worker, get one more
+        try.  There they run one at a time, so that only who kills a worker is blamed for it.
 
         Raises Interrupted where the machine fails an item again, or the cluster is lost: a report with a
         hole in it would outlive the fault.
         """
         outcomes: dict[str, Outcome] = {}
-        for _attempt in (1, 2):
+        alone = False
+        for attempt in (1, 2):
             again: dict[str, BaseException] = {}
             for item in todo:
                 self.ledger.start(stage, item.key, item.fingerprint)
@@ -188,8 +190,10 @@ class CaseRun:
             self.ledger.save()
             by_key = {item.key: item for item in todo}
             try:
-                for key, output, error in self._dispatch(stage, todo):
-                    if error is not None and fault_of(error) == "machine":
+                for key, output, error in self._dispatch(stage, todo, alone=alone):
+                    suspect = error is not None and attempt == 1 and killed_its_worker(error)
+                    alone = alone or suspect
+                    if error is not None and (suspect or fault_of(error) == "machine"):
                         self.ledger.fail(stage, key, error)
                         self._tell(stage, by_key[key], error)
                         again[key] = error
@@ -254,14 +258,15 @@ class CaseRun:
             )
 
     def _dispatch(
-        self, stage: str, todo: list[Item]
+        self, stage: str, todo: list[Item], *, alone: bool
     ) -> Iterator[tuple[str, dict[str, Any] | None, BaseException | None]]:
         from flows.console import progress
 
         if not todo:
             return
         calls = {item.key: item.args for item in todo}
-        results = self.workers.map(todo[0].function, calls, gpu=todo[0].gpu)
+        how = {"alone": True} if alone else {}
+        results = self.workers.map(todo[0].function, calls, gpu=todo[0].gpu, **how)
         yield from progress(results, total=len(todo), what=f"{self.case_id} {stage}")
 
     def run_here(
