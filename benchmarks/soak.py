@@ -137,8 +137,9 @@ def at_a_write(do: str) -> Strike:
         trap.skip(chance.randrange(8))
         night = soak.night(store)
         night.outcome(600)
+        sprung = trap.sprung
         soak.lab.clear_traps()
-        return trap.sprung
+        return sprung
 
     return strike
 
@@ -148,8 +149,9 @@ def worker_in_a_call(soak: Soak, chance: random.Random, store: Path) -> bool:
     name = chance.choice(["inspect", "align_field", "find_cells", "cut_unit", "stain_unit", "classify_unit"])
     trap = soak.lab.trap(f"^call:{name}:{chance.choice(['before', 'after'])}", "kill")
     soak.night(store).summary(600)
+    sprung = trap.sprung
     soak.lab.clear_traps()
-    return trap.sprung
+    return sprung
 
 
 def two_nights(soak: Soak, chance: random.Random, store: Path) -> bool:
