@@ -214,3 +214,30 @@ def test_the_quick_suppression_keeps_what_the_plain_one_keeps():
     assert quick.tolist() == suppress(boxes, scores, 0.5).tolist()
     assert 10 < len(quick) < 400
     assert thin_out(boxes[:0], scores[:0], 0.5).shape == (0,)
+
+
+def test_many_boxes_are_merged_in_little_memory_as_a_square_table_would_merge_them() -> None:
+    import tracemalloc
+
+    from detectors.boxes import iou_matrix, overlapping_pairs, suppress
+
+    rng = np.random.default_rng(3)
+
+    def some(n: int, side: float) -> np.ndarray:
+        centre, size = rng.uniform(0, side, (n, 2)), rng.uniform(10, 60, (n, 2))
+        return np.concatenate([centre - size / 2, centre + size / 2], 1).astype(np.float32)
+
+    a, b = some(300, 600), some(200, 600)
+    table = iou_matrix(a, b)
+    found = np.zeros_like(table)
+    for i, j, iou, _ in overlapping_pairs(a, b, block=500):
+        assert (found[i, j] == 0).all()
+        found[i, j] = iou
+    np.testing.assert_allclose(found, table, atol=1e-5)
+    many, scores = some(20_000, 20_000), rng.random(20_000)
+    tracemalloc.start()
+    kept = suppress(many, scores, 0.5, 0.9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 19_000 < len(kept) < 20_000
+    assert peak < 150 * 2**20  # a table of 20,000 squared would take 1.6 GB
