@@ -123,6 +123,16 @@ class TimmClassifier:
         with torch.inference_mode():
             return self._net.embed(((views - self._mean) / self._std).to(self._device)).cpu().numpy()
 
+    def as_judge(self) -> dict[str, Any]:
+        """The network and how it looks at images, for losses that ask what it makes of them."""
+        return {
+            "network": self._net.network,
+            "input_px": self.input_px,
+            "mean": tuple(self._mean.flatten().tolist()),
+            "std": tuple(self._std.flatten().tolist()),
+            "classes": len(self.classes),
+        }
+
     def bag(self, patches: np.ndarray, pixel_size_um: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (N, D) and probabilities (N, K), float32, for patient-level readers.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,29 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
     return smears
 
 
+def level_light(smears: Sequence[Smear]) -> list[Smear]:
+    """The smears with their glass brought to the median glass of their stain's training part.
+
+    No DIC image shows the colour of the lamp, so a generator can only learn its mean; asked for each image's
+    own, it spends its losses on what it cannot know.
+    """
+    train = [s for s in smears if s.split == "train"] or list(smears)
+    median = {
+        d: np.median([s.background_rgb for s in train if s.domain == d], axis=0)
+        for d in {s.domain for s in train}
+    }
+    out = []
+    for smear in smears:
+        target = median.get(smear.domain)
+        if target is None:
+            out.append(smear)
+            continue
+        gain = target / np.maximum(np.asarray(smear.background_rgb), 20.0)  # a black field is left dark
+        image = np.clip(smear.image.astype(np.float32) * gain, 0, 255).astype(np.uint8)
+        out.append(replace(smear, image=image, background_rgb=(target[0], target[1], target[2])))
+    return out
+
+
 def glass_and_red_cell(rgb: Array) -> tuple[tuple[float, float, float], float]:
     """Colour of the empty glass and the green density of a red cell of a stained field."""
     sample = rgb[::3, ::3].reshape(-1, 3).astype(np.float32)
@@ -180,6 +203,7 @@ class PairOptions:
     shear_jitter_deg: float = 6.0  # how wrong an estimated shear may be
     scale_jitter: float = 0.25  # natural log, half-width, of the estimated contrast
     spoilt_share: float = 0.08  # inputs with a part missing or out of focus, for the expected error
+    level_light: bool = False  # bring every target image to the median glass of its stain
     pool: int = 0  # above 0: this many pairs are made once and kept, each draw a new crop of one of them
 
 

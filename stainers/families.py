@@ -1,7 +1,7 @@
 """How each architecture is trained: its recipe, and the function that turns a folder into a package.
 
 A new stainer that learns is one entry here and one in `stainers/__init__.py`; the command line, the recipes,
-the contract tests and the table over the same pairs (`benchmarks/stainers.py`) then know it.
+the contract tests and the table over the same pairs (`benchmarks/stain_table.py`) then know it.
 """
 
 from __future__ import annotations

@@ -9,9 +9,13 @@ sees both images in the light of the real one, so that the lamp's colour is not 
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pipeline.errors import BadInput
 
 MIN_WHITE = 0.45  # as classifiers see a patch without background
 
@@ -40,7 +44,7 @@ class PerceptualLoss(nn.Module):
         classes: int,
     ) -> None:
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self.input_px, self.classes = input_px, classes
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
@@ -73,3 +77,19 @@ class PerceptualLoss(nn.Module):
             image.new_zeros(()),
         ) / len(wanted)
         return feature, F.kl_div(guesses.log_softmax(1), named, reduction="batchmean")
+
+
+def load_judge(name: str) -> PerceptualLoss:
+    """The perceptual loss under a shipped or trained cell classifier.
+
+    Raises UnknownName for a name that there is none of, BadInput for a classifier that cannot judge.
+    """
+    from storage.registry import load
+
+    classifier = load("classifier", name)
+    if not hasattr(classifier, "as_judge"):
+        raise BadInput(
+            f"classifier {name} cannot judge images in training; name another one as the recipe's judge, or "
+            "set losses.feature and losses.named to 0."
+        )
+    return PerceptualLoss(**classifier.as_judge())

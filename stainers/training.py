@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
-from stainers.data import DOMAINS, PairSampler, Smear, load_smears
+from stainers.data import DOMAINS, PairSampler, Smear, level_light, load_smears
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
+from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -86,6 +87,9 @@ class Run:
         if recipe.losses.adversarial > 0:
             self.judge = PatchDiscriminator(len(DOMAINS)).to(device)
             self.judge_optimiser = torch.optim.Adam(self.judge.parameters(), lr=2e-4, betas=(0.5, 0.9))
+        self.perceptual: PerceptualLoss | None = None
+        if recipe.losses.feature > 0 or recipe.losses.named > 0:
+            self.perceptual = load_judge(recipe.judge).to(device)
         if device.type == "cpu":
             self.generator.to(memory_format=torch.channels_last)
 
@@ -108,6 +112,8 @@ class Run:
             "gradient": gradient_loss(image, stained),
             "expected_error": expected_error_loss(log_scale, error.mean(dim=1, keepdim=True)),
         }
+        if self.perceptual is not None:
+            parts["feature"], parts["named"] = self.perceptual(image, stained)
         if self.judge is not None and self.step >= weights.adversarial_from * recipe.steps:
             parts["adversarial"] = self._adversarial(source, stained, image, domain)
         total = sum((getattr(weights, k) * v for k, v in parts.items()), image.new_zeros(()))
@@ -190,6 +196,8 @@ def train_generator(
     if resume and checkpoint.is_file():
         run.load(checkpoint)
     last = min(recipe.steps, stop_at or recipe.steps)
+    if recipe.pairs.level_light:
+        smears = level_light(smears)
     sampler = PairSampler([s for s in smears if s.split == "train"], recipe.pairs, recipe.seed)
     held_out = PairSampler(
         [s for s in smears if s.split == "validation"] or smears, recipe.pairs, recipe.seed + 1
@@ -218,7 +226,7 @@ def train_generator(
 
 
 def _append_losses(path: Path, rows: list[dict[str, float]]) -> None:
-    names = ["step", "l1", "mse", "ssim", "gradient", "expected_error", "adversarial"]
+    names = ["step", "l1", "mse", "ssim", "gradient", "expected_error", "feature", "named", "adversarial"]
     fresh = not path.is_file()
     with path.open("a", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, names, restval="")

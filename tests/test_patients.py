@@ -1,4 +1,4 @@
-"""Patient-level reading: phantom patients, attention over cells, the stage and what the report shows of it."""
+"""Patient-level reading: phantom patients, attention over cells, the stage and what it keeps."""
 
 from __future__ import annotations
 
@@ -75,8 +75,10 @@ def reader(package):
 def test_a_phantom_patient_is_drawn_from_its_own_composition_and_again_the_same():
     one = phantom_patient("blasts", 12, np.random.default_rng(3))
     again = phantom_patient("blasts", 12, np.random.default_rng(3))
-    assert np.array_equal(one.patches, again.patches) and one.kinds == again.kinds
-    assert one.patches.shape == (12, 128, 128, 3) and one.counts() == dict(Counter(one.kinds))
+    assert np.array_equal(one.patches, again.patches)
+    assert one.kinds == again.kinds
+    assert one.patches.shape == (12, 128, 128, 3)
+    assert one.counts() == dict(Counter(one.kinds))
     assert sum(one.composition.values()) == pytest.approx(1)
     assert set(one.kinds) <= set(PATTERNS["blasts"])
 
@@ -101,7 +103,8 @@ def test_accuracy_falls_as_bags_shrink(trained):
     from classifiers.patients_training import accuracy_by_bag
 
     rows = accuracy_by_bag(trained[0], few_cells_decide(99), [2, 30], draws=4)
-    assert rows[0]["cells"] == 2 and rows[0]["attention"] < rows[1]["attention"]
+    assert rows[0]["cells"] == 2
+    assert rows[0]["attention"] < rows[1]["attention"]
 
 
 def test_training_twice_gives_the_same_weights():
@@ -124,7 +127,8 @@ def test_the_order_of_the_cells_is_nothing_to_the_reading(trained, n, seed):
     bag, named = rng.normal(size=(n, 8)).astype(np.float32), rng.dirichlet([1, 1], n).astype(np.float32)
     turn = rng.permutation(n)
     one, other = reader.read(bag, named), reader.read(bag[turn], named[turn])
-    assert one.attention.sum() == pytest.approx(1, abs=1e-5) and one.probabilities.sum() == pytest.approx(1)
+    assert one.attention.sum() == pytest.approx(1, abs=1e-5)
+    assert one.probabilities.sum() == pytest.approx(1)
     assert np.allclose(one.probabilities, other.probabilities, atol=1e-6)
     assert np.allclose(one.attention[turn], other.attention, atol=1e-6)
 
@@ -141,7 +145,7 @@ def test_weights_that_do_not_fit_their_card_are_refused(package):
     from classifiers.patients import AttentionReader
 
     parameters = {**package.card.parameters, "width": 17}
-    with pytest.raises(BadModelPackage, match="is .* needed is"):
+    with pytest.raises(BadModelPackage, match=r"is .* needed is"):
         AttentionReader.from_package(
             replace(package, card=package.card.model_copy(update={"parameters": parameters}))
         )
@@ -158,11 +162,13 @@ def test_the_stage_keeps_the_cells_of_highest_attention_in_order(reader):
     patient = few_cells_decide(5)[0]
     ids = [f"c{i:02d}" for i in range(len(patient.embeddings))]
     found = read_patient(ids, patient.embeddings, patient.probabilities, reader, top_cells=4)
-    assert found.n_cells == 30 and len(found.top) == 4
+    assert found.n_cells == 30
+    assert len(found.top) == 4
     assert [c.attention for c in found.top] == sorted((c.attention for c in found.top), reverse=True)
     assert max(found.probabilities, key=found.probabilities.get) == "rare"
     rare = {i for i, key in zip(ids, patient.key, strict=True) if key}
-    assert {c.cell_id for c in found.top[:2]} <= rare and found.top[0].speaks_for == "rare"
+    assert {c.cell_id for c in found.top[:2]} <= rare
+    assert found.top[0].speaks_for == "rare"
 
 
 def test_a_classifier_without_embeddings_is_named_with_the_setting_to_change():

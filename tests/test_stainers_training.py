@@ -168,6 +168,22 @@ def test_the_adversarial_loss_trains_generator_and_judge(smears, recipe, tmp_pat
     assert "adversarial" in (tmp_path / "losses.csv").read_text().splitlines()[0]
 
 
+def test_a_classifiers_eye_and_levelled_light_take_part_in_training(smears, recipe, tmp_path):
+    from stainers.training import train_generator
+
+    plan = replace(
+        recipe,
+        steps=2,
+        losses=replace(recipe.losses, feature=0.25, named=0.1),
+        pairs=replace(recipe.pairs, level_light=True),
+    )
+    seen: list[dict[str, float]] = []
+    train_generator(smears, tmp_path, plan, progress=lambda step, total, parts: seen.append(parts))
+    assert seen[0]["feature"] > 0
+    assert seen[0]["named"] >= 0
+    assert "feature" in (tmp_path / "losses.csv").read_text(encoding="utf-8").splitlines()[0]
+
+
 def test_training_learns_the_colours_of_a_smear(smears, recipe):
     """The loss on fixed pairs falls: gradients reach the weights, and the right way."""
     from stainers.data import PairSampler

@@ -28,6 +28,8 @@ class LossRecipe:
     ssim: float = 0.5
     gradient: float = 1.0
     expected_error: float = 0.02
+    feature: float = 0.0  # of a frozen classifier, the recipe's judge (stainers.perceptual)
+    named: float = 0.0  # the divergence of that classifier's classes
     adversarial: float = 0.0
     adversarial_from: float = 0.7  # share of the steps
 
@@ -48,6 +50,7 @@ class Recipe:
     checkpoint_every: int = 200
     sample_every: int = 500
     polarity_steps: int = 600
+    judge: str = "leukocyte-classes"  # the cell classifier behind `losses.feature` and `losses.named`
     network: NetworkRecipe = field(default_factory=NetworkRecipe)
     pairs: PairOptions = field(default_factory=PairOptions)
     losses: LossRecipe = field(default_factory=LossRecipe)

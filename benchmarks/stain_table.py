@@ -1,6 +1,6 @@
 """One table over the same pairs: every stainer that can be trained, each for a short while.
 
-    python -m benchmarks.stainers --work /tmp/stainers --steps 300 --out docs/stainers.json
+    python -m benchmarks.stain_table --work /tmp/stainers --steps 300 --out docs/stainers.json
 
 The pairs are leukocytes of real smears of one stain domain and DIC computed of them (`stainers.dic_sets`):
 the same training pairs, seeds and test cells for every recipe.  Classes are the classifier's (pseudo-labels).

@@ -1,0 +1,87 @@
+"""Losses under a frozen classifier, and targets without their lamps' colours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import BadInput
+from stainers.data import Smear, level_light
+from stainers.perceptual import PerceptualLoss, load_judge, white_of
+
+
+@pytest.fixture(scope="module")
+def judge():
+    from classifiers.networks import build_backbone
+
+    torch.manual_seed(0)
+    return PerceptualLoss(
+        build_backbone("resnet18_slim", 4), input_px=32, mean=(0.5,) * 3, std=(0.25,) * 3, classes=3
+    )
+
+
+def images(seed: int = 0) -> torch.Tensor:
+    return torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(seed)) * 0.8 + 0.1
+
+
+def test_equal_images_cost_nothing_and_others_something(judge):
+    same = judge(images(), images())
+    other = judge(images(1), images())
+    assert float(same[0]) == pytest.approx(0, abs=1e-6)
+    assert float(same[1]) == pytest.approx(0, abs=1e-6)
+    assert float(other[0]) > 0.01
+    assert float(other[1]) > 0
+
+
+def test_the_judge_learns_nothing_and_the_image_does(judge):
+    before = {k: v.clone() for k, v in judge.state_dict().items()}
+    image = images(1).requires_grad_(True)
+    judge.train()
+    feature, named = judge(image, images())
+    (feature + named).backward()
+    assert not judge.network.training
+    assert image.grad is not None
+    assert float(image.grad.abs().sum()) > 0
+    assert all(p.grad is None for p in judge.network.parameters())
+    assert all(torch.equal(before[k], v) for k, v in judge.state_dict().items())
+
+
+def test_white_is_the_bright_end_of_each_channel_and_never_black():
+    stained = torch.full((1, 3, 40, 40), 0.2)
+    stained[:, 0] = 0.9
+    white = white_of(stained)
+    assert white.shape == (1, 3, 1, 1)
+    assert white.flatten().tolist() == pytest.approx([0.9, 0.45, 0.45])
+
+
+def test_the_shipped_classifier_can_judge():
+    loss = load_judge("leukocyte-classes")
+    feature, named = loss(images(1), images())
+    assert torch.isfinite(feature)
+    assert torch.isfinite(named)
+
+
+def test_a_classifier_that_cannot_judge_is_named(monkeypatch):
+    monkeypatch.setattr("storage.registry.load", lambda task, name: object())
+    with pytest.raises(BadInput, match="classifier plain cannot judge images in training"):
+        load_judge("plain")
+
+
+def smear(domain: str, split: str, glass: float) -> Smear:
+    image = np.full((8, 8, 3), glass, np.uint8)
+    image[:4] = int(glass / 2)
+    none = np.zeros((0, 4), np.float32)
+    return Smear("a", domain, split, image, none, none, (glass, glass, glass), 0.2)
+
+
+def test_levelled_targets_have_the_median_glass_of_their_own_stain():
+    made = [smear("bccd", "train", g) for g in (100.0, 150.0, 200.0)] + [smear("bccd", "test", 120.0)]
+    made += [smear("raabin", "train", 220.0)]
+    levelled = level_light(made)
+    assert [s.image[7, 7, 0] for s in levelled] == pytest.approx([150, 150, 150, 150, 220], abs=1)
+    assert [s.image[0, 0, 0] for s in levelled] == pytest.approx([75, 75, 75, 75, 110], abs=1)
+    assert levelled[3].background_rgb == pytest.approx((150, 150, 150))
+    assert [replace(s, image=None, background_rgb=None) for s in levelled][3].split == "test"
