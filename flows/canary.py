@@ -70,6 +70,13 @@ def sing(store: Store, settings: dict[str, Any] | None, workers: Workers) -> dic
     found = settings_of(settings)
     if not found.night.canary:
         return {"status": "off", "message": "the canary is turned off (night.canary)"}
+    if store.folder is None and workers.scheduler is not None and found.night.canary_folder is None:
+        message = (
+            "the canary was not run: with a remote store and workers elsewhere, night.canary_folder has to name "
+            "a folder that every worker sees"
+        )
+        log.warning(message)
+        return {"status": "not run", "message": message}
     started = time.monotonic()
     try:
         figures = _patiently(lambda: measure(store, found, settings, workers))

@@ -201,6 +201,14 @@ def test_a_canary_that_is_turned_off_costs_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_canary_whose_folder_no_worker_sees_is_not_run_and_says_so() -> None:
+    from flows.cluster import Workers
+
+    answer = canary.sing(Store("memory://lab"), None, Workers(scheduler="tcp://elsewhere:8786"))
+    assert answer["status"] == "not run"
+    assert "night.canary_folder" in answer["message"]
+
+
 def test_each_line_of_the_log_is_json_with_case_stage_and_field(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
