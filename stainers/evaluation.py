@@ -246,7 +246,7 @@ def evaluate_stainer(
 def class_namer(
     classifier: Any, pixel_size_um: float | None = PIXEL_SIZE_UM
 ) -> Callable[[Array], Sequence[str]]:
-    """(N, H, W, 3) uint8 -> the most probable class of each; without a pixel size the classifier infers one."""
+    """(N, H, W, 3) uint8 -> the most probable class of each; without a pixel size it infers one."""
 
     def name(patches: Array) -> list[str]:
         found = classifier.classify(patches, pixel_size_um).probabilities
