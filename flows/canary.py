@@ -72,8 +72,8 @@ def sing(store: Store, settings: dict[str, Any] | None, workers: Workers) -> dic
         return {"status": "off", "message": "the canary is turned off (night.canary)"}
     if store.folder is None and workers.scheduler is not None and found.night.canary_folder is None:
         message = (
-            "the canary was not run: with a remote store and workers elsewhere, night.canary_folder has to name "
-            "a folder that every worker sees"
+            "the canary was not run: with a remote store and workers elsewhere, night.canary_folder has to "
+            "name a folder that every worker sees"
         )
         log.warning(message)
         return {"status": "not run", "message": message}
