@@ -307,6 +307,7 @@ def ship(bench: Benchmark, out: Path) -> None:
             ),
             limits=tuple(t.format(source=source, cell=CELL_PX[source]) for t in LIMITS),
             targets=(target,),
+            error="structure" if arm.startswith("colorization") else "cycle",
             metrics={"classifier_of_the_other_stain": figures, "measured_on": f"test part of {source}"},
             training={
                 "transfer": arm,

@@ -41,7 +41,9 @@ class CardText:
     specimens: tuple[str, ...] = ("blood",)
     pixel_size_um: float | None = None
     version: str = "1"
-    error: str = "cycle"  # what the confidence foretells: the error against the pair, or of the cycle
+    error: str = (
+        "cycle"  # what the confidence foretells: error of the pair, the cycle or the structure (grey)
+    )
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
 

@@ -89,7 +89,7 @@ def plain_text(recipe: Any, data: StainSet, generator: str, chosen: str, run: Ga
         stains=("unstained",) if dic else ("MGG",),
         modalities=("dic",) if dic else ("brightfield",),
         pixel_size_um=0.1 if dic else None,
-        error="pair" if data.paired else "cycle",
+        error="pair" if data.paired else "cycle" if "backward" in run.averages else "structure",
         training={
             "steps_done": run.step,
             "checkpoint": chosen,
