@@ -78,6 +78,10 @@ class Workers:
         # killed process costs one item.  One thread each, since the processes already fill the cores.
         dask.config.set(
             {
+                # Dask has glibc hand memory back after every large array; images are nothing else, and a
+                # registration then spends half of its time on fresh pages (benchmarks/night.py).
+                "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 256 << 20,
+                "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 32 << 20,
                 "distributed.worker.daemon": True,
                 "distributed.scheduler.allowed-failures": 3,
                 "distributed.comm.timeouts.connect": "20s",
