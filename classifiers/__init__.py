@@ -22,6 +22,19 @@ def _rule(package: ModelPackage | None) -> Any:
 
 
 @register(
+    "sideroblast-reader",
+    "iron-net",
+    licence="AGPL-3.0-or-later",
+    summary="A small network on one patch: four types or no erythroblast; a second opinion without evidence",
+)
+def _iron_net(package: ModelPackage | None) -> Any:
+    from classifiers.sideroblasts_cnn import LearnedReader
+
+    assert package is not None  # the registry hands a package to every architecture that needs one
+    return LearnedReader.from_package(package)
+
+
+@register(
     "classifier",
     "timm",
     licence="AGPL-3.0-or-later",

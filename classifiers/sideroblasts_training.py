@@ -205,7 +205,7 @@ def confusion_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any
         ),
         "indeterminate": round(1 - len(told) / max(1, int((labels < 4).sum())), 4),
         "others_read_as_erythroblasts": [
-            sum(a != "indeterminate" and b == 4 for a, b in zip(read, labels, strict=True)),
+            sum(a != "indeterminate" and int(b) == 4 for a, b in zip(read, labels, strict=True)),
             int((labels == 4).sum()),
         ],
     }

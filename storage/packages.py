@@ -35,7 +35,9 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     name: str
     version: str
-    task: Literal["detector", "segmenter", "stainer", "classifier", "sideroblast-reader", "patient-classifier"]
+    task: Literal[
+        "detector", "segmenter", "stainer", "classifier", "sideroblast-reader", "patient-classifier"
+    ]
     architecture: str  # key in the registry
     weights: Literal["safetensors", "onnx"]
     sha256: str

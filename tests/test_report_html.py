@@ -131,14 +131,14 @@ def test_ring_sideroblasts_stand_before_the_differential_with_their_evidence():
     assert html.index('id="h-rs"') < html.index('id="h-dx"')
     assert "12.0 %" in html
     assert 'about <b class="num">455</b> more erythroblasts' in html
-    assert 'class="rs rs-virtual"' not in html
+    assert 'class="rs rs-virtual' not in html
     virtual = both(
         cells_of({"neutrophil": 300}),
         cells_of({"erythroblast": 88}, rs_type="0", virtual=True, start=1000),
         cells_of({"erythroblast": 12}, rs_type="3", virtual=True, start=2000),
     )
     html = page(case=case, read=virtual)
-    assert 'class="rs rs-virtual"' in html
+    assert 'class="rs rs-virtual' in html
     assert "from virtual Perls, not from a stain" in html
 
 
