@@ -108,12 +108,13 @@ class DisentangledRun(DomainRun):
         domains = (batch.target, batch.domain, batch.target)
         real = judge(batch.picture, batch.domain)
         verdicts = torch.stack([judge(g, d).mean() for g, d in zip(made, domains, strict=True)])
-        parts = {
-            "critic": critic_loss(real, verdicts),
-            "penalty": gradient_penalty(
-                lambda x: judge(x, batch.target), batch.picture, made[0], self.random
-            ),
-        }
+        # every head is held to a slope of one where it judges: the source's on the real and the picture that
+        # keeps its style, the target's on the way to the picture that was given another
+        slopes = [
+            gradient_penalty(lambda x, d=d: judge(x, d), batch.picture, g, self.random)
+            for g, d in ((made[1], batch.domain), (made[0], batch.target))
+        ]
+        parts = {"critic": critic_loss(real, verdicts), "penalty": torch.stack(slopes).sum()}
         return parts["critic"] + self.recipe.losses.penalty * parts["penalty"], parts
 
     def translated(self, batch: DomainBatch) -> tuple[Tensor, dict[str, Tensor]]:
