@@ -190,7 +190,7 @@ def confusion_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any
     read = [decide(tuple(p))[0] for p in probabilities]
     table = {
         str(t): {
-            r: sum(a == r and b == t for a, b in zip(read, labels, strict=True))
+            r: sum(a == r and int(b) == t for a, b in zip(read, labels, strict=True))
             for r in (*"0123", "indeterminate")
         }
         for t in range(4)
