@@ -6,8 +6,8 @@ For every noise level alpha and number of samples k: how the raw readings of equ
 calibrated confidence go with the true error (without lamp and stain strength, and raw) on unspoilt patches,
 and how well each finds spoilt inputs.  The calibrated figures are cross-validated over source images, so
 that no patch is judged by a calibration that saw its image.  One encoder pass and k + 1 decoder passes
-a patch; the time is that of one patch.  DIC is computed.  The readings are kept in OUT; a run that was stopped
-goes on.
+a patch; the time is that of one patch.  DIC is computed.  The readings are kept in OUT; a run that was
+stopped goes on.
 
 With --calibrate PACKAGE the confidence of that package is fitted anew on the validation pairs with its card's
 own k and alpha, measured on the test pairs, and written into the card.
