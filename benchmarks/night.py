@@ -83,6 +83,8 @@ def one(kind: str, inbox: Path, store: Path, workers: int) -> dict[str, Any]:
 
     from tests.faults import models
 
+    models.register_all()
+
     dask.config.set({"distributed.worker.preload": ["tests.faults.worker"]})
     started = time.perf_counter()
     if kind == "night":

@@ -42,6 +42,10 @@ def gpu_count() -> int:
     )
 
 
+class ResultLost(SmearflowError, ConnectionError):
+    """A worker died with a finished result that nobody had fetched."""
+
+
 class Workers:
     """The workers of a flow run: a local cluster, or an existing one by its scheduler's address.
 
@@ -54,6 +58,7 @@ class Workers:
         self._client: Any = None
         self._cluster: Any = None
         self._counted: tuple[float, int] | None = None  # when the workers were counted, and how many
+        self._dead: set[Any] = set()  # nannies whose worker was not there at the last look
 
     def __enter__(self) -> Workers:
         return self
@@ -84,6 +89,9 @@ class Workers:
                 "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 32 << 20,
                 "distributed.worker.daemon": True,
                 "distributed.scheduler.allowed-failures": 3,
+                # A LocalCluster gives a worker up for good that is missing so long after it was first lost,
+                # also where its nanny has restarted it since and it was lost a second time.
+                "distributed.deploy.lost-worker-timeout": "30 days",
                 "distributed.comm.timeouts.connect": "20s",
                 "distributed.admin.log-format": "%(name)s - %(levelname)s - %(message)s",
             }
@@ -185,17 +193,22 @@ class Workers:
         since = time.monotonic()
         while True:
             if future.status in ("cancelled", "lost"):
-                raise _scheduler_lost()
+                return None, self._result_lost()
             if future.status == "error":
                 return None, future.exception()
             try:
                 return future.result(timeout=LOOK_S), None
-            except CancelledError as error:
-                raise _scheduler_lost() from error
+            except CancelledError:
+                return None, self._result_lost()
             except TimeoutError:
                 since = self._patience(since)
             except Exception as error:
                 return None, error
+
+    def _result_lost(self) -> ResultLost:
+        """The error of one call; raises ClusterGone where the scheduler is lost with all of them."""
+        self._n_workers(now=True)
+        return ResultLost("a worker died with the result; the call has to be made again.")
 
     def _patience(self, since: float) -> float:
         """Since when there is no worker: now, where there is one; raises ClusterGone after too long."""
@@ -218,7 +231,21 @@ class Workers:
             except (OSError, RuntimeError, TimeoutError) as error:
                 raise _scheduler_lost() from error
             self._counted = (time.monotonic(), n)
+            self._revive(n)
         return self._counted[1]
+
+    def _revive(self, n_alive: int) -> None:
+        """Start workers of the own cluster again whose nannies gave up.
+
+        A nanny does not restart a worker that died while it was starting, which a call that kills at once
+        does to it.  One look's grace is for those that are being restarted.
+        """
+        nannies = list(self._cluster.workers.values()) if self._cluster is not None else []
+        dead = {n for n in nannies if not n.is_alive()} if n_alive < len(nannies) else set()
+        for nanny in dead & self._dead:
+            log.warning("a worker died while it was starting; it is started again")
+            self._cluster.sync(nanny.restart, asynchronous=False)
+        self._dead = dead - self._dead
 
     def _room(self, n_running: int, alone: bool) -> int:
         if alone:
@@ -227,7 +254,7 @@ class Workers:
 
     def close(self) -> None:
         """Stop what was started here; an existing cluster is only left."""
-        self._counted = None
+        self._counted, self._dead = None, set()
         if self._client is not None:
             with contextlib.suppress(OSError, TimeoutError):  # of a scheduler that is not there any more
                 self._client.close()

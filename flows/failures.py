@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import Literal
 
-from flows.cluster import ClusterGone
+from flows.cluster import ClusterGone, ResultLost
 from pipeline.errors import BadInput, BadModelPackage, InputChanged, SmearflowError, UnknownName
 from storage.store import CaseBusy
 
@@ -61,10 +61,10 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def killed_its_worker(error: BaseException) -> bool:
-    """Whether Dask gave a call up because the workers that held it died; a neighbour may have killed them."""
+    """Whether a call came to nothing because the workers that held it died; a neighbour may have killed them."""
     from distributed.scheduler import KilledWorker
 
-    return isinstance(error, KilledWorker)
+    return isinstance(error, KilledWorker | ResultLost)
 
 
 def worth_another_try(error: BaseException) -> bool:

@@ -1,18 +1,21 @@
 """Stand-ins without weights for the models of a case: what a fault does to a night does not depend on them.
 
 Each follows its Protocol and its answer follows from the pixels alone, so that two stores can be compared
-byte for byte; they are registered like any other model.  Importing this registers them.
+byte for byte; they are registered like any other model, where `register_all` is called: importing this
+registers nothing, since contract tests run over whatever is registered.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from classifiers.base import Classified
 from stainers.base import Stained
-from storage.registry import register
+from storage import registry
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "erythroblast")
 SIZE_PX = 96
@@ -114,20 +117,33 @@ class Rings:
         return labels
 
 
-def _register() -> None:
-    for task, model in (
-        ("detector", Finder),
-        ("stainer", PatchStainer),
-        ("classifier", Namer),
-        ("segmenter", Rings),
-    ):
-        register(
-            task,  # type: ignore[arg-type]
-            model.name,
-            licence="AGPL-3.0-or-later",
-            summary="a stand-in of the fault suite",
-            needs_package=False,
-        )(lambda package, model=model: model())
+MODELS: tuple[tuple[Any, Any], ...] = (
+    ("detector", Finder),
+    ("stainer", PatchStainer),
+    ("classifier", Namer),
+    ("segmenter", Rings),
+)
 
 
-_register()
+def register_all() -> None:
+    """Register the stand-ins in this process, once."""
+    for task, model in MODELS:
+        if (task, model.name) not in registry._ENTRIES:
+            registry.register(
+                task,
+                model.name,
+                licence="AGPL-3.0-or-later",
+                summary="a stand-in of the fault suite",
+                needs_package=False,
+            )(lambda package, model=model: model())
+
+
+@contextmanager
+def registered() -> Iterator[None]:
+    """The stand-ins are registered in this process inside of the `with` alone."""
+    register_all()
+    try:
+        yield
+    finally:
+        for task, model in MODELS:
+            registry._ENTRIES.pop((task, model.name))

@@ -58,6 +58,7 @@ def test_each_bad_field_is_named_and_the_rest_of_the_case_completes(
     with (
         dask.config.set({"distributed.worker.preload": ["tests.faults.worker"]}),
         Workers(n_workers=1) as workers,
+        models.registered(),
     ):
         outcome = process(damaged_case, tmp_path / "store", workers, settings=models.SETTINGS)
     problems = {p["code"]: p for p in outcome.result["problems"]}

@@ -82,6 +82,7 @@ def test_no_array_goes_through_the_scheduler(tmp_path: Path, monkeypatch: pytest
     with (
         dask.config.set({"distributed.worker.preload": ["tests.faults.worker"]}),
         Workers(n_workers=1) as workers,
+        models.registered(),
     ):
         workers.client.wait_for_workers(1)
         traffic.messages.clear()

@@ -24,13 +24,13 @@ CASES = ("C-1", "C-2")
 # Points in the night's own process, in the order in which a case passes them.
 NIGHT_POINTS = (
     "write:C-1/ledger.json:before",
-    "write:C-1/work/intake/.*:after",
-    "write:C-1/work/registration/.*:after",
-    "write:C-1/work/detection/.*:before",
+    "write:C-1/work/intake/.*json:after",
+    "write:C-1/work/registration/.*json:after",
+    "write:C-1/work/detection/.*json:before",
     "write:C-1/work/cells/case.json:after",
-    "write:C-1/work/patches/.*:after",
-    "write:C-1/work/staining/.*:after",
-    "write:C-1/work/classification/.*:before",
+    "write:C-1/work/patches/.*json:after",
+    "write:C-1/work/staining/.*json:after",
+    "write:C-1/work/classification/.*json:before",
     "write:C-1/result.json:after",
     "write:C-1/cells.parquet:before",
     "^record:before",
@@ -281,7 +281,7 @@ def test_an_input_changed_while_it_is_read_is_read_again_in_the_same_night(
 
 def test_a_clock_set_back_changes_nothing(lab: Lab, inbox: Path, undisturbed: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    lab.trap("write:C-1/work/staining/.*:after", "kill")
+    lab.trap("write:C-1/work/staining/.*json:after", "kill")
     assert lab.night(inbox, store).outcome() is None
     assert lab.night(inbox, store, clock_offset_s=-3 * 86400).summary()["counts"]["processed"] == 2
     assert_undisturbed(store, undisturbed)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.faults import cut_store, models, traps  # noqa: F401  (registering is what they are imported for)
+from tests.faults import cut_store, models, traps
 
 
 def dask_setup(worker: Any) -> None:
     """Called by Dask in each worker process before it takes work."""
+    models.register_all()
     cut_store.register()
     traps.install()
     # What a first call would import: a restarted worker should not cost a test its time.

@@ -34,7 +34,6 @@ MODULES = (
     "pipeline.report_cells",
     "pipeline.report_html",
     "pipeline.segmentation",
-    "tests.faults.models",
 )
 
 
@@ -43,7 +42,7 @@ def warm() -> None:
     import flows.reporting
     import pipeline.report_html
     import storage.registry
-    from tests.faults import cut_store, traps
+    from tests.faults import cut_store, models, traps
 
     for name in MODULES:
         importlib.import_module(name)
@@ -52,6 +51,7 @@ def warm() -> None:
         pipeline.report_html._environment().get_template(template)  # compiled once for all children
     # Someone may commit to this clone while the suite runs, and the report names the commit.
     flows.reporting.source_commit = lambda: None
+    models.register_all()
     cut_store.register()
     traps.install()
 
