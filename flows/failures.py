@@ -61,7 +61,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def killed_its_worker(error: BaseException) -> bool:
-    """Whether a call came to nothing because the workers that held it died; a neighbour may have killed them."""
+    """Whether a call was lost with its workers; a neighbour of it may have killed them."""
     from distributed.scheduler import KilledWorker
 
     return isinstance(error, KilledWorker | ResultLost)
