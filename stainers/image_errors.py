@@ -6,9 +6,10 @@ one, never in its place:
 
 * `*_balanced`: after the real image was brought to the light of the virtual one, each channel scaled so
   that the brightest two per cent agree;
-* `*_matched`: after each channel of the real image was scaled and shifted to fit the virtual one best, by
-  least squares - what is left is shape, structure and the relation of colours within the image.  It shrinks
-  with the contrast of the virtual image (one without contrast has none), so it ranks no stainers.
+* `*_matched`: after each channel of the virtual image was scaled and shifted to fit the real one best, by
+  least squares - what is left is shape, structure and the relation of colours within the image.  An image
+  without contrast is left with the whole contrast of the real one as its error, and so is one whose
+  contrast is turned round: a gain below 0 is not allowed.
 """
 
 from __future__ import annotations
@@ -36,16 +37,15 @@ def in_the_light_of(real: Array, stained: Array) -> Array:
     return np.clip(real.astype(np.float32) * gain.astype(np.float32) + 0.5, 0, 255).astype(np.uint8)
 
 
-def matched(real: Array, stained: Array) -> Array:
-    """`real` (H, W, 3) uint8 with the gain and offset of each channel that bring it nearest to `stained`:
-    (H, W, 3) float32, not limited.  A channel without contrast is shifted alone."""
-    a, b = (v.reshape(-1, 3).astype(np.float64) for v in (stained, real))
-    centred = b - b.mean(axis=0)
+def matched(stained: Array, real: Array) -> Array:
+    """`stained` (H, W, 3) uint8 with the gain, not below 0, and the offset of each channel that bring it
+    nearest to `real`: (H, W, 3) float32, not limited.  A channel without contrast is shifted alone."""
+    to, given = (v.reshape(-1, 3).astype(np.float64) for v in (real, stained))
+    centred = given - given.mean(axis=0)
     spread = (centred**2).mean(axis=0)
-    gain = np.where(
-        spread > 1e-6, (centred * (a - a.mean(axis=0))).mean(axis=0) / np.maximum(spread, 1e-6), 1.0
-    )
-    return (centred * gain + a.mean(axis=0)).reshape(real.shape).astype(np.float32)
+    fitted = (centred * (to - to.mean(axis=0))).mean(axis=0) / np.maximum(spread, 1e-6)
+    gain = np.where(spread > 1e-6, np.maximum(fitted, 0.0), 1.0)
+    return (centred * gain + to.mean(axis=0)).reshape(stained.shape).astype(np.float32)
 
 
 def _compare(a: Array, b: Array) -> tuple[float, float]:
@@ -59,7 +59,7 @@ def image_errors(stained: Array, real: Array) -> dict[str, float]:
     `_balanced` and, but for the SSIM, `_matched`."""
     mse, similarity = _compare(stained, real)
     balanced, similarity_balanced = _compare(stained, in_the_light_of(real, stained))
-    shape_alone = float((((stained - matched(real, stained)) / 255.0) ** 2).mean())
+    shape_alone = float((((matched(stained, real) - real) / 255.0) ** 2).mean())
     return {
         "mse": mse,
         "rmse": mse**0.5,

@@ -200,14 +200,27 @@ def test_lamp_and_stain_strength_are_in_the_raw_error_and_not_in_the_matched_one
     assert image_errors(real, real)["rmse_matched"] < 1e-4
 
 
-def test_a_channel_without_contrast_is_shifted_alone():
+def test_an_image_without_contrast_or_turned_round_is_left_with_all_of_the_real_one_s():
     from stainers.image_errors import image_errors
 
-    flat, image = np.full((16, 16, 3), 90, np.uint8), stained_of(dic_patches(1, 16)[0])
-    assert image_errors(image, flat)["rmse_matched"] == pytest.approx(
-        image.reshape(-1, 3).std(0).mean() / 255, rel=0.3
-    )
+    real = stained_of(dic_patches(1, 16)[0])
+    contrast = pytest.approx((real.reshape(-1, 3).astype(float).var(0).mean() ** 0.5) / 255, rel=1e-4)
+    flat = np.full((16, 16, 3), 90, np.uint8)
+    faint = np.clip(90 + 0.02 * (real.astype(float)[::-1] - 90), 0, 255).astype(np.uint8)
+    assert image_errors(flat, real)["rmse_matched"] == contrast
+    assert image_errors(255 - real, real)["rmse_matched"] == contrast
+    assert image_errors(faint, real)["rmse_matched"] > 0.5 * contrast.expected
     assert image_errors(flat, flat)["rmse_matched"] == 0
+
+
+def test_the_matched_error_is_never_above_the_raw_one():
+    from stainers.image_errors import image_errors
+
+    rng = np.random.default_rng(3)
+    real, other = rng.integers(0, 256, (2, 24, 24, 3)).astype(np.uint8)
+    for mixed in (other, np.clip(0.7 * real + 0.3 * other, 0, 255).astype(np.uint8)):
+        found = image_errors(mixed, real)
+        assert found["mse_matched"] <= found["mse"] + 1e-9
 
 
 def test_dice_of_equal_and_of_empty_masks_is_one():
