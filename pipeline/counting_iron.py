@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pipeline import statistics as st
 from pipeline.reader_error import ReaderErrors, corrected_estimate, corrected_interval, more_cells
 from pipeline.result import (
@@ -107,9 +109,16 @@ def reader_interval(
 
 def reader_agreement(chosen: list[CellClass]) -> ReaderAgreement | None:
     """How a second reader's types compare; None without one."""
-    pairs = [(k.rs_type, k.rs_type_second) for k in chosen if k.rs_type_second is not None]
-    if not pairs:
-        return None
+    pairs = [
+        (k.rs_type, k.rs_type_second)
+        for k in chosen
+        if k.rs_type is not None and k.rs_type_second is not None
+    ]
+    return agreement_of(pairs) if pairs else None
+
+
+def agreement_of(pairs: Sequence[tuple[str, str]]) -> ReaderAgreement:
+    """Two readers' types ("0" to "3" or "indeterminate") of the same erythroblasts, the first one counted."""
     both = [(a, b) for a, b in pairs if "indeterminate" not in (a, b)]
     n, same = len(both), sum((a == "3") == (b == "3") for a, b in both)
     p, q = sum(a == "3" for a, _ in both), sum(b == "3" for _, b in both)

@@ -58,7 +58,8 @@ def _iron(r: Result) -> list[str]:
         )
     if rs.agreement is not None:
         a = rs.agreement
-        lines.append(f"  second reader: the same on ring or not in {a.same_ring} of {a.n_both}")
+        kappa = "" if a.kappa is None else f", kappa {a.kappa:.2f}"
+        lines.append(f"  second reader: the same on ring or not in {a.same_ring} of {a.n_both}{kappa}")
     if rs.support is not None:
         said = "supported" if rs.support.supported else "NOT SUPPORTED BY THE IMAGE, no figure is given"
         lines += _wrap(f"  {said}: {rs.support.why}", 4)

@@ -111,7 +111,7 @@ class ClassificationSettings(Section):
     classifier: str = "leukocyte-classes"
     segmenter: str = "nucleus-cytoplasm"
     sideroblast_reader: str = "rule"  # of iron on Perls: what it says is counted
-    sideroblast_second_reader: str | None = None  # read beside it, compared and never counted; None: none
+    sideroblast_second_reader: str | None = "iron-types"  # read beside it, compared and never counted; None: none
     patch_px: int = 256
     batch: int = Field(16, gt=0)
     min_confidence: float | None = None  # None: the calibrated figure of the model's card
