@@ -33,7 +33,7 @@ VERSIONS = {
     "patient": 1,
     "sideroblasts": 1,
     "virtual_perls": 1,
-    "report": 5,
+    "report": 6,
 }
 
 FieldKey = tuple[str, str]
