@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,12 @@ def make_case(root: Path, seed: int, fraction: float) -> Path:
     return path
 
 
-def read_case(path: Path, finder: Any, readers: dict[str, Any], mark: str = "") -> list[Reading]:
+def read_case(
+    path: Path, finder: Any, readers: dict[str, Any], marks: Mapping[str, str] | None = None
+) -> list[Reading]:
     """Find and read the erythroblasts of a case's Perls fields as the pipeline does.
 
-    With a `mark`, which has to change with the finder, what a reader said is kept beside the case.
+    With `marks`, which have to change with finder and reader, what a reader said is kept beside the case.
     """
     from pipeline.patches import crop_patches
 
@@ -102,7 +104,7 @@ def read_case(path: Path, finder: Any, readers: dict[str, Any], mark: str = "") 
             )
         )
     all_patches = np.concatenate(patches)
-    said = {k: _said(path, f"{mark}{k}" if mark else "", r, all_patches) for k, r in readers.items()}
+    said = {k: _said(path, (marks or {}).get(k, ""), r, all_patches) for k, r in readers.items()}
     found = []
     for i, (kind, stage) in enumerate(matched):
         p = next((s[i][1] for s in said.values() if s[i][1] is not None), None)
@@ -261,6 +263,38 @@ def report(readings: Sequence[Reading], readers: Sequence[str], errors: dict[str
     return "\n".join(lines)
 
 
+def agreement_report(readings: Sequence[Reading], first: str, second: str) -> str:
+    """How two readers agree over all cases and in each, false boxes included, as a report counts it."""
+    from pipeline.counting_iron import agreement_of
+
+    cases = sorted({r.case for r in readings})
+    pairs = {c: [(r.read[first], r.read[second]) for r in readings if r.case == c and r.found] for c in cases}
+    all_of = agreement_of([p for v in pairs.values() for p in v])
+    lines = [
+        f"{first} and {second}: the same on ring or not {_share(all_of.same_ring, all_of.n_both)}, the same "
+        f"type {_share(all_of.same_type, all_of.n_both)}, kappa {all_of.kappa}; {second} leaves "
+        f"{all_of.indeterminate} undecided"
+    ]
+    for case, mine in pairs.items():
+        a = agreement_of(mine)
+        lines.append(
+            f"  {case}: ring or not {a.same_ring}/{a.n_both}, type {a.same_type}/{a.n_both}, "
+            f"kappa {a.kappa}, undecided {a.indeterminate}"
+        )
+    return "\n".join(lines)
+
+
+def _mark(task: Any, name: str, without: str | None = None) -> str:
+    """What changes with a model: the start of its hash, or, without a package, its name or `without`."""
+    from storage.packages import ModelPackage
+    from storage.registry import describe
+
+    found = describe(task, name)
+    if isinstance(found, ModelPackage):
+        return found.card.sha256[:8]
+    return name if without is None else without
+
+
 def _share(k: int, n: int) -> str:
     low, high = clopper_pearson(k, n) if n else (0.0, 1.0)
     return f"{k}/{n} = {k / max(1, n):.3f} ({low:.3f}-{high:.3f})"
@@ -272,7 +306,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=20)
     parser.add_argument("--development", action="store_true")
     parser.add_argument("--finder", default="marrow-perls")
-    parser.add_argument("--readers", default="rule,sideroblast-cnn")
+    parser.add_argument("--readers", default="rule,iron-types")
     parser.add_argument("--draws", type=int, default=0)
     parser.add_argument("--simulate", type=int, default=0, help="draws a row of chains of known error rates")
     parser.add_argument("--errors", choices=["shipped", "own"], default="shipped")
@@ -282,19 +316,17 @@ def main() -> None:
             print(f"\nchain {chain_name}: {chain}, measured on 100 rings and 200 others in each draw")
             print_coverage(simulated_coverage(chain, draws=given.simulate))
         return
-    from storage.packages import ModelPackage
-    from storage.registry import describe, load
+    from storage.registry import load
 
     names = [n for n in given.readers.split(",") if n]
     finder, readers = load("detector", given.finder), {n: load("sideroblast-reader", n) for n in names}
-    found = describe("detector", given.finder)
-    mark = found.card.sha256[:8] if isinstance(found, ModelPackage) else given.finder
+    marks = {n: _mark("detector", given.finder) + n + _mark("sideroblast-reader", n, "") for n in names}
     base = DEVELOPMENT_SEED if given.development else UNSEEN_SEED
     started = time.time()
     readings: list[Reading] = []
     for i in range(given.cases):
         folder = make_case(given.work / "cases", base + i, rs_fraction(i, given.cases))
-        readings += read_case(folder, finder, readers, mark)
+        readings += read_case(folder, finder, readers, marks)
         print(f"{i + 1}/{given.cases}, {time.time() - started:.0f} s", file=sys.stderr)
     from pipeline.sideroblasts import measured_errors
 
@@ -303,6 +335,8 @@ def main() -> None:
         n: (measured_errors(given.finder, n) if given.errors == "shipped" else None) or own[n] for n in names
     }
     print(report(readings, names, errors))
+    if len(names) > 1:
+        print("\n" + agreement_report(readings, names[0], names[1]))
     print({n: asdict(e) for n, e in own.items()})
     for name in names if given.draws else ():
         rows = many_draws(coded(readings, name), errors[name], draws=given.draws)

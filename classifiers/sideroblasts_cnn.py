@@ -24,13 +24,14 @@ OUTPUTS: tuple[str, ...] = ("0", "1", "2", "3", "other")  # other: no erythrobla
 INPUT_PX, PIXEL_SIZE_UM = 80, 0.2  # 16 µm: a large proerythroblast's nucleus and what lies around it
 COARSEST_UM = 0.3  # pixels from which the granules of half a micrometre cannot be seen
 USUAL_DENSITY = 0.25  # green density that stands for one in the network's input
+LEAST_DENSITY = 0.05  # green, of a nucleus over its surroundings; the palest of 122 drawn ones had 0.2
 SURE = 0.8  # of ring or not; between this and its complement the reader does not decide
 
 
 class IronNet(nn.Module):
-    """(B, 3, 80, 80) density -> logits (B, 5) of `OUTPUTS`."""
+    """(B, 3, 80, 80) density -> logits (B, n) of `OUTPUTS`, or of what else it is trained for."""
 
-    def __init__(self, widths: tuple[int, int, int] = (16, 32, 64)) -> None:
+    def __init__(self, widths: tuple[int, int, int] = (16, 32, 64), n_outputs: int = len(OUTPUTS)) -> None:
         super().__init__()
         a, b, c = widths
         self.features = nn.Sequential(
@@ -43,7 +44,7 @@ class IronNet(nn.Module):
             _conv(c, c),
         )
         # Sums count granules, maxima see the one that is there.
-        self.head = nn.Linear(2 * c, len(OUTPUTS))
+        self.head = nn.Linear(2 * c, n_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)
@@ -90,7 +91,10 @@ class LearnedReader:
     def _read(self, patch: np.ndarray, pixel_size_um: float) -> SideroblastReading:
         if min(patch.shape[:2]) * pixel_size_um < 6:
             return SideroblastReading("indeterminate", reason="the patch is smaller than a cell")
-        x = torch.from_numpy(view(patch, pixel_size_um).transpose(2, 0, 1).copy())
+        density = density_view(patch, pixel_size_um)
+        if not holds_something(density):
+            return SideroblastReading("indeterminate", reason="nothing is stained in the middle of the patch")
+        x = torch.from_numpy(in_units_of_stain(density).transpose(2, 0, 1).copy())
         # One patch is one batch, so that neither neighbours nor the batch's size can change it.
         turned = torch.stack([torch.rot90(x, k, (1, 2)) for k in range(4)])
         with torch.inference_mode():
@@ -114,7 +118,22 @@ def decide(p: tuple[float, ...]) -> tuple[SideroblastType, str]:
 
 
 def view(patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
-    """The density (80, 80, 3) float32 of the middle of a patch, in units of its own stain.
+    """The density (80, 80, 3) float32 of the middle of a patch, in units of its own stain."""
+    return in_units_of_stain(density_view(patch, pixel_size_um))
+
+
+def holds_something(density: np.ndarray) -> bool:
+    """Whether anything stained stands out in the middle 5 µm of a view (80, 80, 3): the network was never
+    shown an image without any, and what it says of one is chance."""
+    green = density[..., 1]
+    far = round((INPUT_PX - 5 / PIXEL_SIZE_UM) / 2)
+    middle = float(np.percentile(green[far:-far, far:-far], 75))
+    low, high = np.percentile(green, (5, 95))
+    return middle > LEAST_DENSITY and float(high - low) > LEAST_DENSITY
+
+
+def density_view(patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
+    """The density (80, 80, 3) float32 of the middle of a patch against its own glass.
 
     What lies beyond a patch's edge is its mirror image.
     """
@@ -132,7 +151,7 @@ def view(patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
         small = cv2.GaussianBlur(patch, (0, 0), 0.4 * scale)
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     cut = cv2.warpAffine(small, matrix, (INPUT_PX, INPUT_PX), flags=how, borderMode=cv2.BORDER_REFLECT_101)
-    return in_units_of_stain(optical_density(cut, glass_colour(patch)).astype(np.float32))
+    return optical_density(cut, glass_colour(patch)).astype(np.float32)
 
 
 def in_units_of_stain(density: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.sideroblasts import Reading, agreement_report
 from classifiers.sideroblasts import SideroblastReader
 from classifiers.sideroblasts_cnn import INPUT_PX, OUTPUTS, IronNet, LearnedReader, decide, view
 from classifiers.sideroblasts_training import ReaderRecipe, confusion_of, fit, iron_set, temperature_of
@@ -127,3 +128,17 @@ def test_a_package_of_another_shape_is_refused(tmp_path) -> None:
         LearnedReader.from_package(read_package(tmp_path / "odd"))
     write_package(tmp_path / "good", card, IronNet((4, 4, 4)).state_dict())
     assert LearnedReader.from_package(read_package(tmp_path / "good")).name == "odd"
+
+
+def test_the_agreement_of_two_readers_is_reported_over_all_and_case_by_case() -> None:
+    said = [("3", "3"), ("3", "0"), ("0", "0"), ("1", "2"), ("0", "indeterminate")]
+    readings = [Reading(7, 0, "", True, {"a": x, "b": y}) for x, y in said] + [
+        Reading(8, 0, "", True, {"a": "0", "b": "0"}),
+        Reading(8, 3, "", False, {}),
+    ]
+    lines = agreement_report(readings, "a", "b").splitlines()
+    assert "ring or not 4/5" in lines[0]
+    assert "type 3/5" in lines[0]
+    assert "1 undecided" in lines[0]
+    assert "7: ring or not 3/4, type 2/4, kappa 0.5, undecided 1" in lines[1]
+    assert "8: ring or not 1/1, type 1/1, kappa None" in lines[2]
