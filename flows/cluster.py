@@ -6,9 +6,11 @@ Only paths, indices and small specs go through the scheduler; arrays stay in fil
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -19,7 +21,9 @@ from pipeline.errors import BadInput, SmearflowError
 
 log = logging.getLogger("smearflow.cluster")
 
-IN_FLIGHT_PER_WORKER = 4  # calls handed over and not yet answered: one works, the others wait beside it
+IN_FLIGHT_PER_WORKER = 4  # bundles handed over and not yet answered: one works, the others wait beside it
+MOST_IN_BUNDLE = 4  # calls that travel together; a message costs as much for four small calls as for one
+BUNDLES_PER_WORKER = 8  # at least so many, so that no worker idles while another works on the last
 LOOK_S = 5.0  # how often a silent cluster is looked at
 NO_WORKERS_S = 120.0  # a cluster without a single worker for so long is given up
 
@@ -88,6 +92,11 @@ class Workers:
                 "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 256 << 20,
                 "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 32 << 20,
                 "distributed.worker.daemon": True,
+                # Dask samples the stacks of workers, scheduler and client a hundred times a second for its
+                # dashboard's profile page, which nobody opens here, and weighs memory for moving results.
+                "distributed.worker.profile.enabled": False,
+                "distributed.scheduler.active-memory-manager.start": False,
+                "distributed.admin.system-monitor.interval": "5s",
                 "distributed.scheduler.allowed-failures": 3,
                 # A LocalCluster gives a worker up for good that is missing so long after it was first lost,
                 # also where its nanny has restarted it since and it was lost a second time.
@@ -143,22 +152,22 @@ class Workers:
     ) -> Iterator[tuple[str, Any, BaseException | None]]:
         """Run `function(*args)` for each key on the workers; yield (key, result, error) as they end.
 
-        No more than IN_FLIGHT_PER_WORKER calls a worker are handed over and unanswered, so that neither
-        the scheduler nor this process holds more for a long night than for a short one.  A call that
-        kills its worker comes back as an error; raises ClusterGone where the scheduler, or every worker,
-        is lost.  With `alone` one call is handed over at a time: Dask suspects every call that was with a
-        worker when it died.
+        No more than IN_FLIGHT_PER_WORKER bundles of calls a worker are handed over and unanswered, so that
+        neither the scheduler nor this process holds more for a long night than for a short one.  A call
+        that kills its worker comes back as an error, and so do those of its bundle; raises ClusterGone
+        where the scheduler, or every worker, is lost.  With `alone` one call is handed over at a time:
+        Dask suspects every call that was with a worker when it died.
         """
         from distributed import wait
 
         resources = {"GPU": 1} if gpu and self.has_gpu() else None
-        waiting = iter(calls.items())
-        running: dict[Any, str] = {}
+        waiting = iter(_bundles(calls, 1 if alone else self._bundle_of(len(calls))))
+        running: dict[Any, list[str]] = {}
         silent_since = time.monotonic()
         try:
             while True:
-                for key, args in itertools.islice(waiting, self._room(len(running), alone)):
-                    running[self._submit(function, args, resources)] = key
+                for bundle in itertools.islice(waiting, self._room(len(running), alone)):
+                    running[self._submit(function, list(bundle.values()), resources)] = list(bundle)
                 if not running:
                     return
                 try:
@@ -171,22 +180,29 @@ class Workers:
                     raise _scheduler_lost() from None
                 silent_since = time.monotonic()
                 for future in done:
-                    key = running.pop(future)
-                    result, error = self._answer(future)
+                    keys = running.pop(future)
+                    answers, error = self._answer(future)
                     future.release()
-                    yield key, result, error
+                    for key, answer in zip(keys, answers or itertools.repeat((None, error)), strict=False):
+                        yield key, *answer
         finally:
             for future in running:  # whoever reads this stopped early, or the cluster is gone
                 future.release()
 
-    def _submit(self, function: Callable[..., Any], args: tuple[Any, ...], resources: Any) -> Any:
+    def _bundle_of(self, n_calls: int) -> int:
+        workers = max(1, self._n_workers())
+        return max(1, min(MOST_IN_BUNDLE, n_calls // (workers * BUNDLES_PER_WORKER)))
+
+    def _submit(self, function: Callable[..., Any], bundle: list[tuple[Any, ...]], resources: Any) -> Any:
         try:
-            return self.client.submit(function, *args, pure=False, retries=0, resources=resources)
+            return self.client.submit(_run_each, function, bundle, pure=False, retries=0, resources=resources)
         except RuntimeError as error:  # distributed's word for a client that is closed or not connected
             raise _scheduler_lost() from error
 
-    def _answer(self, future: Any) -> tuple[Any, BaseException | None]:
-        """What a call that ended came to.
+    def _answer(
+        self, future: Any
+    ) -> tuple[list[tuple[Any, BaseException | None]] | None, BaseException | None]:
+        """What the calls of a bundle that ended came to, or the error of all of them.
 
         Where its worker died with the result, Dask computes it again, which may take its time or fail.
         """
@@ -262,6 +278,34 @@ class Workers:
         if self._cluster is not None:
             self._cluster.close()
             self._cluster = None
+
+
+def _bundles(calls: dict[str, tuple[Any, ...]], size: int) -> Iterator[dict[str, tuple[Any, ...]]]:
+    rows = iter(calls.items())
+    while bundle := dict(itertools.islice(rows, size)):
+        yield bundle
+
+
+def _run_each(
+    function: Callable[..., Any], bundle: list[tuple[Any, ...]]
+) -> list[tuple[Any, BaseException | None]]:
+    """On the worker: (result, None) or (None, error) of each call; one that fails leaves the others alone."""
+    answers: list[tuple[Any, BaseException | None]] = []
+    for args in bundle:
+        try:
+            answers.append((function(*args), None))
+        except Exception as error:
+            answers.append((None, _fit_to_travel(error)))
+    return answers
+
+
+def _fit_to_travel(error: Exception) -> Exception:
+    """The error, or, where it would not come out on the other side, one of its words."""
+    try:
+        pickle.dumps(copy.copy(error))  # a copy is made the way it is unpacked
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _scheduler_lost() -> ClusterGone:

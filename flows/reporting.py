@@ -141,6 +141,8 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
     if perls_stainer is not None and any(c.rs_virtual for c in findings.classes):
         named.append(("stainer", perls_stainer, (("brightfield", "MGG"),)))
         named.append(("sideroblast-reader", settings.staining.perls_reader, (("brightfield", "Perls"),)))
+        if settings.staining.erythroblast_classifier is not None:
+            named.append(("classifier", settings.staining.erythroblast_classifier, (("brightfield", "MGG"),)))
     if findings.patient is not None:
         named.append(("patient-classifier", findings.patient.model, (("brightfield", "MGG"),)))
     return tuple(

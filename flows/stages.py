@@ -32,7 +32,7 @@ VERSIONS = {
     "explanation": 1,
     "patient": 1,
     "sideroblasts": 1,
-    "virtual_perls": 1,
+    "virtual_perls": 2,
     "report": 6,
 }
 

@@ -19,19 +19,21 @@ SHOWN = 4  # a virtual picture is shown this many times as large as the model dr
 BAND = (150, 0, 110)  # of the frame and the word on every virtual picture: neither Perls nor MGG has it
 
 
-def erythroblasts(case: Case, found: tuple[Cell, ...], classes: tuple[CellClass, ...]) -> list[str]:
-    """Ids of the cells whose iron is to be read virtually: erythroblasts on MGG, of marrow without Perls."""
-    from classifiers.taxonomy import is_a
-    from pipeline.virtual_perls import ERYTHROBLASTS
+def candidates(
+    case: Case, found: tuple[Cell, ...], classes: tuple[CellClass, ...], settings: Settings
+) -> list[str]:
+    """Ids of the cells on MGG, of marrow without Perls, whose iron may be read virtually.
+
+    All nucleated cells where a classifier of marrow is still to say which are erythroblasts; without one,
+    those that the case's classifier named so.
+    """
+    from pipeline.virtual_perls import is_erythroblast
 
     if case.specimen != "bone_marrow" or any(i.stain == "Perls" for i in case.images):
         return []
     stained = {c.cell_id for c in found if c.modality == "brightfield" and c.stain == "MGG"}
-    return [
-        c.cell_id
-        for c in classes
-        if c.cell_id in stained and any(is_a(c.label, name) for name in ERYTHROBLASTS)
-    ]
+    asked = settings.staining.erythroblast_classifier is not None
+    return [c.cell_id for c in classes if c.cell_id in stained and (asked or is_erythroblast(c.label))]
 
 
 def array_name(settings: Settings) -> str:
@@ -43,13 +45,15 @@ def virtual_perls(
 ) -> tuple[CellClass, ...]:
     """The classes with the iron that was read on virtual Perls; unchanged where there is nothing to read.
 
-    A write unit is one item; its erythroblasts are stained, read, and their virtual images kept.
+    A write unit is one item; its erythroblasts are told from other cells, stained, read, and their virtual
+    images kept.
     """
     from storage.case_store import CaseStore, plan_units, shard_rows
 
     settings = run.settings
     model = settings.staining.perls_stainer
-    chosen = set(erythroblasts(case, found, classes)) if model is not None else set()
+    namer = settings.staining.erythroblast_classifier
+    chosen = set(candidates(case, found, classes, settings)) if model is not None else set()
     if model is None or not chosen:
         return classes
     mark = fingerprint(
@@ -59,6 +63,7 @@ def virtual_perls(
         settings.staining,
         model_sha("stainer", model),
         model_sha("sideroblast-reader", settings.staining.perls_reader),
+        None if namer is None else model_sha("classifier", namer),
         sorted(chosen),
     )
     store, name = CaseStore(run.store, run.case_id), array_name(settings)
@@ -123,7 +128,7 @@ def read_unit(
     settings: Settings,
 ) -> dict[str, Any]:
     """On a worker: stain and read the erythroblasts of one unit; the rows of other cells stay empty."""
-    from pipeline.virtual_perls import read_virtual
+    from pipeline.virtual_perls import erythroblasts_of, read_virtual
     from storage.case_store import CaseStore
     from storage.registry import load
     from storage.store import Store
@@ -134,6 +139,11 @@ def read_unit(
     store, wanted = CaseStore(Store(store_url), case_id), set(chosen)
     rows = [i for i, c in enumerate(cells) if c.cell_id in wanted]
     patches = work.patches_to_read(store, cells, first_row, settings)[rows]
+    namer = settings.staining.erythroblast_classifier
+    if namer is not None:
+        kept = erythroblasts_of(patches, settings.patches.pixel_size_um, load("classifier", namer))
+        rows, patches = [row for row, yes in zip(rows, kept, strict=True) if yes], patches[kept]
+    method = f"{namer or settings.classification.classifier} + {settings.staining.perls_reader}"
     found = read_virtual(
         patches,
         settings.patches.pixel_size_um,
@@ -150,6 +160,7 @@ def read_unit(
         "readings": {
             cells[row].cell_id: {
                 "rs_type": found.types[i],
+                "rs_method": method,
                 "stain_confidence": round(float(found.confidence[i]), 6),
             }
             for i, row in enumerate(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.cluster import Workers
+from flows.cluster import MOST_IN_BUNDLE, Workers
 from flows.console import unique_output
 from flows.failures import killed_its_worker
 from flows.nightly import cases_of
@@ -51,6 +51,26 @@ def test_one_failing_call_costs_only_itself_and_keeps_its_error(workers: Workers
     assert len(found) == 12
     assert [k for k, (_, error) in found.items() if error is not None] == ["3"]
     assert isinstance(found["3"][1], ValueError)
+
+
+class Unfit(Exception):
+    """Cannot be unpacked: its words are not its arguments."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} and {b}")
+
+
+def fail_unfit_on_thirty(x: int) -> int:
+    if x == 30:
+        raise Unfit(x, 1)
+    return x
+
+
+def test_calls_that_travel_together_answer_for_themselves(workers: Workers) -> None:
+    found = {k: (v, e) for k, v, e in workers.map(fail_unfit_on_thirty, {str(i): (i,) for i in range(70)})}
+    assert workers._bundle_of(70) == MOST_IN_BUNDLE
+    assert "30 and 1" in str(found.pop("30")[1])
+    assert found == {str(i): (i, None) for i in range(70) if i != 30}
 
 
 def test_a_call_that_kills_its_worker_is_found_out_and_the_others_are_done(workers: Workers) -> None:

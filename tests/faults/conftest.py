@@ -10,7 +10,7 @@ import pytest
 from tests.faults.harness import Lab, make_inbox
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("lab"))
     try:
@@ -26,13 +26,13 @@ def lab(running_lab: Lab) -> Lab:
     return running_lab
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def inbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two tiny phantom cases, C-1 and C-2."""
     return make_inbox(tmp_path_factory.mktemp("inbox"), cases=2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def undisturbed(running_lab: Lab, inbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of a night to which nothing happened; what every other night is compared with."""
     store = tmp_path_factory.mktemp("undisturbed")

@@ -170,6 +170,7 @@ class Lab:
             "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
             "DASK_DISTRIBUTED__WORKER__DAEMON": "true",
+            "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
             "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
         }
         self.environment.pop("SMEARFLOW_DATABASE", None)
