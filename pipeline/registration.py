@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput
+from pipeline.registration_absorption import symmetrised
 from pipeline.registration_evidence import density_correlation, held_out, p_false_accept
-from pipeline.registration_fit import fit_transform, shifted, uncertainty_px, updated
+from pipeline.registration_fit import along_shear_pull, fit_transform, shifted, uncertainty_px, updated
 from pipeline.registration_prepare import (
     MIN_SIDE_PX,
     Unusable,
@@ -117,11 +118,13 @@ def _align(
         matrix, shear = updated(matrix, _fit(tiles)), tiles.shear_rad
     if len(levels) > 1:
         matrix = _finer(matrix)
-    for reach, settled in ((6, False), (4, True)):
-        tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=reach, settled=settled)
-        step = _fit(tiles)
-        matrix, shear = updated(matrix, step), tiles.shear_rad
-    matrix = shifted(matrix, tiles.bias)
+    tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=6)
+    matrix = updated(matrix, _fit(tiles))
+    relief = symmetrised(df.image)
+    tiles = measure_tiles(bf.image, relief, matrix, shear, side=side, reach=4, settled=True)
+    step = _fit(tiles)
+    absorbed, absorbed_error = along_shear_pull(tiles, step)
+    matrix, shear = shifted(updated(matrix, step), absorbed), tiles.shear_rad
     evidence = held_out(tiles)
     p_false = p_false_accept(start.score, evidence)
     full = np.linalg.inv(df.from_full) @ matrix @ bf.from_full
@@ -157,7 +160,7 @@ def _align(
             ),
             **values,
         )
-    uncertainty = uncertainty_px(tiles, bf.image.shape[:2]) * factor
+    uncertainty = float(np.hypot(uncertainty_px(tiles, bf.image.shape[:2]), absorbed_error)) * factor
     if uncertainty > settings.max_uncertainty_px:
         return Registration(
             status="failed",
@@ -166,8 +169,9 @@ def _align(
             **values,
         )
     back_matrix = np.linalg.inv(matrix)
-    back = measure_tiles(df.image, bf.image, back_matrix, shear, side=side, reach=4, swapped=True)
-    back_matrix = shifted(updated(back_matrix, _fit(back)), back.bias)
+    back = measure_tiles(relief, bf.image, back_matrix, shear, side=side, reach=4, swapped=True, settled=True)
+    back_step = _fit(back)
+    back_matrix = shifted(updated(back_matrix, back_step), along_shear_pull(back, back_step)[0])
     values["forward_backward_px"] = _round_trip(matrix, back_matrix, bf.image.shape) * factor
     return Registration(status="ok", matrix=_as_matrix(full), **values)
 

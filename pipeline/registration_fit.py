@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.registration_absorption import pull
 from pipeline.registration_refine import Tiles
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -128,6 +129,21 @@ def uncertainty_px(tiles: Tiles, area: tuple[int, int], *, bending_px: float = B
     x, y = np.meshgrid(np.linspace(0, area[1] - 1, 7), np.linspace(0, area[0] - 1, 5))
     everywhere = _design((np.stack([x.ravel(), y.ravel()], 1) - middle) / span, False)
     return float(np.sqrt(np.einsum("nij,jk,nik->n", everywhere, fitted, everywhere).mean()))
+
+
+def along_shear_pull(tiles: Tiles, step: Array) -> tuple[Array, float]:
+    """What is left (2,) along the shear once the tiles' affine (2, 3) was followed, and its expected error.
+
+    The tiles' peaks are drawn along the shear by what the DIC absorbs; their common transfer function
+    says how far.
+    """
+    if tiles.along_shear is None:
+        return np.zeros(2), 0.0
+    u = np.array([np.cos(tiles.shear_rad), np.sin(tiles.shear_rad)])
+    centres = tiles.centres[tiles.informative] if tiles.informative.any() else tiles.centres
+    seen = float(((centres @ step[:, :2].T + step[:, 2]) @ u).mean())
+    left, error = pull(*tiles.along_shear, seen)
+    return left * u, error
 
 
 def updated(matrix: Array, affine: Array) -> Array:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.registration_absorption import shift_along_shear, tile_weights
 from pipeline.registration_search import frequencies
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,8 +31,9 @@ class Tiles:
     centres (N, 2) x, y in brightfield working pixels; shifts (N, 2): the content of the tile is
     found at centre + shift in the DIC that was warped by the matrix of the time; height (N,): peak
     over the spread of the correlation plane; information (2, 2): inverse covariance of a shift whose
-    height is one; shear_rad: the shear direction that the tiles show; bias (2,): what the shifts
-    lack because the DIC also absorbs a little (`absorption_bias`).
+    height is one; shear_rad: the shear direction that the tiles show; along_shear: the shift of all
+    content along the shear, told apart from absorption, and its expected error (`shift_along_shear`),
+    where it was asked for.
     """
 
     centres: Array
@@ -39,7 +41,7 @@ class Tiles:
     height: Array
     information: Array
     shear_rad: float
-    bias: Array
+    along_shear: tuple[float, float] | None = None
 
     @property
     def informative(self) -> Array:
@@ -97,7 +99,7 @@ def measure_tiles(
 
     `swapped` says that the roles are exchanged: the tiles are DIC's, what is warped is the density.
     `settled` says that the matrix is good to about a pixel, so that the shear direction can be read anew
-    from the tiles; before that, a shift left over would turn it.
+    from the tiles (before that, a shift left over would turn it), and absorption told apart from a shift.
     """
     import cv2
     from scipy import fft as sfft
@@ -105,36 +107,48 @@ def measure_tiles(
     h, w = brightfield.shape
     corners = tile_corners(overlap(matrix, (h, w), dic.shape), side)
     if len(corners) < 4:
-        return Tiles(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), np.eye(2), shear_rad, np.zeros(2))
+        return Tiles(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros(0), np.eye(2), shear_rad)
     warped = cv2.warpAffine(dic, matrix[:2], (w, h), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
     hann = np.hanning(side + 2)[1:-1].astype(np.float32)
     window = np.outer(hann, hann)
     fb = sfft.rfft2(_stack(brightfield, corners, side, window))
     fd = sfft.rfft2(_stack(warped, corners, side, window))
-    pb = (fb.real**2 + fb.imag**2).mean(0)
-    pd = (fd.real**2 + fd.imag**2).mean(0)
+    powers = [f.real**2 + f.imag**2 for f in (fb, fd)]
+    pb, pd = (p.mean(0) for p in powers)
     whiten = 1 / np.sqrt(pb * pd + np.float32(1e-12))
     cross = np.conj(fb, out=fb)
     cross *= fd
-    if swapped:
-        cross *= -1  # the derivative now stands on the other side
 
     ky, kx, _ = frequencies(side, side)
     kx = np.abs(kx[:, : side // 2 + 1])
     k = np.hypot(ky, kx)
     mean = cross.mean(0) * whiten
+    along_shear = None
     if settled:
-        shear_rad = _direction(mean.imag, kx, ky, k, shear_rad)
+        if not swapped:
+            shear_rad = _direction(mean.imag, kx, ky, k, shear_rad)
+        along_shear = _along_shear(powers, cross, kx, ky, shear_rad, swapped)
     along = (kx * np.cos(shear_rad) + ky * np.sin(shear_rad)) / np.maximum(k, 1e-6)
     weight = coherence_weight(mean, along, k, len(corners))
-    cross *= -1j * np.sign(along) * weight * whiten
-    shifts, height, value = peaks(cross, reach)
-    u = np.array([np.cos(shear_rad), np.sin(shear_rad)])
-    value = np.where(height >= MIN_HEIGHT, value, 0)
-    seen = float((shifts @ u * value).sum() / max(float(value.sum()), 1e-12))
-    drift = absorption_drift(mean * (-1j * np.sign(along)), along * k, k)
-    bias = np.zeros(2) if drift is None else float(np.clip(-drift - seen, -0.3, 0.3)) * u
-    return Tiles(corners + (side - 1) / 2, shifts, height, _information(weight, kx, ky), shear_rad, bias)
+    # Swapped, the derivative stands on the other side of the cross spectrum.
+    cross *= (1j if swapped else -1j) * np.sign(along) * weight * whiten
+    shifts, height, _ = peaks(cross, reach)
+    information = _information(weight, kx, ky)
+    return Tiles(corners + (side - 1) / 2, shifts, height, information, shear_rad, along_shear)
+
+
+def _along_shear(
+    powers: list[Array], cross: Array, kx: Array, ky: Array, shear_rad: float, swapped: bool
+) -> tuple[float, float]:
+    """`shift_along_shear` of the tiles' spectra: powers (N, S, S // 2 + 1) of the two, and their cross."""
+    n = len(cross)
+    weights = tile_weights(*(p.mean(axis=(1, 2)) for p in powers)).astype(np.float32)
+    first, second, both = ((weights @ f.reshape(n, -1)).reshape(f.shape[1:]) / n for f in (*powers, cross))
+    if not swapped:
+        return shift_along_shear(first, second, both, n, kx, ky, shear_rad)
+    # The tiles are DIC's: density lies off from DIC by the opposite of what DIC lies off from density.
+    shift, error = shift_along_shear(second, first, np.conj(both), n, kx, ky, shear_rad)
+    return -shift, error
 
 
 def _direction(unit: Array, kx: Array, ky: Array, k: Array, otherwise: float) -> float:
@@ -165,32 +179,6 @@ def coherence_weight(mean: Array, along: Array, k: Array, n_tiles: int) -> Array
     out[k > TOP_FREQUENCY] = 0
     out[k < 0.5 / k.shape[0]] = 0
     return out
-
-
-def absorption_drift(steered: Array, along: Array, k: Array) -> float | None:
-    """How far along the shear the DIC lies off, in working pixels, told apart from its absorption.
-
-    What a DIC image still absorbs, or the square of a strong phase, is even where the derivative is
-    odd: it turns the phase of the cross spectrum by about c / k, most where structures are broad.  A
-    shift d turns it by 2 pi d k.  Both are fitted to the phases of rings of frequencies, as far up as
-    the coherence carries; None where fewer than four rings do.
-    """
-    forward = np.abs(along) > 0.6 * np.maximum(k, 1e-6)
-    ring = np.where(forward, (k * 40).astype(int), 0).ravel()
-    count = np.maximum(np.bincount(ring, minlength=40), 1)
-    at, even, odd = (
-        (np.bincount(ring, part.ravel(), 40) / count)[1:17]
-        for part in (np.abs(along), steered.real, steered.imag * np.sign(along))
-    )
-    good = even > 0.3
-    last = len(good) if good.all() else int(np.argmin(good))
-    if last < 4:
-        return None
-    at, even, phase = at[:last], np.minimum(even[:last], 0.97), np.arctan2(odd, even)[:last]
-    weight = even / np.sqrt(1 - even**2) * at
-    design = np.stack([2 * np.pi * at, 0.05 / at], 1)
-    gram = (design * weight[:, None]).T @ design + np.diag([0.3, 0.3])
-    return float(np.linalg.solve(gram, (design * weight[:, None]).T @ phase)[0])
 
 
 def _information(weight: Array, kx: Array, ky: Array) -> Array:

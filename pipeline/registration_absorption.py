@@ -1,0 +1,116 @@
+"""What the DIC still absorbs, told apart from a shift along its shear.
+
+The tiles share one transfer function from optical density to DIC.  Its odd part is the derivative, i a(|k|)
+cos(angle to the shear); its even part is absorption, b(|k|), the same in every direction.  A shift d
+along the shear turns both by exp(-2 pi i d k.u) and so adds to the even part 2 pi d (k.u) a cos: zero
+across the shear, most along it.  Absorption is seen alone across the shear, and the shift is what the even
+part has more of along it.  All frequencies of all tiles are fitted at once (weighted least squares on
+the estimate of a transfer function, whose variance is S_residual / (n S_density): Bendat and
+Piersol, Random Data, 4th ed., section 9.2).  Measured: docs/registration.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TOP_FREQUENCY = 0.35  # cycles a working pixel; the fit's own variances fade out what carries nothing
+ABSORPTION_POWERS = (0, 2)  # b(k) = b0 + b2 k^2: alike blurs of the two images leave b0 alone
+MODEL_SHARE = 0.1  # of the odd part: how far a path is from being its stain filtered
+ENERGY_FLOOR = 0.3  # of the median tile's energy; above it all tiles count alike
+SIGMA_TIMES = 4.0  # errors over the fit's own deviation, root mean square over made pairs
+PULL_PX = 0.5  # working pixels: how far absorption may draw an alignment along the shear
+LIMIT_PX = 1.6  # of the shift, from where the tiles were cut
+ROUNDS = 6
+LAW_STEPS = 4096
+
+
+def symmetrised(dic: Array) -> Array:
+    """The DIC (H, W) by the odd part of its own grey law.
+
+    A derivative is as often positive as negative, so a value at quantile p and one at 1 - p show the
+    same slope to either side.  Half their difference is odd in the slope; what a law like sin^2 away
+    from its linear middle adds (the square of the slope, which looks like absorption) drops out.
+    """
+    import cv2
+
+    sample = np.sort(dic[::4, ::4], axis=None)
+    quantiles = sample[np.linspace(0, len(sample) - 1, 513).astype(int)].astype(np.float64)
+    low, high = quantiles[0], quantiles[-1]
+    if not high > low:
+        return dic
+    steps = np.linspace(low, high, LAW_STEPS)
+    table = np.interp(steps, quantiles, (quantiles - quantiles[::-1]) / 2).astype(np.float32)
+    scale = (LAW_STEPS - 1) / (high - low)
+    index = cv2.addWeighted(dic, scale, dic, 0.0, -low * scale, dtype=cv2.CV_16S)  # rounds, saturates
+    out: Array = table.take(index, mode="clip")
+    return out
+
+
+def tile_weights(density_energy: Array, dic_energy: Array) -> Array:
+    """Weights (N,) of tiles in the mean spectra, so that a few dark leukocytes do not outvote the rest."""
+    scale = [e + ENERGY_FLOOR * np.median(e) + 1e-12 for e in (density_energy, dic_energy)]
+    weight = 1 / np.sqrt(scale[0] * scale[1])
+    out: Array = weight / weight.mean()
+    return out
+
+
+def shift_along_shear(
+    density_power: Array, dic_power: Array, cross: Array, n_tiles: int, kx: Array, ky: Array, shear_rad: float
+) -> tuple[float, float]:
+    """Shift of the DIC along its shear and its expected error, working pixels.
+
+    Mean half spectra (S, S // 2 + 1) over the tiles: powers of density and DIC, and their cross
+    spectrum conj(density) DIC; kx, ky in cycles a pixel.  Where the spectra say nothing the error is large.
+    """
+    side = len(cross)
+    k = np.hypot(kx, ky)
+    chosen = (k > 1.5 / side) & (k < TOP_FREQUENCY)
+    rings = side // 2 + 1
+    every = np.minimum((k * side + 0.5).astype(int), rings - 1)
+    power = density_power + 1e-9 * float(density_power.max()) + 1e-12
+    left = dic_power - (cross.real**2 + cross.imag**2) / power
+    count = np.maximum(np.bincount(every.ravel(), minlength=rings), 1)
+    noise = np.maximum(np.bincount(every.ravel(), left.ravel(), rings) / count, 1e-12)[every]
+    ring, modulus = every[chosen], k[chosen]
+    variance = (noise / (n_tiles * power))[chosen]
+    transfer = (cross / power)[chosen].astype(np.complex128)
+    along = (kx * np.cos(shear_rad) + ky * np.sin(shear_rad))[chosen]
+    cosine = along / modulus
+    share = np.where(
+        np.broadcast_to(kx, k.shape)[chosen] == 0, 0.5, 1.0
+    )  # both halves hold the column kx = 0
+    weight = share / variance
+    even = np.stack([(modulus / 0.05) ** p for p in ABSORPTION_POWERS], 1)
+    shift, sigma = 0.0, np.inf
+    for _ in range(ROUNDS):
+        turned = transfer * np.exp(2j * np.pi * shift * along)
+        squares = np.bincount(ring, weight * cosine * cosine, rings)
+        odd = np.bincount(ring, weight * cosine * turned.imag, rings) / np.maximum(squares, 1e-12)
+        odd = np.maximum(odd, 0)[ring]
+        weight = share / (variance + (MODEL_SHARE * odd) ** 2)
+        design = np.column_stack([2 * np.pi * along * cosine * odd, even])
+        weighted = design * weight[:, None]
+        gram = weighted.T @ design
+        gram += np.diag(1e-12 * np.diag(gram) + 1e-12)
+        found = np.linalg.solve(gram, weighted.T @ turned.real)
+        excess = float((weight * (turned.real - design @ found) ** 2).sum()) * 2 / float(share.sum())
+        sigma = float(np.sqrt(max(1.0, excess) * np.linalg.inv(gram)[0, 0]))
+        step = float(np.clip(found[0], -0.5, 0.5))
+        shift = float(np.clip(shift + step, -LIMIT_PX, LIMIT_PX))
+        if abs(step) < 1e-3:
+            break
+    return shift, SIGMA_TIMES * sigma
+
+
+def pull(shift: float, error: float, seen: float) -> tuple[float, float]:
+    """How far the tiles' own shifts lack of the true one along the shear, and its expected error.
+
+    `shift` and its `error` are those of `shift_along_shear`, `seen` is what the tiles' peaks show.  The
+    difference is believed as far as it was measured, against PULL_PX expected of any pair.
+    """
+    believed = PULL_PX**2 / (PULL_PX**2 + error**2)
+    return believed * (shift - seen), float(np.sqrt(believed) * error)
