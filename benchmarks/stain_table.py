@@ -185,19 +185,31 @@ def main() -> None:
 def show(arguments: argparse.Namespace) -> None:
     """The rows so far as a Markdown table, and as JSON where a file is named."""
     rows = {p.parent.name: json.loads(p.read_text()) for p in sorted(arguments.work.glob("*/row.json"))}
-    print(
-        "| stainer | steps | SSIM | MSE | classifier agrees | confidence ~ error | parameters | s a patch |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    head = "stainer, steps, pairs, SSIM, MSE, MSE matched, classifier agrees, confidence ~ RMSE matched, "
+    head += "confidence ~ RMSE raw, parameters, CPU s a patch, CPU min of training"
+    print("| " + head.replace(", ", " | ") + " |")
+    print("|" + "---|" * len(head.split(", ")))
     for name, row in rows.items():
-        figures = row["report"]["all"]
-        agree = figures["same_class_after"]
-        tied = row["report"]["confidence_error_correlation"]["rmse"]["all"]["pearson"][0]
-        cells = [f"{v[0]:.3f} ({v[1]:.3f}-{v[2]:.3f})" for v in (figures["ssim"], figures["mse"], agree)]
-        numbers = f"{row['parameters'] or '-'} | {row['seconds_a_patch']:.2f}"
-        print(f"| {name} | {row['steps'] or '-'} | " + " | ".join(cells) + f" | {tied:.2f} | {numbers} |")
+        figures, tied = row["report"]["all"], row["report"]["confidence_error_correlation"]
+        cells = [name, str(row["steps"] or "-"), row["training_pairs"]]
+        cells += [
+            ranged(figures[k], digits)
+            for k, digits in (("ssim", 3), ("mse", 4), ("mse_matched", 4), ("same_class_after", 2))
+        ]
+        cells += [ranged(tied[k]["all"]["pearson"], 2) for k in ("rmse_matched", "rmse")]
+        spent = row.get("cpu_seconds")
+        cells += [str(row["parameters"] or "-"), f"{row['seconds_a_patch']:.2f}"]
+        print("| " + " | ".join([*cells, "-" if spent is None else f"{spent / 60:.1f}"]) + " |")
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def ranged(value: Sequence[float], digits: int) -> str:
+    """A figure with its interval; a dash where there is none (a confidence that is the same for all)."""
+    if any(v != v for v in value):
+        return "-"
+    mean, low, high = (f"{v:.{digits}f}" for v in value)
+    return f"{mean} ({low} to {high})"
 
 
 if __name__ == "__main__":

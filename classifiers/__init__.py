@@ -48,6 +48,19 @@ def _timm(package: ModelPackage | None) -> Any:
 
 
 @register(
+    "classifier",
+    "erythroid-net",
+    licence="AGPL-3.0-or-later",
+    summary="A small network on one patch of MGG marrow: proerythroblast, erythroblast or another cell",
+)
+def _erythroid_net(package: ModelPackage | None) -> Any:
+    from classifiers.erythroblasts import ErythroblastClassifier
+
+    assert package is not None  # the registry hands a package to every architecture that needs one
+    return ErythroblastClassifier.from_package(package)
+
+
+@register(
     "patient-classifier",
     "attention-mil",
     licence="AGPL-3.0-or-later",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class ReaderRecipe:
 
 @dataclass(frozen=True)
 class IronSet:
-    """Centres (N, 3): field, x, y in its pixels; labels (N,) indices into OUTPUTS; the fields' images."""
+    """Centres (N, 3): field, x, y in its pixels; labels (N,) indices of outputs; the fields' images."""
 
     places: np.ndarray
     labels: np.ndarray
@@ -57,23 +57,37 @@ class IronSet:
 
 def iron_set(fields: FieldSet, n_empty: int, seed: int) -> IronSet:
     """What a reader is shown of fields: erythroblasts seen whole, other cells, and places without a cell."""
+
+    def label(recipe: str, kind: int) -> int | None:
+        if recipe not in ERYTHROID_RECIPES:
+            return OTHER
+        return kind if kind >= 0 else None
+
+    return cells_shown(fields, label, OTHER, n_empty, seed)
+
+
+def cells_shown(
+    fields: FieldSet, label: Callable[[str, int], int | None], nothing: int, n_empty: int, seed: int
+) -> IronSet:
+    """Cells of fields seen whole, by what `label` makes of recipe and type (None: left out), and places
+    without a cell, labelled `nothing`."""
     rng = np.random.default_rng([seed, 5])
     places, labels = [], []
     side = fields.images.shape[1]
-    erythroid = [RECIPES.index(r) for r in ERYTHROID_RECIPES]
     for i, field in enumerate(fields.fields):
         centres = (field.boxes[:, :2] + field.boxes[:, 2:]) / 2
         for (x, y), recipe, kind, visible in zip(
             centres, field.recipes, field.rs_types, field.visible, strict=True
         ):
-            if visible < 0.98 or (recipe in erythroid and kind < 0):
+            name = label(RECIPES[int(recipe)], int(kind))
+            if visible < 0.98 or name is None:
                 continue
             places.append((i, x, y))
-            labels.append(int(kind) if recipe in erythroid else OTHER)
+            labels.append(name)
         for x, y in rng.uniform(0, side, (n_empty, 2)):
             if len(centres) == 0 or np.hypot(*(centres - (x, y)).T).min() > 6 / FIELD_PIXEL_SIZE_UM:
                 places.append((i, float(x), float(y)))
-                labels.append(OTHER)
+                labels.append(nothing)
     return IronSet(np.array(places, np.float64), np.array(labels, np.int64), fields.images)
 
 
@@ -112,11 +126,15 @@ def fit(
     recipe: ReaderRecipe,
     *,
     seed: int,
+    weights: Sequence[float] = (1, 1, 1.2, 1.2, 0.9),
     checkpoint: Path | None = None,
     stop_after: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> IronNet:
-    """Train; returns the network with the moving average of its weights.  Resumes from `checkpoint`."""
+    """Train; returns the network with the moving average of its weights.  Resumes from `checkpoint`.
+
+    `weights` are how often each output is shown beside the others, whatever their numbers.
+    """
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -132,8 +150,8 @@ def fit(
         schedule.load_state_dict(state["schedule"])
         start = int(state["step"])
     glass = np.stack([glass_colour(image[::4, ::4]) for image in data.images])
-    counts = np.bincount(data.labels, minlength=len(OUTPUTS)).clip(1)
-    chance = (np.array([1, 1, 1.2, 1.2, 0.9]) / counts)[data.labels]
+    counts = np.bincount(data.labels, minlength=len(weights)).clip(1)
+    chance = (np.array(weights) / counts)[data.labels]
     chance = chance / chance.sum()
     net.to(memory_format=torch.channels_last).train()
     end = min(recipe.steps, stop_after or recipe.steps)

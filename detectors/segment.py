@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from detectors.base import CYTOPLASM, NUCLEUS, Segmenter
+from detectors.base import CYTOPLASM, NUCLEUS, RED_CELL, Segmenter
 from detectors.segment_colour import background_colour
+from detectors.segment_refine import part_touching_cells
 from pipeline.errors import BadInput, BadModelPackage
 
 if TYPE_CHECKING:
@@ -118,7 +119,10 @@ class UNetSegmenter:
             logits = functional.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
             labels = logits[0].argmax(0).to(torch.uint8).numpy()
             otherwise = logits[0, :CYTOPLASM].argmax(0).to(torch.uint8).numpy()
-        return tidy(labels, otherwise, pixel_size_um)
+            log_odds = (logits[0, CYTOPLASM] - logits[0, RED_CELL]).numpy()
+        tidied = tidy(labels, otherwise, pixel_size_um)
+        parted = part_touching_cells(tidied, log_odds, patch, pixel_size_um)
+        return tidied if parted is tidied else tidy(parted, otherwise, pixel_size_um)
 
 
 def tidy(labels: np.ndarray, otherwise: np.ndarray, pixel_size_um: float) -> np.ndarray:

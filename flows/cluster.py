@@ -97,6 +97,8 @@ class Workers:
                 "distributed.worker.profile.enabled": False,
                 "distributed.scheduler.active-memory-manager.start": False,
                 "distributed.admin.system-monitor.interval": "5s",
+                "distributed.admin.tick.interval": "500ms",
+                "distributed.worker.memory.monitor-interval": "250ms",
                 "distributed.scheduler.allowed-failures": 3,
                 # A LocalCluster gives a worker up for good that is missing so long after it was first lost,
                 # also where its nanny has restarted it since and it was lost a second time.

@@ -24,8 +24,8 @@ def candidates(
 ) -> list[str]:
     """Ids of the cells on MGG, of marrow without Perls, whose iron may be read virtually.
 
-    All nucleated cells where a classifier of marrow is still to say which are erythroblasts; without one,
-    those that the case's classifier named so.
+    All nucleated cells where a classifier of marrow is still to say which are erythroblasts too; without
+    one, those that the case's classifier named so.
     """
     from pipeline.virtual_perls import is_erythroblast
 
@@ -48,6 +48,7 @@ def virtual_perls(
     A write unit is one item; its erythroblasts are told from other cells, stained, read, and their virtual
     images kept.
     """
+    from pipeline.virtual_perls import is_erythroblast
     from storage.case_store import CaseStore, plan_units, shard_rows
 
     settings = run.settings
@@ -56,6 +57,7 @@ def virtual_perls(
     chosen = set(candidates(case, found, classes, settings)) if model is not None else set()
     if model is None or not chosen:
         return classes
+    called = {c.cell_id for c in classes if is_erythroblast(c.label)}
     mark = fingerprint(
         STAGE,
         VERSIONS[STAGE],
@@ -65,6 +67,7 @@ def virtual_perls(
         model_sha("sideroblast-reader", settings.staining.perls_reader),
         None if namer is None else model_sha("classifier", namer),
         sorted(chosen),
+        sorted(chosen & called),
     )
     store, name = CaseStore(run.store, run.case_id), array_name(settings)
     if run.allow_work:
@@ -82,7 +85,7 @@ def virtual_perls(
                     key=f"unit-{unit.index:05d}",
                     fingerprint=fingerprint(mark, unit.index),
                     function=read_unit,
-                    args=(*where, some, mine, settings),
+                    args=(*where, some, mine, sorted(called.intersection(mine)), settings),
                     gpu=True,
                 )
             )
@@ -125,9 +128,14 @@ def read_unit(
     mark: str,
     cells: list[Cell],
     chosen: list[str],
+    called: list[str],
     settings: Settings,
 ) -> dict[str, Any]:
-    """On a worker: stain and read the erythroblasts of one unit; the rows of other cells stay empty."""
+    """On a worker: stain and read the erythroblasts of one unit; the rows of other cells stay empty.
+
+    Of the `chosen` cells erythroblasts are those that are `called` so, and those that the classifier of
+    marrow takes for one: the first knows photographs of blood, the second drawn marrow.
+    """
     from pipeline.virtual_perls import erythroblasts_of, read_virtual
     from storage.case_store import CaseStore
     from storage.registry import load
@@ -139,11 +147,12 @@ def read_unit(
     store, wanted = CaseStore(Store(store_url), case_id), set(chosen)
     rows = [i for i, c in enumerate(cells) if c.cell_id in wanted]
     patches = work.patches_to_read(store, cells, first_row, settings)[rows]
-    namer = settings.staining.erythroblast_classifier
+    namer, method = settings.staining.erythroblast_classifier, settings.classification.classifier
     if namer is not None:
         kept = erythroblasts_of(patches, settings.patches.pixel_size_um, load("classifier", namer))
+        kept |= np.array([cells[row].cell_id in called for row in rows])
         rows, patches = [row for row, yes in zip(rows, kept, strict=True) if yes], patches[kept]
-    method = f"{namer or settings.classification.classifier} + {settings.staining.perls_reader}"
+        method = f"{namer} or {method}"
     found = read_virtual(
         patches,
         settings.patches.pixel_size_um,
@@ -160,7 +169,7 @@ def read_unit(
         "readings": {
             cells[row].cell_id: {
                 "rs_type": found.types[i],
-                "rs_method": method,
+                "rs_method": f"{method} + {settings.staining.perls_reader}",
                 "stain_confidence": round(float(found.confidence[i]), 6),
             }
             for i, row in enumerate(rows)

@@ -59,9 +59,15 @@ def count_sideroblasts(
             code=RS_CODE[evidence],
             reader=reader_interval(chosen, n["3"], assessed, settings) if evidence == "perls" else None,
             agreement=reader_agreement(chosen),
+            chosen_by=_finder(chosen),
         ),
         (),
     )
+
+
+def _finder(chosen: list[CellClass]) -> str | None:
+    found = {k.rs_method.split(" + ")[0] for k in chosen if k.rs_method is not None}
+    return found.pop() if len(found) == 1 else None
 
 
 def reader_interval(

@@ -268,6 +268,9 @@ class Sideroblasts(Part):
         None, description="the interval that holds reader error too; null where that was never measured"
     )
     agreement: ReaderAgreement | None = Field(None, description="with a second reader; null without one")
+    chosen_by: str | None = Field(
+        None, description="the model that told erythroblasts from other cells; null where more than one did"
+    )
 
 
 class PatternShare(Part):

@@ -102,6 +102,7 @@ class StainingSettings(Section):
     size_px: int = 256
     min_confidence: float | None = None  # None: the threshold that the model's card states
     perls_stainer: str | None = "mgg-to-perls"  # virtual Perls of marrow without a Perls slide; None: never
+    erythroblast_classifier: str | None = "marrow-erythroblasts"  # chooses them on MGG; None: by their names
     perls_reader: str = "rule"  # reads the iron of virtual Perls; its errors are on the stainer's card
 
 
@@ -111,7 +112,7 @@ class ClassificationSettings(Section):
     classifier: str = "leukocyte-classes"
     segmenter: str = "nucleus-cytoplasm"
     sideroblast_reader: str = "rule"  # of iron on Perls: what it says is counted
-    sideroblast_second_reader: str | None = "iron-types"  # read beside it, compared and never counted; None: none
+    sideroblast_second_reader: str | None = "iron-types"  # read beside it, never counted; None: none
     patch_px: int = 256
     batch: int = Field(16, gt=0)
     min_confidence: float | None = None  # None: the calibrated figure of the model's card

@@ -22,6 +22,7 @@ from pipeline.settings import CountingSettings
 from pipeline.statistics import clopper_pearson, spans
 
 if TYPE_CHECKING:
+    from classifiers.base import Classifier
     from classifiers.sideroblasts import SideroblastReader
     from stainers.base import Stainer
     from storage.packages import ModelCard
@@ -170,7 +171,26 @@ def with_support(
     )
 
 
-# Staining and reading
+# Choosing, staining and reading
+
+
+def is_erythroblast(label: str) -> bool:
+    from classifiers.taxonomy import is_a
+
+    return any(is_a(label, name) for name in ERYTHROBLASTS)
+
+
+def erythroblasts_of(patches: np.ndarray, pixel_size_um: float, classifier: Classifier) -> np.ndarray:
+    """Whether each MGG patch (N, H, W, 3) uint8 shows an erythroblast, more likely than not: (N,) bool."""
+    mine = [i for i, name in enumerate(classifier.classes) if is_erythroblast(name)]
+    if not mine:
+        raise BadModelPackage(
+            f"classifier '{classifier.name}' has no class of erythroblasts; it cannot choose them."
+        )
+    if len(patches) == 0:
+        return np.zeros(0, bool)
+    found = classifier.classify(patches, pixel_size_um).probabilities
+    return np.asarray(found[:, mine].sum(1) > 0.5)
 
 
 @dataclass(frozen=True)
@@ -227,6 +247,9 @@ def read_virtual(
     `model_px` and `model_um` are the view that the stainer was trained on (its card).  The result of a patch
     does not depend on the others.
     """
+    if len(patches) == 0:
+        none = np.zeros((0, model_px, model_px, 3), np.uint8)
+        return VirtualReadings(none, model_um, (), (), np.zeros(0, np.float32))
     view = middle_view(patches, pixel_size_um, model_px, model_um)
     stained = stainer.stain(view)
     threshold = float(getattr(stainer, "min_confidence", 0.0)) if min_confidence is None else min_confidence

@@ -2,14 +2,17 @@
 
 Much of the raw error is the lamp and the strength of the stain: the colour of the glass and the depth of the
 dye differ between images of one source, and nothing in DIC tells them.  Two more errors stand beside the raw
-one, never in its place:
+one, never in its place, and one that is relative:
 
 * `*_balanced`: after the real image was brought to the light of the virtual one, each channel scaled so
   that the brightest two per cent agree;
 * `*_matched`: after each channel of the virtual image was scaled and shifted to fit the real one best, by
   least squares - what is left is shape, structure and the relation of colours within the image.  An image
   without contrast is left with the whole contrast of the real one as its error, and so is one whose
-  contrast is turned round: a gain below 0 is not allowed.
+  contrast is turned round: a gain below 0 is not allowed;
+* `structure_error`: `rmse_matched` as a share of the real image's own contrast, so that the depth of the dye,
+  in which `rmse_matched` is measured, is out of it too: 0 is all of the structure shown, 1 none of it (a
+  flat image, or one turned round).  It is sqrt(1 - r^2) of the two images where one dye colours them.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ import torch
 from stainers.losses import ssim
 
 Array = np.ndarray[Any, Any]
+
+MIN_CONTRAST = 0.05  # of RGB in [0, 1]; empty glass has no structure to be a share of
 
 
 def white_of(image: Array) -> Array:
@@ -56,10 +61,11 @@ def _compare(a: Array, b: Array) -> tuple[float, float]:
 
 def image_errors(stained: Array, real: Array) -> dict[str, float]:
     """MSE, RMSE and SSIM (mean over the three channels) of (H, W, 3) uint8 images, taken to [0, 1]; raw,
-    `_balanced` and, but for the SSIM, `_matched`."""
+    `_balanced` and, but for the SSIM, `_matched`; and `structure_error`."""
     mse, similarity = _compare(stained, real)
     balanced, similarity_balanced = _compare(stained, in_the_light_of(real, stained))
     shape_alone = float((((matched(stained, real) - real) / 255.0) ** 2).mean())
+    contrast = float((real.reshape(-1, 3) / 255.0).var(axis=0).mean()) ** 0.5
     return {
         "mse": mse,
         "rmse": mse**0.5,
@@ -69,4 +75,5 @@ def image_errors(stained: Array, real: Array) -> dict[str, float]:
         "ssim_balanced": similarity_balanced,
         "mse_matched": shape_alone,
         "rmse_matched": shape_alone**0.5,
+        "structure_error": shape_alone**0.5 / max(contrast, MIN_CONTRAST),
     }

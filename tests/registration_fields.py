@@ -55,8 +55,12 @@ def pair(
     dic_scale: float = 1.0,
     dic_shape: tuple[int, int] | None = None,
     noise: float = 0.01,
+    absorption: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(dic, brightfield, matrix (2, 3)); `dic_scale` enlarges the DIC's pixel grid."""
+    """(dic, brightfield, matrix (2, 3)).
+
+    `dic_scale` enlarges the DIC's pixel grid; `absorption` is twice the DIC's absorbance of a path of one.
+    """
     rng = np.random.default_rng(seed + 1000)
     cells = field(seed, width, height, n)
     centre = ((width - 1) / 2, (height - 1) / 2)
@@ -75,6 +79,8 @@ def pair(
     ahead[:, :2] -= half
     behind[:, :2] += half
     dic = 0.45 + 0.35 * (path(ahead, dic_width, dic_height) - path(behind, dic_width, dic_height))
+    if absorption:
+        dic *= np.exp(-0.5 * absorption * path(moved, dic_width, dic_height))
     dic += rng.normal(0, noise, dic.shape)
     density = path(cells, width, height)
     rgb = 0.85 * np.exp(-density[..., None] * np.array([0.25, 0.6, 0.35]))

@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from classifiers.base import Classified
 from classifiers.sideroblasts import SideroblastReading
 from flows import virtual_perls_stage as stage
 from flows.records import CaseRun
 from flows.runs import open_run
+from pipeline.counting_iron import count_sideroblasts
+from pipeline.errors import BadModelPackage
 from pipeline.report_html import render_html
 from pipeline.report_inputs import ModelUse
 from pipeline.report_text import render_text
 from pipeline.report_virtual import virtual_id
 from pipeline.settings import CountingSettings, Settings
+from pipeline.virtual_perls import erythroblasts_of
 from pipeline.virtual_perls_evidence import measured_evidence
 from stainers.base import Stained
 from tests.report_cases import a_case, a_result, a_run, both, cells_of, image
@@ -131,6 +135,20 @@ class BrightIsRing:
         return [SideroblastReading("3" if p.mean() > 128 else "0") for p in patches]
 
 
+class EvenIsErythroblast:
+    """Takes patches of an even brightness for erythroblasts, and for young ones those of 200."""
+
+    name, classes = "even", ("proerythroblast", "erythroblast", "other")
+
+    def classify(self, patches, pixel_size_um):
+        values = patches[:, 0, 0, 0]
+        rows = [
+            (0.6, 0.2, 0.2) if v == 200 else (0.3, 0.3, 0.4) if v % 2 == 0 else (0.2, 0.2, 0.6)
+            for v in values
+        ]
+        return Classified(np.array(rows, np.float32), np.zeros(len(rows), np.float32))
+
+
 class Here:
     """Workers that work in this process."""
 
@@ -143,11 +161,12 @@ class Here:
 def marrow_run(tmp_path, monkeypatch) -> CaseRun:
     (tmp_path / "K-001").mkdir()
     (tmp_path / "K-001" / "manifest.csv").write_text("x")
-    models = {"stainer": Painter(), "sideroblast-reader": BrightIsRing()}
+    models = {"stainer": Painter(), "sideroblast-reader": BrightIsRing(), "classifier": EvenIsErythroblast()}
     monkeypatch.setattr("storage.registry.load", lambda task, name: models[task])
     monkeypatch.setattr(stage, "model_view", lambda model: (32, 0.2))
     monkeypatch.setattr(stage, "model_sha", lambda task, name: name)
-    settings = {"staining": {"perls_stainer": "painter"}, "patches": {"shard": 4, "chunk": 2}}
+    staining = {"perls_stainer": "painter", "erythroblast_classifier": None}
+    settings = {"staining": staining, "patches": {"shard": 4, "chunk": 2}}
     return open_run(tmp_path / "K-001", str(tmp_path / "store"), settings, Here())
 
 
@@ -177,6 +196,29 @@ def test_the_stage_reads_erythroblasts_alone_and_keeps_their_virtual_images(marr
     assert picture.shape == (128, 128, 3)
     assert tuple(picture[0, 0]) == stage.BAND
     assert (picture[-10:] == np.array(stage.BAND)).all(axis=-1).mean() > 0.4
+
+
+def test_cells_called_erythroblasts_and_those_a_classifier_of_marrow_takes_for_one_are_read(marrow_run):
+    found, classes = both(cells_of({"lymphocyte": 3}), cells_of({"erythroblast": 4}, start=50))
+    fill_patches(marrow_run, found, [200, 11, 10, 11, 13, 15, 17])
+    staining = marrow_run.settings.staining.model_copy(update={"erythroblast_classifier": "even"})
+    marrow_run.settings = marrow_run.settings.model_copy(update={"staining": staining})
+    read = stage.virtual_perls(marrow_run, a_case(specimen="bone_marrow"), found, classes, "patches-1")
+    # Two that the classifier of marrow takes for erythroblasts, and the four that are called so.
+    assert [c.rs_type for c in read] == ["3", None, "0", "0", "0", "0", "0"]
+    assert [c.label for c in read] == [c.label for c in classes]
+    assert {c.rs_method for c in read} == {"even or leukocyte-classes + rule", None}
+    counted, _ = count_sideroblasts(
+        a_case(specimen="bone_marrow"), found, {c.cell_id: c for c in read}, CountingSettings()
+    )
+    assert (counted.n_erythroblasts, counted.chosen_by) == (6, "even or leukocyte-classes")
+
+
+def test_a_classifier_without_erythroblasts_cannot_choose_them():
+    blind = EvenIsErythroblast()
+    blind.classes = ("neutrophil", "lymphocyte", "other")
+    with pytest.raises(BadModelPackage, match="no class of erythroblasts"):
+        erythroblasts_of(np.zeros((1, 8, 8, 3), np.uint8), 0.1, blind)
 
 
 @pytest.mark.parametrize(
