@@ -1,0 +1,109 @@
+"""What the DIC absorbs is no shift: the two are told apart, and a doubt between them is said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import fft as sfft
+from scipy.ndimage import gaussian_filter
+
+from pipeline.registration import register
+from pipeline.registration_absorption import PULL_PX, pull, shift_along_shear, symmetrised, tile_weights
+from pipeline.settings import RegistrationSettings
+from tests.registration_fields import grid_error, pair
+
+SIDE, TILES = 64, 40
+KY = np.fft.fftfreq(SIDE)[:, None]
+KX = np.abs(np.fft.fftfreq(SIDE)[None, : SIDE // 2 + 1])
+SHEAR = 0.7
+
+
+def spectra(shift, absorption, *, noise=0.0, blur_px=0.0, seed=0):
+    """Mean powers and cross spectrum of density tiles and of their DIC, `shift` px along the shear."""
+    rng = np.random.default_rng(seed)
+    density = gaussian_filter(rng.standard_normal((TILES, SIDE, SIDE)), (0, 1.2, 1.2), mode="wrap")
+    fb = sfft.rfft2(density / density.std())
+    along = KX * np.cos(SHEAR) + KY * np.sin(SHEAR)
+    relief = 2j * np.pi * along * np.exp(-2 * (np.pi * blur_px) ** 2 * (KX**2 + KY**2))
+    fd = fb * (relief + absorption) * np.exp(-2j * np.pi * along * shift)
+    fd += sfft.rfft2(rng.standard_normal((TILES, SIDE, SIDE))) * noise
+    powers = [(np.abs(f) ** 2).mean(0) for f in (fb, fd)]
+    return (*powers, (np.conj(fb) * fd).mean(0), TILES, KX, KY + 0 * KX, SHEAR)
+
+
+@pytest.mark.parametrize("blur_px", [0.0, 2.0])
+@pytest.mark.parametrize("absorption", [0.0, 0.2, -0.2, 0.6])
+@pytest.mark.parametrize("shift", [0.0, 0.4, -1.1])
+def test_a_shift_is_found_whatever_is_absorbed(shift, absorption, blur_px):
+    found, error = shift_along_shear(*spectra(shift, absorption, blur_px=blur_px, noise=0.02))
+    assert found == pytest.approx(shift, abs=0.05)
+    assert error < 0.2
+
+
+def test_the_expected_error_grows_where_noise_hides_the_even_part():
+    errors = [shift_along_shear(*spectra(0.3, 0.2, noise=n))[1] for n in (0.02, 1.0, 30.0)]
+    assert errors[0] < errors[1] < errors[2]
+    assert errors[2] > 0.3
+
+
+def test_blank_spectra_move_nothing():
+    nothing = np.zeros((SIDE, SIDE // 2 + 1))
+    shift, error = shift_along_shear(nothing, nothing, nothing * 1j, TILES, KX, KY + 0 * KX, SHEAR)
+    left, _ = pull(shift, error, 0.4)
+    assert abs(left) < 0.05
+
+
+def test_a_difference_is_believed_as_far_as_it_was_measured():
+    sure, sure_error = pull(0.8, 0.01, 0.1)
+    unsure, unsure_error = pull(0.8, 5.0, 0.1)
+    assert sure == pytest.approx(0.7, abs=0.01)
+    assert abs(unsure) < 0.05
+    assert sure_error < 0.02
+    assert unsure_error == pytest.approx(PULL_PX, rel=0.05)
+
+
+def test_an_uneven_grey_law_becomes_odd_and_keeps_its_order():
+    slope = gaussian_filter(np.random.default_rng(1).standard_normal((512, 512)), 2)
+    slope = np.concatenate([slope, -slope]).astype(np.float32) / np.float32(slope.std())
+    seen = np.sin((1.9 + 0.35 * slope) / 2) ** 2
+    seen = ((seen - seen.mean()) / seen.std()).astype(np.float32)
+    odd = symmetrised(seen)
+
+    def even_share(image):
+        square = slope**2 - (slope**2).mean()
+        return abs(float((image * square).mean())) / float((square**2).mean() ** 0.5 * image.std())
+
+    assert even_share(seen) > 0.05
+    assert even_share(odd) < 0.2 * even_share(seen)
+    order = np.argsort(seen.ravel())
+    assert (np.diff(odd.ravel()[order]) >= 0).all()
+    assert odd.dtype == np.float32
+
+
+def test_a_constant_image_stays_as_it_is():
+    blank = np.zeros((64, 64), np.float32)
+    assert (symmetrised(blank) == blank).all()
+
+
+def test_a_dark_tile_does_not_outvote_the_rest():
+    energy = np.array([1.0] * 20 + [100.0])
+    shares = tile_weights(energy, energy) * energy
+    assert shares[-1] / shares.sum() < 0.15
+
+
+@pytest.mark.parametrize("absorption", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("shear_deg", [40.0, 250.0])
+def test_an_absorbing_dic_is_aligned_as_a_clean_one_is(absorption, shear_deg):
+    dic, brightfield, truth = pair(11, shift=(12.3, -7.6), shear_deg=shear_deg, absorption=absorption)
+    found = register(dic, brightfield, pixel_size_um=0.2)
+    assert found.status == "ok"
+    assert grid_error(found.matrix, truth, 640, 480) < 0.18
+    assert found.forward_backward_px < 0.18
+
+
+def test_an_alignment_whose_absorption_is_in_doubt_is_refused_where_that_much_is_not_allowed():
+    dic, brightfield, _ = pair(5, shift=(10.0, -20.0), rotation_deg=1.0, n=60, noise=0.05)
+    strict = RegistrationSettings(max_uncertainty_px=0.02)
+    found = register(dic, brightfield, strict, pixel_size_um=0.2)
+    assert found.status == "failed"
+    assert "expected error" in found.reason
