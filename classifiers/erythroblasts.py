@@ -11,9 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
-from classifiers.base import Classified
-from classifiers.sideroblasts_cnn import INPUT_PX, IronNet, view
+from classifiers.base import AttributionInput, Classified
+from classifiers.sideroblasts_cnn import (
+    BOUNDS,
+    INPUT_PX,
+    PIXEL_SIZE_UM,
+    UNITS,
+    USUAL_DENSITY,
+    IronNet,
+    middle,
+    view,
+)
+from classifiers.sideroblasts_stain import glass_colour
 from classifiers.timm_classifier import load_strictly
 from pipeline.errors import BadInput, BadModelPackage
 
@@ -40,7 +51,7 @@ class ErythroblastClassifier:
         self.name, self.classes = name, CLASSES
         self.temperature, self.min_confidence = temperature, min_confidence
         self._familiar = familiar.double().numpy()
-        self._net = net.eval().to(memory_format=torch.channels_last)
+        self._net = Turned(net).eval()
 
     @classmethod
     def from_package(cls, package: ModelPackage) -> ErythroblastClassifier:
@@ -90,12 +101,42 @@ class ErythroblastClassifier:
         return Classified(probabilities, unfamiliar(logits, self._familiar))
 
     def _logits(self, patch: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
-        size = pixel_size_um or USUAL_PATCH_UM / min(patch.shape[:2])
-        x = torch.from_numpy(view(patch, size).transpose(2, 0, 1).copy())
-        # One patch is one batch, so that neither neighbours nor the batch's size can change it.
-        turned = torch.stack([torch.rot90(x, k, (1, 2)) for k in range(4)])
-        with torch.inference_mode():
-            return self._net(turned.contiguous(memory_format=torch.channels_last)).double().mean(0).numpy()
+        x = torch.from_numpy(view(patch, self._size(patch, pixel_size_um)).transpose(2, 0, 1).copy())
+        with torch.inference_mode():  # one patch is one batch: neither neighbours nor its size can change it
+            return np.asarray(self._net(x[None])[0].double().numpy())
+
+    def _size(self, patch: np.ndarray, pixel_size_um: float | None) -> float:
+        return pixel_size_um or USUAL_PATCH_UM / min(patch.shape[:2])
+
+    def attribution_input(self, patch: np.ndarray, pixel_size_um: float | None) -> AttributionInput:
+        """See `classifiers.base.Explainable`."""
+        size = self._size(patch, pixel_size_um)
+        seen = torch.from_numpy(middle(patch, size).transpose(2, 0, 1).copy()).float() / 255
+        glass = torch.from_numpy(np.log10(glass_colour(patch))).float()[:, None, None]
+
+        def probabilities(views: torch.Tensor) -> torch.Tensor:
+            density = glass - torch.log10((views * 255).clamp(min=1.0))
+            core = density[:, 1, INPUT_PX // 3 : -(INPUT_PX // 3), INPUT_PX // 3 : -(INPUT_PX // 3)]
+            unit = (core.flatten(1).quantile(0.5, dim=1) / USUAL_DENSITY).clamp(*UNITS)[:, None, None, None]
+            x = (density / (USUAL_DENSITY * unit)).clamp(*BOUNDS)
+            return (self._net(x) / self.temperature).softmax(1)
+
+        height, width = patch.shape[:2]
+        frame = (width / 2, height / 2, INPUT_PX * PIXEL_SIZE_UM / size)
+        return AttributionInput(seen, frame, probabilities, self._net.network.features[4])
+
+
+class Turned(nn.Module):
+    """Logits (B, K) of views (B, 3, S, S): the mean over four quarter turns."""
+
+    def __init__(self, network: IronNet) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        turned = torch.cat([torch.rot90(x, k, (2, 3)) for k in range(4)])
+        logits = self.network(turned.contiguous(memory_format=torch.channels_last))
+        return torch.as_tensor(logits.unflatten(0, (4, len(x))).mean(0))
 
 
 def energy(logits: np.ndarray) -> np.ndarray:

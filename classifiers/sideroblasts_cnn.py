@@ -24,6 +24,7 @@ OUTPUTS: tuple[str, ...] = ("0", "1", "2", "3", "other")  # other: no erythrobla
 INPUT_PX, PIXEL_SIZE_UM = 80, 0.2  # 16 µm: a large proerythroblast's nucleus and what lies around it
 COARSEST_UM = 0.3  # pixels from which the granules of half a micrometre cannot be seen
 USUAL_DENSITY = 0.25  # green density that stands for one in the network's input
+UNITS, BOUNDS = (0.4, 3.0), (-0.5, 6.0)  # of a nucleus in those units, and of what the network is given
 LEAST_DENSITY = 0.05  # green, of a nucleus over its surroundings; the palest of 122 drawn ones had 0.2
 SURE = 0.8  # of ring or not; between this and its complement the reader does not decide
 
@@ -133,7 +134,12 @@ def holds_something(density: np.ndarray) -> bool:
 
 
 def density_view(patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
-    """The density (80, 80, 3) float32 of the middle of a patch against its own glass.
+    """The density (80, 80, 3) float32 of the middle of a patch against its own glass."""
+    return optical_density(middle(patch, pixel_size_um), glass_colour(patch)).astype(np.float32)
+
+
+def middle(patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
+    """The middle (80, 80, 3) uint8 of a patch at 0.2 µm a pixel.
 
     What lies beyond a patch's edge is its mirror image.
     """
@@ -150,13 +156,14 @@ def density_view(patch: np.ndarray, pixel_size_um: float) -> np.ndarray:
     if scale > 1.5:  # anti-aliasing before the view is cut
         small = cv2.GaussianBlur(patch, (0, 0), 0.4 * scale)
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    cut = cv2.warpAffine(small, matrix, (INPUT_PX, INPUT_PX), flags=how, borderMode=cv2.BORDER_REFLECT_101)
-    return optical_density(cut, glass_colour(patch)).astype(np.float32)
+    return np.asarray(
+        cv2.warpAffine(small, matrix, (INPUT_PX, INPUT_PX), flags=how, borderMode=cv2.BORDER_REFLECT_101)
+    )
 
 
 def in_units_of_stain(density: np.ndarray) -> np.ndarray:
     """Density (H, W, 3) over the green density of its nucleus, bounded so that empty glass stays empty."""
     green = density[..., 1]
     core = green[green.shape[0] // 3 : -(green.shape[0] // 3), green.shape[1] // 3 : -(green.shape[1] // 3)]
-    unit = float(np.clip(np.median(core) / USUAL_DENSITY, 0.4, 3.0))
-    return np.clip(density / (USUAL_DENSITY * unit), -0.5, 6.0).astype(np.float32)
+    unit = float(np.clip(np.median(core) / USUAL_DENSITY, *UNITS))
+    return np.clip(density / (USUAL_DENSITY * unit), *BOUNDS).astype(np.float32)
