@@ -8,8 +8,9 @@ on them.  A round makes a fresh store, lets one kind of fault strike up to ten t
 as many nights, then lets a night run undisturbed and compares what stands there with the store of a night
 to which nothing happened, byte for byte, times aside.
 
-Every round is a line of `<out>/rounds.jsonl`, so that a soak that is stopped goes on where it was; round n
-is the same for the same seed, but for what the clock of the machine makes of "a random moment".
+Every round is a line of `<out>/rounds.jsonl`, so that a soak that is stopped goes on where it was.  The next
+round is of the kind that has struck least for its share; what it does is the same for the same seed, but for
+what the clock of the machine makes of "a random moment".
 """
 
 from __future__ import annotations
@@ -216,7 +217,7 @@ def set_clock_back(soak: Soak, chance: random.Random, store: Path) -> bool:
     return True
 
 
-# kind: (what strikes, how many rounds of ten are of this kind)
+# kind: (what strikes, its share of the faults)
 FAULTS: dict[str, tuple[Strike, float]] = {
     "night killed at a random moment": (kill_night, 2.0),
     "night or worker killed at a random write": (at_a_write("kill"), 2.0),
@@ -224,7 +225,7 @@ FAULTS: dict[str, tuple[Strike, float]] = {
     "worker killed at a random moment": (kill_workers, 1.0),
     "worker killed in a call": (worker_in_a_call, 1.0),
     "scheduler killed": (kill_scheduler, 0.5),
-    "Prefect server killed and restarted": (kill_server, 0.15),
+    "Prefect server killed and restarted": (kill_server, 0.4),
     "two nights at once, one killed": (two_nights, 1.0),
     "clock set back, night killed": (set_clock_back, 0.6),
     "disk full at a random write": (at_a_write("full"), 0.7),
@@ -243,9 +244,14 @@ def judged(found: list[str]) -> dict[str, int]:
     }
 
 
-def one_round(soak: Soak, number: int) -> dict[str, Any]:
+def next_kind(rounds: list[dict[str, Any]]) -> str:
+    """The kind that has struck least for its share; a round that struck nothing counts as a try."""
+    tried = {kind: sum(max(1, r["struck"]) for r in rounds if r["fault"] == kind) for kind in FAULTS}
+    return min(FAULTS, key=lambda kind: tried[kind] / FAULTS[kind][1])
+
+
+def one_round(soak: Soak, number: int, kind: str) -> dict[str, Any]:
     chance = random.Random(f"{soak.seed}-{number}")
-    kind = chance.choices(list(FAULTS), [weight for _, weight in FAULTS.values()])[0]
     strike, _ = FAULTS[kind]
     store = soak.lab.home / "store"
     shutil.rmtree(store, ignore_errors=True)
@@ -319,7 +325,7 @@ def main() -> None:
         with Soak(given.out.resolve(), given.seed) as soak:
             while sum(r["struck"] for r in rounds) < given.kills:
                 number = 1 + max((r["round"] for r in rounds), default=0)
-                rounds.append(one_round(soak, number))
+                rounds.append(one_round(soak, number, next_kind(rounds)))
                 with soak.rounds.open("a") as stream:
                     stream.write(json.dumps(rounds[-1]) + "\n")
                 last = rounds[-1]
