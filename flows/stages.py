@@ -28,7 +28,7 @@ VERSIONS = {
     "cells": 1,
     "patches": 1,
     "staining": 2,
-    "classification": 2,
+    "classification": 3,
     "explanation": 1,
     "patient": 1,
     "sideroblasts": 1,
