@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import numpy as np
 import pytest
 
@@ -89,3 +92,25 @@ def test_known_smears_are_measured_within_a_fifth(real_data):
         if truth is None:  # too few labelled red cells to say
             continue
         assert infer_pixel_size_um(image).pixel_size_um == pytest.approx(truth, rel=0.2), path.name
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("window_px", [1280, 320])
+def test_leukocytes_of_whole_fields_are_counted_within_two_per_cent_seams_included(real_data, window_px):
+    from benchmarks.detection_counts import count_error
+    from detectors.datasets import read_image
+    from storage.registry import load
+
+    detector = copy.copy(load("detector", "leukocyte-brightfield"))
+    detector.window_px = window_px
+    fields = []
+    for case in ("S001", "S002"):
+        truth = json.loads((real_data / "cases" / case / "truth.json").read_text(encoding="utf-8"))
+        for name in sorted(truth["fields"])[:2]:
+            _, scores = detector.detect(
+                read_image(real_data / "cases" / case / f"{name}_BF.tif"), truth["pixel_size_um"]
+            )
+            found = int((scores >= detector.threshold).sum())
+            fields.append((found, len(truth["fields"][name]["leukocytes_xyxy"])))
+    assert sum(there for _, there in fields) > 100
+    assert abs(count_error(fields)[0]) <= 0.02
