@@ -27,7 +27,7 @@ def why_not(run: CaseRun, found: tuple[Cell, ...]) -> str | None:
         return "it is turned off in the settings (patients.model)"
     n = len(stained_cells(found))
     if n < settings.min_cells:
-        return f"{n} cells with a real stain were found, at least {settings.min_cells} are needed"
+        return f"{n} cells on a real MGG stain were found, at least {settings.min_cells} are needed"
     reader = describe("patient-classifier", settings.model)
     classifier = describe("classifier", run.settings.classification.classifier)
     assert isinstance(reader, ModelPackage)  # every patient-level reader has weights

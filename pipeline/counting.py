@@ -346,6 +346,8 @@ def _notes(
     if specimen is None:
         why = "case.yaml states no specimen; it was counted by the rules of blood, without erythroblasts"
         notes.append(NotAssessed(code="SPECIMEN_UNKNOWN", what="Blood or bone marrow", why=why))
+    if case.images and all(i.stain == "Perls" for i in case.images):
+        return notes  # nothing was to be named
     tops = [t for t in taxonomy.LEVELS["top"] if taxonomy.in_denominator(t, specimen)]
     tops += [] if specimen == "bone_marrow" else ["erythroblast"]
     missing = [

@@ -88,3 +88,13 @@ def test_a_second_reader_is_compared_and_never_counted() -> None:
     assert (a.type3, a.n_decided) == (20, 98)
     # Cohen: observed 94/98, by chance (20 * 20 + 78 * 78) / 98².
     assert a.kappa == pytest.approx((94 / 98 - 6484 / 9604) / (1 - 6484 / 9604), abs=1e-4)
+
+
+def test_a_case_of_perls_alone_is_not_told_what_a_classifier_of_cells_does_not_know() -> None:
+    alone = a_case(
+        specimen="bone_marrow", images=(image("P1", stain="Perls", slide="s2"),), mode="brightfield"
+    )
+    read = both(cells_of({"erythroblast": 20}, rs_type="0", stain="Perls"))
+    codes = {n.code for n in a_result(case=alone, read=read).not_assessed}
+    assert "CLASS_UNKNOWN_TO_MODEL" not in codes
+    assert "PERLS_ONLY" in codes

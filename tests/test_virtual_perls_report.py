@@ -92,6 +92,20 @@ def test_a_supported_figure_is_corrected_and_still_says_virtual():
     assert f"{iron.rs_pct:.1f} %" in section
 
 
+def test_the_ratio_says_so_where_another_model_chose_the_erythroblasts():
+    cells, classes = both(cells_of({"neutrophil": 60, "lymphocyte": 20}), read_virtually(10, "0", 200))
+    named = "marrow-erythroblasts or leukocyte-classes + rule"
+    classes = tuple(
+        c.model_copy(update={"rs_method": named} | ({"label": "lymphocyte"} if i % 2 else {}))
+        if c.rs_virtual
+        else c
+        for i, c in enumerate(classes)
+    )
+    result = a_result(settings=QUICK, case=a_case(specimen="bone_marrow"), read=(cells, classes))
+    assert result.me_ratio.erythroid == 5
+    assert "took 10 cells for erythroblasts" in page_of(result, (cells, classes))
+
+
 def test_ring_sideroblasts_come_before_the_differential():
     page = page_of(*marrow_result(60, 0.9, 0.05))
     assert page.index('id="h-rs"') < page.index('id="h-dx"')
