@@ -7,9 +7,13 @@ import pytest
 import torch
 
 from phantoms.stain_patches import patch_case
+from pipeline.report_inputs import ModelUse
+from pipeline.report_text import render_text
+from pipeline.settings import CountingSettings, Settings
 from pipeline.virtual_perls import METRIC, Evidence, judge, read_virtual
 from storage.packages import find_package
 from storage.registry import load
+from tests.report_cases import a_case, a_result, a_run, both, cells_of
 
 NAME = "mgg-to-perls"
 
@@ -46,7 +50,7 @@ def test_the_card_says_what_it_is_and_the_package_is_small(package):
     assert package.weights_path.stat().st_size < 4_000_000
 
 
-def test_a_case_whose_mgg_shows_nothing_of_its_many_rings_gets_no_figure(package):
+def test_a_case_whose_mgg_shows_nothing_of_its_many_rings_gets_no_figure_and_is_told_why(package):
     torch.set_num_threads(1)
     case = patch_case(901, 0.6, n_cells=30, seed=3, correlate=0.0)
     px, um = package.card.input_px[0], package.card.pixel_size_um
@@ -59,6 +63,23 @@ def test_a_case_whose_mgg_shows_nothing_of_its_many_rings_gets_no_figure(package
         model_um=um,
     )
     types = np.array(read.types)
+    parts = [
+        cells_of({"erythroblast": int((types == t).sum())}, rs_type=t, start=200 * i)
+        for i, t in enumerate(sorted(set(types)), 1)
+    ]
+    cells, classes = both(cells_of({"neutrophil": 20}), *parts)
+    classes = tuple(
+        c.model_copy(update={"rs_virtual": c.rs_type is not None, "stain_confidence": 0.8}) for c in classes
+    )
+    used = ModelUse.of(package, (("brightfield", "MGG"),))
+    result = a_result(
+        settings=Settings(counting=CountingSettings(bootstrap_draws=0)),
+        case=a_case(specimen="bone_marrow"),
+        read=(cells, classes),
+        run=a_run(models=(used,)),
+    )
+    assert result.sideroblasts.rs_pct is None
+    assert "NOT SUPPORTED BY THE IMAGE" in render_text(result)
     support = judge(
         int((types == "3").sum()), int((types != "indeterminate").sum()), Evidence.from_card(package.card)
     )
