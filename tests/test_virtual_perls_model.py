@@ -52,7 +52,7 @@ def test_the_card_says_what_it_is_and_the_package_is_small(package):
 
 def test_a_case_whose_mgg_shows_nothing_of_its_many_rings_gets_no_figure_and_is_told_why(package):
     torch.set_num_threads(1)
-    case = patch_case(901, 0.6, n_cells=30, seed=3, correlate=0.0)
+    case = patch_case(901, 0.6, n_cells=12, seed=3, correlate=0.0)
     px, um = package.card.input_px[0], package.card.pixel_size_um
     read = read_virtual(
         case.images,
