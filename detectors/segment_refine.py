@@ -22,6 +22,7 @@ BLUR_UM = 0.15
 FREE_UM = 1.0  # a red cell's pixels this far from any leukocyte are its colour alone
 RIM_UM = (0.4, 1.5)  # cytoplasm this far from the nucleus is cytoplasm, not a neighbour
 MIN_FREE_UM2, MIN_RIM_UM2 = 4.0, 2.0
+MIN_PIXELS = 24  # fewer give no covariance worth the name
 MIN_SEPARATION = 0.75  # of the two colours, in standard deviations; below it colour says nothing
 NOISE_OD = 0.02
 COLOUR_WEIGHT, MOST_COLOUR, MOST_NETWORK = 1.5, 8.0, 3.0
@@ -69,7 +70,7 @@ def part_touching_cells(
         return labels
     far = _distance_um(leukocyte, pixel_size_um)
     free = (labels == RED_CELL) & (far > FREE_UM)
-    if free.sum() * pixel_size_um**2 < MIN_FREE_UM2:
+    if free.sum() < max(MIN_PIXELS, MIN_FREE_UM2 / pixel_size_um**2):
         return labels
     density = optical_density(image, background_colour(image))
     density = cv2.GaussianBlur(density, (0, 0), max(0.5, BLUR_UM / pixel_size_um))
@@ -98,13 +99,12 @@ def _parted(
     pixel_size_um: float,
 ) -> np.ndarray | None:
     """Labels of one leukocyte's surroundings, or None where colour cannot decide."""
-    pixel_um2 = pixel_size_um**2
     nucleus, cytoplasm = cell & (labels == NUCLEUS), cell & (labels == CYTOPLASM)
     if not nucleus.any():
         return None
     depth = _distance_um(nucleus, pixel_size_um)
     rim = cytoplasm & (depth > RIM_UM[0]) & (depth < RIM_UM[1])
-    if rim.sum() * pixel_um2 < MIN_RIM_UM2:
+    if rim.sum() < max(MIN_PIXELS, MIN_RIM_UM2 / pixel_size_um**2):
         return None
     own = Colour.of(density[rim])
     if own.separation(red) < MIN_SEPARATION:

@@ -87,3 +87,14 @@ def test_each_leukocyte_is_parted_as_if_it_were_alone():
     found = part_touching_cells(both, doubt(both), two, PIXEL_SIZE_UM) >= CYTOPLASM
     for side in (found[:, :160], found[:, 160:]):
         assert dice(side, alone) > 0.995
+
+
+@pytest.mark.parametrize("pixel_size_um", [0.01, 0.6, 2.0])
+@pytest.mark.parametrize("size", [8, 40])
+def test_any_size_and_scale_ends_without_a_warning(pixel_size_um, size, recwarn):
+    image, _, labels = scene()
+    image, labels = (cv2.resize(a, (size, size), interpolation=cv2.INTER_NEAREST) for a in (image, labels))
+    found = part_touching_cells(labels, doubt(labels), image, pixel_size_um)
+    assert found.shape == labels.shape
+    assert set(np.unique(found)) <= {BACKGROUND, RED_CELL, CYTOPLASM, NUCLEUS}
+    assert len(recwarn) == 0
