@@ -3,14 +3,15 @@
     python -m benchmarks.stain_confidence --data ../shared/data/smears --out runs/confidence [--cells 12]
 
 For every noise level alpha and number of samples k: how the raw readings of equations 7.4 and 7.5 and the
-calibrated confidence go with the true error (without lamp and stain strength, and raw) on unspoilt patches,
+calibrated confidence go with the true error (share of the structure not shown, and raw) on unspoilt patches,
 and how well each finds spoilt inputs.  The calibrated figures are cross-validated over source images, so
 that no patch is judged by a calibration that saw its image.  One encoder pass and k + 1 decoder passes
 a patch; the time is that of one patch.  DIC is computed.  The readings are kept in OUT; a run that was
 stopped goes on.
 
 With --calibrate PACKAGE the confidence of that package is fitted anew on the validation pairs with its card's
-own k and alpha, measured on the test pairs, and written into the card.
+own k and alpha, measured on the test pairs, and written into the card; with --cases it is measured as well
+on leukocytes of cases whose DIC another optical model made, of smears that were not trained on.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 ALPHAS = (0.1, 0.3, 1.0, 3.0)
 SAMPLES = (2, 4, 8, 16)
 FOLDS = 6
+JUDGE = "leukocyte-classes"
 Array = np.ndarray[Any, Any]
 
 
@@ -92,14 +94,14 @@ def cross_validated(rows: Array, errors: Array, spoilt: Array, sources: Array) -
 
 def table_of(path: Path, alphas: Sequence[float], samples: Sequence[int]) -> list[dict[str, Any]]:
     """A line for every alpha and k."""
-    from stainers.confidence import feature_row
+    from stainers.confidence import DIC_FEATURES, feature_row
     from stainers.reliability import auroc, correlations
 
     read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     kinds = np.asarray([r["kind"] for r in read])
     sources = np.asarray([r["source"] for r in read])
     clean = kinds == "unspoilt"
-    matched, raw = (np.asarray([r["errors"][k] for r in read]) for k in ("rmse_matched", "rmse"))
+    share, raw = (np.asarray([r["errors"][k] for r in read]) for k in ("structure_error", "rmse"))
     lines = []
     for alpha in alphas:
         for k in samples:
@@ -108,16 +110,16 @@ def table_of(path: Path, alphas: Sequence[float], samples: Sequence[int]) -> lis
                 "information (7.5)": np.asarray([f["mutual_information"] for f in found]),
                 "variance (7.4)": -np.asarray([f["log_variance"] for f in found]),
                 "calibrated": cross_validated(
-                    np.stack([feature_row(f) for f in found]), matched, ~clean, sources
+                    np.stack([feature_row(f, DIC_FEATURES) for f in found]), share, ~clean, sources
                 ),
             }
             for name, score in scores.items():
                 with_error = {
                     what: correlations(score[part], error[part], sources[part])["pearson"]
                     for what, part, error in (
-                        ("unspoilt, matched", clean, matched),
+                        ("unspoilt, structure", clean, share),
                         ("unspoilt, raw", clean, raw),
-                        ("all, matched", np.ones(len(clean), bool), matched),
+                        ("all, structure", np.ones(len(clean), bool), share),
                     )
                 }
                 finds = {
@@ -156,28 +158,93 @@ def show(lines: Sequence[dict[str, Any]], n: int) -> str:
     return "\n".join(out)
 
 
-def calibrate(folder: Path, smears: Sequence[Any], cells: int) -> dict[str, Any]:
-    """Fit the confidence of a package on validation pairs, measure it on test pairs, write its card."""
+def calibrate(folder: Path, smears: Sequence[Any], cells: int) -> None:
+    """Fit the confidence of a package on validation pairs, each cell under two optics, into its card."""
     from stainers.confidence import fit_calibration
-    from stainers.evaluation import evaluate_pairs
     from stainers.export import calibration_table
     from stainers.pair_sources import computed_pairs
     from storage.registry import load
 
     stainer: Any = load("stainer", str(folder))
-    parts = {
-        s: [x for x in smears if x.split == s and x.domain in stainer.targets] for s in ("validation", "test")
-    }
-    pairs = [p for seed in (1, 2) for p in computed_pairs(parts["validation"], seed=seed, limit=cells)]
+    stainer.features = type(stainer).features  # those of today, whatever the card was made with
+    part = [x for x in smears if x.split == "validation" and x.domain in stainer.targets]
+    pairs = [p for seed in (1, 2) for p in computed_pairs(part, seed=seed, limit=cells)]
     tables = [calibration_table(stainer, pairs, spoilt, 0) for spoilt in (False, True)]
-    stainer.calibration = fit_calibration(*tables[0], *tables[1])
-    report = evaluate_pairs(stainer, computed_pairs(parts["test"], seed=3, limit=cells))
+    write_card(folder, {}, fit_calibration(*tables[0], *tables[1]).to_card(stainer.features))
+
+
+def measure(folder: Path, smears: Sequence[Any], cells: int, seed: int) -> dict[str, Any]:
+    """Measure a package on test pairs, unspoilt and spoilt, for its card."""
+    from stainers.evaluation import evaluate_pairs
+    from stainers.pair_sources import computed_pairs
+    from storage.registry import load
+
+    stainer: Any = load("stainer", str(folder))
+    part = [x for x in smears if x.split == "test" and x.domain in stainer.targets]
+    report = evaluate_pairs(stainer, computed_pairs(part, seed=seed, limit=cells))
+    write_card(folder, report)
+    return report
+
+
+def write_card(folder: Path, metrics: dict[str, Any], confidence: dict[str, Any] | None = None) -> None:
+    """Put metrics, and a calibration, into a package's card; its weights stay."""
     card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    card["parameters"]["confidence"] = stainer.calibration.to_card()
-    card["metrics"] |= report
+    if confidence is not None:
+        card["parameters"]["confidence"] = confidence
+    card["metrics"] |= metrics
     draft = folder / "card.json.tmp"
     draft.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, folder / "card.json")
+
+
+def source_splits(pairs: Sequence[Any], smears: Sequence[Any], path: Path) -> dict[str, str]:
+    """Split of the smear that each pair's cell came from, by the pair's source, found by correlation at a
+    quarter of the size; kept in `path`."""
+    import cv2
+
+    found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    small: dict[str, list[tuple[str, Array]]] = {}
+    for smear in smears:
+        grey = cv2.cvtColor(smear.image, cv2.COLOR_RGB2GRAY)
+        grey = cv2.resize(grey, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+        grey = cv2.copyMakeBorder(grey, 12, 12, 12, 12, cv2.BORDER_REFLECT_101)  # cells at a border
+        small.setdefault(smear.domain, []).append((smear.split, grey))
+    for pair in pairs:
+        if pair.source in found:
+            continue
+        middle = cv2.cvtColor(pair.stained[68:188, 68:188], cv2.COLOR_RGB2GRAY)
+        middle = cv2.resize(middle, (30, 30), interpolation=cv2.INTER_AREA)
+        scores = [
+            float(cv2.matchTemplate(g, middle, cv2.TM_CCOEFF_NORMED).max()) for _, g in small[pair.target]
+        ]
+        found[pair.source] = small[pair.target][int(np.argmax(scores))][0]
+        path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return found
+
+
+def unknown_optics(
+    folder: Path, smears: Sequence[Any], cases: Sequence[str], cells: int, out: Path
+) -> dict[str, Any]:
+    """Measure a package on cells of cases (FOLDER=TARGET) whose smears were not trained on, for its card."""
+    from stainers.evaluation import class_namer, evaluate_pairs
+    from stainers.pair_sources import find_pairs
+    from storage.registry import load
+
+    stainer: Any = load("stainer", str(folder))
+    pairs: list[Any] = []
+    for case in cases:
+        place, target = case.split("=")
+        pairs += find_pairs(Path(place), stainer.targets, target=target).pairs
+    split = source_splits(pairs, smears, out / "case-splits.json")
+    held = [p for p in pairs if split[p.source] != "train"]
+    chosen = sorted(np.random.default_rng(0).permutation(len(held))[:cells])
+    classifier = load("classifier", JUDGE)
+    what = "computed DIC of another optical model; leukocytes of smears that were not trained on, in cases"
+    report = evaluate_pairs(
+        stainer, [held[i] for i in chosen], measured_on=what, classify=class_namer(classifier)
+    )
+    report["classifier"] = f"{JUDGE}, which was the frozen judge of the training losses too"
+    write_card(folder, {"cases_unknown_optics_cells_not_trained_on": report})
     return report
 
 
@@ -193,6 +260,9 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, nargs="+", default=ALPHAS)
     parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES)
     parser.add_argument("--calibrate", type=Path, metavar="PACKAGE")
+    parser.add_argument("--measure", type=Path, metavar="PACKAGE", help="measure without a fit")
+    parser.add_argument("--cases", nargs="*", default=[], metavar="FOLDER=TARGET")
+    parser.add_argument("--test-seed", type=int, default=7, help="of the optics and cells of the test pairs")
     options = parser.parse_args()
     import torch
 
@@ -204,9 +274,15 @@ def main() -> None:
     smears = load_smears(options.data)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.calibrate is not None:
-        report = calibrate(options.calibrate, smears, options.cells)
-        (options.out / "calibrated.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(report["confidence_error_correlation"], indent=1), report["spoilt_auroc"])
+        calibrate(options.calibrate, smears, options.cells)
+    package = options.calibrate or options.measure
+    if package is not None:
+        reports = {"test": measure(package, smears, options.cells, options.test_seed)}
+        if options.cases:
+            reports["cases"] = unknown_optics(package, smears, options.cases, 2 * options.cells, options.out)
+        for name, report in reports.items():
+            (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            print(name, json.dumps(report["confidence_error_correlation"]), report["spoilt_auroc"])
         return
     stainer: Any = load("stainer", options.model)
     pairs = computed_pairs([s for s in smears if s.split == "validation"], seed=11, limit=options.cells)

@@ -27,7 +27,7 @@ VERSIONS = {
     "detection": 2,
     "cells": 1,
     "patches": 1,
-    "staining": 2,
+    "staining": 3,
     "classification": 3,
     "explanation": 1,
     "patient": 1,

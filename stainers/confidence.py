@@ -9,12 +9,12 @@ Mutual information has no scale of its own: it grows with the content of a patch
 raw.  A calibration turns it, with the variance, the error that the decoder expects, and plain properties of
 input and output, into the error to expect and from there into one number in [0, 1]: 0.5 stands at the edge of
 what unspoilt validation patches reach.  The error that it foretells is the one that can be foretold: that
-which is left when lamp and strength of the stain are taken out (`rmse_matched` of stainers.image_errors).
+which is left when lamp and strength of the stain are taken out (`structure_error` of stainers.image_errors).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,6 +49,7 @@ FEATURES = (
     "output_log_gradient",
     "output_entropy",
 )
+DIC_FEATURES = (*FEATURES, "input_polarity")  # how sure it is which way round the shear is
 
 
 class EncoderDecoder(Protocol):
@@ -199,7 +200,7 @@ def input_features(grey: Array, normalised: Array, spread: float, anisotropy: fl
 
 
 # Chosen by cross-validation over the images of the validation smears (docs/stain-evaluation.md).
-ERROR_PENALTY, SPOILT_PENALTY = 0.1, 0.1
+ERROR_PENALTY, SPOILT_PENALTY = 0.03, 0.1
 SPOILT_COST, SPOILT_MIDDLE, SPOILT_WIDTH = 0.5, 0.7, 0.1
 
 
@@ -239,14 +240,14 @@ class Calibration:
         cost = SPOILT_COST / (1 + np.exp(-(self.spoilt(features) - SPOILT_MIDDLE) / SPOILT_WIDTH))
         return (sound * (1 - cost)).astype(np.float32)
 
-    def to_card(self) -> dict[str, Any]:
-        return {"features": list(FEATURES), **{k: getattr(self, k) for k in self.__dataclass_fields__}}
+    def to_card(self, features: Sequence[str] = FEATURES) -> dict[str, Any]:
+        return {"features": list(features), **{k: getattr(self, k) for k in self.__dataclass_fields__}}
 
     @classmethod
-    def from_card(cls, values: Mapping[str, Any]) -> Calibration:
-        """Raises ValueError where the card's features are not the code's."""
+    def from_card(cls, values: Mapping[str, Any], features: Sequence[str] = FEATURES) -> Calibration:
+        """Raises ValueError where the card's features are not those that are asked for."""
         rest = dict(values)
-        if tuple(rest.pop("features", ())) != FEATURES:
+        if tuple(rest.pop("features", ())) != tuple(features):
             raise ValueError("the calibration was made for other features")
         return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else float(v) for k, v in rest.items()})
 
@@ -259,8 +260,8 @@ def _squared(z: Array) -> Array:
     return np.concatenate([z, z**2, np.ones((len(z), 1))], axis=1)
 
 
-def feature_row(features: Mapping[str, float]) -> Array:
-    return np.asarray([features[name] for name in FEATURES], dtype=np.float64)
+def feature_row(features: Mapping[str, float], columns: Sequence[str] = FEATURES) -> Array:
+    return np.asarray([features[name] for name in columns], dtype=np.float64)
 
 
 def fit_calibration(clean: Array, clean_error: Array, spoilt: Array, spoilt_error: Array) -> Calibration:

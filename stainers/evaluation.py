@@ -24,7 +24,8 @@ from stainers.reliability import auroc, correlations, reliability_bins
 from stainers.spoiling import SPOILS
 
 Array = np.ndarray[Any, Any]
-CORRELATED = ("rmse", "rmse_balanced", "rmse_matched")  # raw, in one light, without lamp and stain strength
+# raw, in one light, without lamp and stain strength, and that as a share of the structure there is
+CORRELATED = ("rmse", "rmse_balanced", "rmse_matched", "structure_error")
 Interval = tuple[float, float, float]
 
 

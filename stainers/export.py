@@ -35,16 +35,16 @@ LIMITS = (
     "seen in DIC; the stainer gives the target's typical look.",
     "Blood only; marrow cells (erythroblasts, immature granulocytes) are hardly in the training data.",
     "Iron, parasites and anything that only a stain shows cannot be drawn from DIC.",
-    "Confidence foretells the error that is left when lamp and strength of the stain are taken out, which no "
-    "DIC shows; it was calibrated on computed DIC with rectangles, defocus and brightfield images as spoilt "
-    "inputs; other damage may pass.",
+    "Confidence foretells the share of the structure that is not shown, lamp and strength of the stain left "
+    "out, which no DIC shows; it was calibrated on computed DIC with rectangles, defocus and brightfield "
+    "images as spoilt inputs; other damage may pass.",
 )
 
 
 def calibration_table(
     stainer: DicStainer, pairs: Sequence[Pair], spoilt: bool, seed: int
 ) -> tuple[Array, Array]:
-    """Feature rows (n, k) and true RMSE (n,), matched, of pairs as they are, or spoilt."""
+    """Feature rows (n, k) and true structure errors (n,) of pairs as they are, or spoilt."""
     from stainers.dic_input import to_grey
     from stainers.polarity import find_shear
 
@@ -55,7 +55,7 @@ def calibration_table(
         angle = find_shear(stainer.polarity, grey).angle_deg
         stained, _, row = stainer.stain_grey(grey, stainer.target_index(pair.target), angle)
         rows.append(row)
-        errors.append(image_errors(to_uint8(stained), pair.stained)["rmse_matched"])
+        errors.append(image_errors(to_uint8(stained), pair.stained)["structure_error"])
     return np.stack(rows), np.asarray(errors)
 
 
@@ -123,7 +123,7 @@ def export_package(
             "targets": DOMAINS,
             "network": asdict(recipe.network),
             "noise": asdict(noise),
-            "confidence": stainer.calibration.to_card(),
+            "confidence": stainer.calibration.to_card(stainer.features),
             "min_confidence": MIN_CONFIDENCE,
         },
     }

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from stainers.cell_sets import Cells, resized
-from stainers.confidence import FEATURES, NoiseOptions, fit_calibration
+from stainers.confidence import NoiseOptions, fit_calibration
 from stainers.evaluation import interval
 from stainers.networks import PolarityNet, count_parameters
 from stainers.patch_stainer import to_uint8
-from stainers.picture_stainer import DicPictures, PictureStainer, calibration_card, grey_picture
+from stainers.picture_stainer import DicPictures, PictureStainer, grey_picture
 from stainers.reliability import auroc
 from stainers.unet_film import DicStainer
 from storage.packages import ModelPackage, write_package
@@ -139,7 +139,7 @@ def export_pictures(
         "spoilt_auroc": spoilt_auroc(stainer, test_on, seed),
         **text.metrics,
     }
-    confidence = calibration_card(stainer.calibration, PictureStainer.features)
+    confidence = stainer.calibration.to_card(stainer.features)
     inputs = {"input": "rgb", "in_channels": 1 if given == "grey" else 3, "scale": scale, "given": given}
     parameters = {"generator": asdict(recipe.generator), **inputs, "noise": asdict(noise)}
     text = replace(text, training={"parameters": count_parameters(generator), **text.training})
@@ -197,7 +197,7 @@ def export_dic_stainer(
     tables = [calibration_table(stainer, validation, spoilt, seed) for spoilt in (False, True)]
     stainer.calibration = fit_calibration(*tables[0], *tables[1])
     metrics = {**evaluate_pairs(stainer, test, spoilt_inputs=False, seed=seed), **text.metrics}
-    confidence = calibration_card(stainer.calibration, FEATURES)
+    confidence = stainer.calibration.to_card(stainer.features)
     card = _card(recipe, text, metrics, {**parameters, "confidence": confidence}, channels=1)
     return write_package(folder, card, stainer.state_dict())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +71,7 @@ class PatchStainer(nn.Module):
     """
 
     features: tuple[str, ...] = ()
+    earlier_features: tuple[tuple[str, ...], ...] = ()  # columns that cards written before have
 
     def __init__(
         self,
@@ -91,6 +92,16 @@ class PatchStainer(nn.Module):
 
     def target_index(self, target: str | None) -> int:
         return target_index(self.name, self.targets, target)
+
+    def take_calibration(self, values: Mapping[str, Any] | None) -> None:
+        """The calibration of a card; raises ValueError where its features are none that this code reads."""
+        if not values:
+            self.calibration = None
+            return
+        named = tuple(values.get("features", ()))
+        if named in self.earlier_features:
+            self.features = named
+        self.calibration = Calibration.from_card(values, self.features)
 
     def confidence(self, rows: Array) -> Array:
         """(n,) float32 of feature rows; a package without a calibration trusts nothing."""

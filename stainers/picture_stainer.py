@@ -6,7 +6,7 @@ brought back; detail finer than that scale is carried over from the image itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ from stainers.base import Stained
 from stainers.cell_sets import DIC_GAINS, as_planes, resized
 from stainers.confidence import (
     FEATURES,
-    Calibration,
     NoiseOptions,
     disturbed_outputs,
     input_features,
@@ -174,19 +173,6 @@ class DicPictures(nn.Module):
         return self.net.decode(latent, target)
 
 
-def calibration_card(calibration: Calibration, features: Sequence[str]) -> dict[str, Any]:
-    return {**calibration.to_card(), "features": list(features)}
-
-
-def calibration_of(values: dict[str, Any] | None, features: Sequence[str]) -> Calibration | None:
-    """A card's calibration; raises ValueError where its features are not the code's."""
-    if not values:
-        return None
-    if tuple(values["features"]) != tuple(features):
-        raise ValueError("the calibration was made for other features")
-    return Calibration.from_card({**values, "features": list(FEATURES)})
-
-
 def picture_network(parameters: dict[str, Any]) -> nn.Module:
     """The generator that a card's parameters describe."""
     return build(
@@ -213,13 +199,13 @@ def load(
             "targets": p["targets"],
             "noise": NoiseOptions(**p["noise"]),
             "min_confidence": float(p["min_confidence"]),
+            "calibration": None,
         }
         if p["input"] == "dic":
-            rest["calibration"] = calibration_of(p["confidence"], FEATURES)
             stainer = DicStainer(DicPictures(net, p["given"]), PolarityNet(), **rest)
         else:
-            rest["calibration"] = calibration_of(p["confidence"], PictureStainer.features)
             stainer = PictureStainer(net, scale=float(p["scale"]), given=p["given"], **rest)
+        stainer.take_calibration(p["confidence"])
         stainer.load_state_dict(package.state_dict(), strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()

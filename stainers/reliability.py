@@ -70,7 +70,8 @@ def reliability_bins(
     for part in np.array_split(order, min(bins, len(order))):
         row = {"low": float(confidence[part].min()), "high": float(confidence[part].max()), "n": len(part)}
         row["confidence"] = float(confidence[part].mean())
-        rows.append(row | {k: float(errors[k][part].mean()) for k in errors if k.startswith("rmse")})
+        shown = [k for k in errors if k.startswith(("rmse", "structure"))]
+        rows.append(row | {k: float(errors[k][part].mean()) for k in shown})
     return rows
 
 
@@ -83,8 +84,8 @@ def draw_reliability(
     threshold: float | None,
     title: str,
 ) -> None:
-    """Left: every patch and the mean of each bin, raw and matched.  Right: how the confidence of unspoilt and
-    spoilt inputs is spread, with the threshold of the card."""
+    """Left: every patch and the mean of each bin, raw and of the structure.  Right: how the confidence of
+    unspoilt and spoilt inputs is spread, with the threshold of the card."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), dpi=110)
@@ -92,7 +93,7 @@ def draw_reliability(
     bins = reliability_bins(confidence, errors)
     for key, colour, label in (
         ("rmse", "#c2662d", "RMSE"),
-        ("rmse_matched", "#1f5fa8", "RMSE without lamp and stain strength"),
+        ("structure_error", "#1f5fa8", "structure not shown, share"),
     ):
         left.plot(confidence, errors[key], ".", color=colour, alpha=0.35, markersize=5)
         r = _pearson(np.asarray(confidence, float), np.asarray(errors[key], float))
@@ -103,7 +104,7 @@ def draw_reliability(
             color=colour,
             label=f"{label}: r = {r:.2f}",
         )
-    left.set(xlabel="confidence", ylabel="true error, grey levels in [0, 1]", ylim=(0, None))
+    left.set(xlabel="confidence", ylabel="true error", ylim=(0, None))
     left.legend(loc="best", fontsize=8)
     left.grid(alpha=0.3)
     edges = np.linspace(0, 1, 26)

@@ -12,8 +12,8 @@ import torch
 from pipeline.errors import BadInput, BadModelPackage
 from stainers.base import Stained
 from stainers.confidence import (
+    DIC_FEATURES,
     FEATURES,
-    Calibration,
     NoiseOptions,
     disturbed_outputs,
     feature_row,
@@ -33,17 +33,19 @@ from stainers.dic_input import (
 from stainers.levels import level_background
 from stainers.networks import PolarityNet, build_generator
 from stainers.patch_stainer import Patch, PatchStainer, checked_patches, reflected_index
-from stainers.polarity import find_shear
+from stainers.polarity import find_shear, upright_logit
 
 Array = np.ndarray[Any, Any]
 
+UPRIGHT_LIMIT = 8.0  # log odds beyond this are all the same
 HALO_PX = 8  # reflected border that the network sees around a patch and that is cut off again
 
 
 @dataclass(frozen=True)
 class DisturbedPatch:
     """A patch stained without (3, H, W) and k times with noise (k, 3, H, W), the log of the error that the
-    decoder expects (H, W), and what it was made of; all but `grey` turned by `turn`."""
+    decoder expects (H, W), and what it was made of; all but `grey` turned by `turn`.  `upright` is the log
+    odds that the shear which it was stained by is the right way round."""
 
     stained: Array
     noisy: Array
@@ -52,19 +54,22 @@ class DisturbedPatch:
     normalised: Array
     scale: Scale
     turn: Turn
+    upright: float
 
     def features(self, samples: int) -> dict[str, float]:
         """Features of the confidence, of the first `samples` outputs with noise."""
         found = output_features(self.stained, self.noisy[:samples], self.log_expected)
         anisotropy = shear_anisotropy(self.normalised)
-        return found | input_features(self.grey, self.normalised, self.scale.spread, anisotropy)
+        found |= input_features(self.grey, self.normalised, self.scale.spread, anisotropy)
+        return found | {"input_polarity": float(np.clip(self.upright, -UPRIGHT_LIMIT, UPRIGHT_LIMIT))}
 
 
 class DicStainer(PatchStainer):
     """A generator, the polarity network and the calibration of its confidence."""
 
     uses_shear = True  # `stain` takes shear_angle_deg
-    features = FEATURES
+    features = DIC_FEATURES
+    earlier_features = (FEATURES,)
 
     def __init__(self, generator: Any, polarity: PolarityNet, **rest: Any) -> None:
         super().__init__(**rest)
@@ -113,7 +118,7 @@ class DicStainer(PatchStainer):
         features = found.features(self.noise.samples)
         doubt = np.sqrt(np.exp(2 * np.clip(found.log_expected, -6, 1)) + found.noisy.var(axis=0).mean(axis=0))
         image = found.turn.undo(found.stained.transpose(1, 2, 0))
-        return image, found.turn.undo(doubt.astype(np.float32)), feature_row(features)
+        return image, found.turn.undo(doubt.astype(np.float32)), feature_row(features, self.features)
 
     def disturbed(
         self,
@@ -142,7 +147,8 @@ class DicStainer(PatchStainer):
             log_expected = primary[3][inside].cpu().numpy()
         else:  # a decoder that foretells no error: what noise does to it is all there is to go by
             log_expected = np.log(noisy.std(axis=0).mean(axis=0) + 1e-3)
-        return DisturbedPatch(stained, noisy, log_expected, grey, normalised, scale, turn)
+        upright = upright_logit(self.polarity, path)
+        return DisturbedPatch(stained, noisy, log_expected, grey, normalised, scale, turn, upright)
 
 
 class DicField:
@@ -179,9 +185,10 @@ def load(package: Any) -> DicStainer:
             name=card.name,
             targets=targets,
             noise=NoiseOptions(**parameters["noise"]),
-            calibration=Calibration.from_card(parameters["confidence"]) if parameters["confidence"] else None,
+            calibration=None,
             min_confidence=float(parameters["min_confidence"]),
         )
+        stainer.take_calibration(parameters["confidence"])
         stainer.load_state_dict(package.state_dict(), strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()

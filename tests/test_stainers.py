@@ -305,6 +305,52 @@ def test_calibration_ranks_and_separates():
         Calibration.from_card({**made.to_card(), "features": ["x"]})
 
 
+def test_which_way_up_does_not_depend_on_how_the_image_lies():
+    """Quarter turns and mirror images are upright alike, and the negative is as surely not."""
+    from stainers.networks import PolarityNet
+    from stainers.polarity import upright_logit
+
+    torch.manual_seed(0)
+    net, rng = PolarityNet(), np.random.default_rng(1)
+    for shape in ((64, 64), (48, 96), (8, 88)):
+        path = rng.normal(0, 1, shape).cumsum(axis=1)
+        found = upright_logit(net, path)
+        for same in (path[::-1], np.rot90(path), np.rot90(path[:, ::-1], 3)):
+            assert upright_logit(net, np.ascontiguousarray(same)) == pytest.approx(found, abs=1e-4)
+        assert upright_logit(net, -path) == pytest.approx(-found, abs=1e-4)
+
+
+def test_a_card_may_name_the_features_that_earlier_ones_had():
+    from stainers.confidence import DIC_FEATURES, FEATURES, Calibration
+    from stainers.networks import PolarityNet
+    from stainers.unet_film import DicStainer
+
+    def card(features):
+        k = len(features)
+        zeros = (0.0,) * k
+        made = Calibration(zeros, (1.0,) * k, (0.0,) * (k + 1), 0.5, (0.0,) * (2 * k + 1))
+        return made.to_card(features)
+
+    def stainer():
+        return DicStainer(
+            torch.nn.Identity(),
+            PolarityNet(),
+            name="a",
+            targets=("b",),
+            noise=None,
+            calibration=None,
+            min_confidence=0.5,
+        )
+
+    for features in (FEATURES, DIC_FEATURES):
+        one = stainer()
+        one.take_calibration(card(features))
+        assert one.features == features
+        assert one.confidence(np.zeros((2, len(features)))).shape == (2,)
+    with pytest.raises(ValueError, match="other features"):
+        stainer().take_calibration(card(("input_offset",)))
+
+
 def test_auroc_counts_ties_half():
     from stainers.reliability import auroc
 

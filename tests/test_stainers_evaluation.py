@@ -213,6 +213,30 @@ def test_an_image_without_contrast_or_turned_round_is_left_with_all_of_the_real_
     assert image_errors(flat, flat)["rmse_matched"] == 0
 
 
+def test_the_structure_error_knows_neither_lamp_nor_dye_and_is_one_where_nothing_is_shown():
+    from stainers.image_errors import image_errors
+
+    y, x = np.mgrid[:64, :64]  # contrast enough to be halved
+    real = np.repeat((128 + 80 * np.sin(x / 5) * np.cos(y / 7))[..., None], 3, axis=2).astype(np.uint8)
+    noise = np.random.default_rng(5).normal(0, 20, real.shape)
+    virtual = np.clip(real + noise, 0, 255)
+    share = image_errors(virtual.astype(np.uint8), real)["structure_error"]
+    faint = np.clip(real.astype(float) * 0.5 + 100, 0, 255)  # half the dye, in both
+    pale = np.clip(virtual * 0.5 + 100, 0, 255).astype(np.uint8)
+    assert 0.1 < share < 0.9
+    assert image_errors(pale, faint.astype(np.uint8))["structure_error"] == pytest.approx(share, abs=0.02)
+    assert image_errors(pale, real)["structure_error"] == pytest.approx(share, abs=0.02)
+    for nothing in (np.full_like(real, 90), 255 - real):
+        assert image_errors(nothing, real)["structure_error"] == pytest.approx(1, abs=1e-3)
+    glass = np.full_like(real, 200)
+    assert (
+        image_errors(glass - (np.arange(glass.shape[1])[None, :, None] % 2 * 2).astype(np.uint8), glass)[
+            "structure_error"
+        ]
+        < 0.1
+    )  # empty glass: hardly any structure, and hardly any error
+
+
 def test_the_matched_error_is_never_above_the_raw_one():
     from stainers.image_errors import image_errors
 

@@ -97,6 +97,14 @@ def test_a_shear_that_is_known_is_used(stainer):
     assert np.abs(wrong.image.astype(int) - plain.image).mean() > 2
 
 
+def test_a_shear_the_wrong_way_round_costs_confidence(stainer):
+    patches = dic_patches(3, 160)
+    found = [stainer.find_shear_deg(p) for p in patches]
+    right = stainer.stain(patches, shear_angle_deg=found).confidence
+    wrong = stainer.stain(patches, shear_angle_deg=[a + 180 for a in found]).confidence
+    assert (right - wrong).mean() > 0.1
+
+
 @pytest.mark.parametrize(
     ("length", "tile", "overlap"), [(100, 256, 48), (256, 256, 48), (257, 256, 48), (2064, 256, 48)]
 )
