@@ -136,23 +136,28 @@ def transfer(positive: Array, types: Array) -> dict[str, Any]:
 def measure(stain: Callable[[Array], Array], cache: Path, use: dict[str, Reader]) -> dict[str, Any]:
     """One row of the table: realism by the judge, transfer by the readers, distance of the sets."""
     from benchmarks.virtual_perls_judge import judge_realism
-    from stainers.feature_metrics import Encoder, feature_metrics
-    from storage.registry import load
 
     mgg, perls = drawn("MGG", "test", cache), drawn("Perls", "test", cache)
     real, given = at_side(perls["images"], USUAL_PX), at_side(mgg["images"], USUAL_PX)
     virtual = stain(given)
     as_real, fooled = judge_realism(real, virtual)
-    _, of_sets, networks = feature_metrics(
-        list(virtual),
-        list(real),
-        encoder=lambda: Encoder(load("classifier", "leukocyte-classes"), FIELD_UM / USUAL_PX),
-    )
     return {
         "judge": {"fpr": rate(fooled), "fnr": rate(~as_real)},
-        "distance": {**of_sets, "networks": networks},
+        "distance": distance_of_sets(virtual, real),
         "readers": {name: transfer(mgg["types"] == 3, reader(virtual)) for name, reader in use.items()},
     }
+
+
+def distance_of_sets(virtual: Array, real: Array) -> dict[str, float]:
+    """FID of two sets of patches where Inception's weights are found, else the same in our own features."""
+    from stainers.feature_metrics import INCEPTION, Encoder, fid, find_weights, frechet
+    from storage.registry import load
+
+    weights = find_weights(INCEPTION)
+    if weights is not None:
+        return {"fid": fid(list(virtual), list(real), weights)}
+    encoder = Encoder(load("classifier", "leukocyte-classes"), FIELD_UM / USUAL_PX)
+    return {"encoder_frechet": frechet(encoder, list(virtual), list(real))}
 
 
 def reference(cache: Path, use: dict[str, Reader]) -> dict[str, Any]:
@@ -169,6 +174,7 @@ def table(run_dir: Path, names: Sequence[str]) -> dict[str, Any]:
     use, cache = readers(), run_dir / "cache"
     if sorted(found.get("reference", {})) != sorted(use):
         found = {"rows": {}, "reference": reference(cache, use)}
+        path.write_text(json.dumps(found, indent=1) + "\n")
     for name in names:
         if not (run_dir / f"config-{name}" / "checkpoint.pt").is_file():
             continue
@@ -183,7 +189,7 @@ def table(run_dir: Path, names: Sequence[str]) -> dict[str, Any]:
 
 def correlation(rows: dict[str, Any]) -> dict[str, Any]:
     """Pearson of the distance of the sets against the judge's FPR, as the paper has of FID and experts."""
-    name = next((k for r in rows.values() for k in r["distance"] if k != "networks"), None)
+    name = next((k for r in rows.values() for k in r["distance"]), None)
     points = [(r["distance"][name], r["judge"]["fpr"]["value"]) for r in rows.values()] if name else []
     return {"metric": name, **pearson([p[0] for p in points], [p[1] for p in points])}
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.virtual_perls import correlation, transfer
+from benchmarks import virtual_perls
+from benchmarks.virtual_perls import as_markdown, correlation, table, transfer
 from benchmarks.virtual_perls_data import CONFIGURATIONS, reduced_recipe, side_px
-from benchmarks.virtual_perls_judge import judge_realism
+from benchmarks.virtual_perls_judge import Judge, judge_realism
 from benchmarks.virtual_perls_labelled import LabelledRun, train_labelled
 from stainers.cell_sets import Cells, Sampler, StainSet
 from stainers.cyclegan import make_run
@@ -127,3 +128,31 @@ def test_a_labelled_run_goes_on_from_a_plain_one(tmp_path):
     done = train_labelled(data, tmp_path / "labelled", recipe, start=tmp_path / "plain" / "checkpoint.pt")
     assert done.step == 1
     assert (tmp_path / "labelled" / "checkpoint.pt").is_file()
+
+
+def test_the_table_measures_a_trained_configuration_and_is_kept_row_by_row(tmp_path, monkeypatch):
+    def drawn(stain, split, cache, **_):
+        n, level = (14, 120) if stain == "MGG" else (10, 170)
+        types = np.where(np.arange(n) % 2, 3, 0)
+        return {"images": noise(n, level, n, 64), "types": types, "patients": np.zeros(n, int)}
+
+    def bright(images):
+        return np.where(images.mean((1, 2, 3)) > 150, "3", "0")
+
+    monkeypatch.setattr(virtual_perls, "drawn", drawn)
+    monkeypatch.setattr(virtual_perls, "readers", lambda: {"bright": bright})
+    monkeypatch.setattr(virtual_perls, "generator_of", lambda run, name: (lambda images: images, 7))
+    monkeypatch.setattr("benchmarks.virtual_perls_judge.train_judge", lambda *a, **k: Judge().eval())
+    (tmp_path / "config-2").mkdir()
+    (tmp_path / "config-2" / "checkpoint.pt").touch()
+    found = table(tmp_path, ["1", "2"])
+    assert list(found["rows"]) == ["2"]
+    assert found["rows"]["2"]["steps"] == 7
+    (distance,) = found["rows"]["2"]["distance"].values()
+    assert distance > 0
+    assert found["rows"]["2"]["readers"]["bright"]["fnr"]["value"] == 1  # MGG is darker than 150
+    assert found["reference"]["bright"]["fpr"]["value"] == 1  # and every Perls patch lighter
+    text = as_markdown(found)
+    assert "| 2 | label | resnet | 3 | 7 |" in text
+    monkeypatch.setattr(virtual_perls, "measure", lambda *a: pytest.fail("a kept row is measured again"))
+    assert table(tmp_path, ["2"])["rows"] == found["rows"]
