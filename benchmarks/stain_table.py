@@ -53,7 +53,9 @@ def save_set(data: DicSet, path: Path) -> None:
         "labels": data.target.labels, "groups": data.source.groups, "splits": data.source.splits,
         "domain": data.target.domain, "shear": [p.shear_angle_deg for p in data.pairs],
     }  # fmt: skip
-    np.savez_compressed(path, words=json.dumps(words), **arrays)
+    draft = path.with_name("draft.npz")  # a run that is stopped leaves no half a set
+    np.savez_compressed(draft, words=json.dumps(words), **arrays)
+    os.replace(draft, path)
 
 
 def read_set(path: Path) -> DicSet:
