@@ -15,6 +15,7 @@ RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --editable 
 # Nothing here needs root; inbox and store are mounted with the laboratory's own rights.
 RUN useradd --create-home --uid 10001 smearflow && chown smearflow /opt/smearflow
 USER smearflow
+RUN mkdir /home/smearflow/.prefect
 ENV PATH=/home/smearflow/.local/bin:$PATH \
     PREFECT_HOME=/home/smearflow/.prefect \
     YOLO_CONFIG_DIR=/tmp/ultralytics \

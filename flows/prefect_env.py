@@ -16,6 +16,8 @@ DEFAULTS = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "smearflow",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     "PREFECT_SHOW_EXPERIMENTAL_WARNINGS": "false",
+    # Kept in memory, the slots that runs hold are lost with the server, and their limits stay taken for good.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     # Results live in the store; Prefect keeps none of them.
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
 }

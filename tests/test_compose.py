@@ -196,3 +196,17 @@ def test_the_image_is_built_from_the_lock_and_runs_as_nobody_special() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert {".git", ".venv", ".env"} <= set(ignored)
     assert "deploy/secrets" in ignored
+
+
+def test_a_slot_outlives_a_restart_of_the_server_and_a_night_holds_none() -> None:
+    """In memory alone, a slot whose run died with the server is never free again."""
+    name = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    on_disk = "prefect.server.concurrency.lease_storage.filesystem"
+    server = SERVICES["prefect-server"]
+    assert server["environment"][name] == on_disk
+    home = re.search(r"PREFECT_HOME=(\S+)", (ROOT / "Dockerfile").read_text())
+    assert home is not None
+    assert f"prefect:{home[1]}" in server["volumes"]
+    assert f"export {name}={on_disk}" in (ROOT / "docs" / "deploy.md").read_text()
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert not any("concurrency_limit" in d for d in deployments)

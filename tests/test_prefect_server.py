@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.harness import kill_tree, until
+
 ROOT = Path(__file__).resolve().parent.parent
 PREFECT = str(Path(sys.executable).parent / "prefect")
 
@@ -25,8 +27,36 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def start_worker(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    home = Path(environment["PREFECT_HOME"])
+    with (home / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            [PREFECT, "worker", "start", "--pool", "smearflow", "--type", "process"],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            cwd=home,
+        )
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def running() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The server and the worker, in this order; a test may kill a worker and start another."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in reversed(processes):
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, running: list[subprocess.Popen[bytes]]
+) -> dict[str, str]:
     """A server and a worker of a process pool, in a Prefect home of their own."""
     home = tmp_path_factory.mktemp("prefect")
     port = free_port()
@@ -41,44 +71,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         "SMEARFLOW_INBOX": str(home / "inbox"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    log = (home / "log.txt").open("w")
-    running = [
-        subprocess.Popen(
-            [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment,
-            stdout=log,
-            stderr=log,
-            cwd=home,
-        )
-    ]
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{environment['PREFECT_API_URL']}/health", timeout=2).read()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, (home / "log.txt").read_text()[-2000:]
-                time.sleep(0.5)
+    with (home / "log.txt").open("a") as log:
         running.append(
             subprocess.Popen(
-                [PREFECT, "worker", "start", "--pool", "smearflow", "--type", "process"],
+                [PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)],
                 env=environment,
                 stdout=log,
                 stderr=log,
                 cwd=home,
             )
         )
-        yield environment
-    finally:
-        for process in reversed(running):
-            process.terminate()
-        for process in running:
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        log.close()
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{environment['PREFECT_API_URL']}/health", timeout=2).read()
+            break
+        except OSError:
+            assert time.monotonic() < deadline, (home / "log.txt").read_text()[-2000:]
+            time.sleep(0.5)
+    running.append(start_worker(environment))
+    return environment
 
 
 def prefect(environment: dict[str, str], *args: str) -> str:
@@ -152,4 +164,36 @@ def test_a_night_goes_on_past_a_case_that_fails(server: dict[str, str], tmp_path
     store = Path(server["SMEARFLOW_STORE"])
     assert (store / "N-2" / "result.json").is_file()
     assert not (store / "N-1" / "result.json").exists()
+    shutil.rmtree(inbox)
+
+
+@pytest.mark.server
+def test_a_prefect_worker_killed_in_a_night_keeps_the_next_from_nothing(
+    server: dict[str, str], running: list[subprocess.Popen[bytes]]
+) -> None:
+    """`kill -9` of the worker and the flow that it started; Prefect goes on believing that the night runs."""
+    from phantoms.cases import simulate_case
+
+    inbox, store = Path(server["SMEARFLOW_INBOX"]), Path(server["SMEARFLOW_STORE"])
+    simulate_case(
+        inbox / "K-1",
+        case_id="K-1",
+        seed=5,
+        n_fields=1,
+        width_px=512,
+        height_px=400,
+        modalities=("brightfield",),
+        n_leukocytes_per_field=4,
+    )
+    without = json.dumps({"settings": {"night": {"canary": False}}})
+    prefect(server, "deployment", "run", "nightly/nightly", "--params", without)
+    until(lambda: (store / "K-1" / "ledger.json").exists(), "the night has begun the case")
+    kill_tree(running.pop().pid)
+    assert not (store / "K-1" / "result.json").exists(), "the night was done before it was killed"
+    running.append(start_worker(server))
+    prefect(server, "deployment", "run", "nightly/nightly", "--watch", "--params", without)
+    assert (store / "K-1" / "report.html").is_file()
+    died, finished = json.loads((store / "K-1" / "ledger.json").read_text())["runs"]
+    assert died["interrupted"]
+    assert "error" not in finished
     shutil.rmtree(inbox)
