@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput
-from pipeline.registration_absorption import symmetrised
 from pipeline.registration_evidence import density_correlation, held_out, p_false_accept
 from pipeline.registration_fit import along_shear_pull, fit_transform, shifted, uncertainty_px, updated
 from pipeline.registration_prepare import (
@@ -120,8 +119,7 @@ def _align(
         matrix = _finer(matrix)
     tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=6)
     matrix = updated(matrix, _fit(tiles))
-    relief = symmetrised(df.image)
-    tiles = measure_tiles(bf.image, relief, matrix, shear, side=side, reach=4, settled=True)
+    tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=4, settled=True)
     step = _fit(tiles)
     absorbed, absorbed_error = along_shear_pull(tiles, step)
     matrix, shear = shifted(updated(matrix, step), absorbed), tiles.shear_rad
@@ -169,7 +167,9 @@ def _align(
             **values,
         )
     back_matrix = np.linalg.inv(matrix)
-    back = measure_tiles(relief, bf.image, back_matrix, shear, side=side, reach=4, swapped=True, settled=True)
+    back = measure_tiles(
+        df.image, bf.image, back_matrix, shear, side=side, reach=4, swapped=True, settled=True
+    )
     back_step = _fit(back)
     back_matrix = shifted(updated(back_matrix, back_step), along_shear_pull(back, back_step)[0])
     values["forward_backward_px"] = _round_trip(matrix, back_matrix, bf.image.shape) * factor

@@ -25,29 +25,6 @@ SIGMA_TIMES = 4.0  # errors over the fit's own deviation, root mean square over 
 PULL_PX = 0.5  # working pixels: how far absorption may draw an alignment along the shear
 LIMIT_PX = 1.6  # of the shift, from where the tiles were cut
 ROUNDS = 6
-LAW_STEPS = 4096
-
-
-def symmetrised(dic: Array) -> Array:
-    """The DIC (H, W) by the odd part of its own grey law.
-
-    A derivative is as often positive as negative, so a value at quantile p and one at 1 - p show the
-    same slope to either side.  Half their difference is odd in the slope; what a law like sin^2 away
-    from its linear middle adds (the square of the slope, which looks like absorption) drops out.
-    """
-    import cv2
-
-    sample = np.sort(dic[::4, ::4], axis=None)
-    quantiles = sample[np.linspace(0, len(sample) - 1, 513).astype(int)].astype(np.float64)
-    low, high = quantiles[0], quantiles[-1]
-    if not high > low:
-        return dic
-    steps = np.linspace(low, high, LAW_STEPS)
-    table = np.interp(steps, quantiles, (quantiles - quantiles[::-1]) / 2).astype(np.float32)
-    scale = (LAW_STEPS - 1) / (high - low)
-    index = cv2.addWeighted(dic, scale, dic, 0.0, -low * scale, dtype=cv2.CV_16S)  # rounds, saturates
-    out: Array = table.take(index, mode="clip")
-    return out
 
 
 def tile_weights(density_energy: Array, dic_energy: Array) -> Array:

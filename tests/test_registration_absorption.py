@@ -8,7 +8,7 @@ from scipy import fft as sfft
 from scipy.ndimage import gaussian_filter
 
 from pipeline.registration import register
-from pipeline.registration_absorption import PULL_PX, pull, shift_along_shear, symmetrised, tile_weights
+from pipeline.registration_absorption import PULL_PX, pull, shift_along_shear, tile_weights
 from pipeline.settings import RegistrationSettings
 from tests.registration_fields import grid_error, pair
 
@@ -60,29 +60,6 @@ def test_a_difference_is_believed_as_far_as_it_was_measured():
     assert abs(unsure) < 0.05
     assert sure_error < 0.02
     assert unsure_error == pytest.approx(PULL_PX, rel=0.05)
-
-
-def test_an_uneven_grey_law_becomes_odd_and_keeps_its_order():
-    slope = gaussian_filter(np.random.default_rng(1).standard_normal((512, 512)), 2)
-    slope = np.concatenate([slope, -slope]).astype(np.float32) / np.float32(slope.std())
-    seen = np.sin((1.9 + 0.35 * slope) / 2) ** 2
-    seen = ((seen - seen.mean()) / seen.std()).astype(np.float32)
-    odd = symmetrised(seen)
-
-    def even_share(image):
-        square = slope**2 - (slope**2).mean()
-        return abs(float((image * square).mean())) / float((square**2).mean() ** 0.5 * image.std())
-
-    assert even_share(seen) > 0.05
-    assert even_share(odd) < 0.2 * even_share(seen)
-    order = np.argsort(seen.ravel())
-    assert (np.diff(odd.ravel()[order]) >= 0).all()
-    assert odd.dtype == np.float32
-
-
-def test_a_constant_image_stays_as_it_is():
-    blank = np.zeros((64, 64), np.float32)
-    assert (symmetrised(blank) == blank).all()
 
 
 def test_a_dark_tile_does_not_outvote_the_rest():
