@@ -145,8 +145,8 @@ def as_markdown(found: dict[str, dict[str, dict]]) -> str:
     """The table of the documentation."""
     ways = list(next(iter(found.values())))
     lines = [
-        f"`python -m benchmarks.classification_measures --networks DIR`, {date.today()}, one core; top-1 with its 95 %"
-        f" interval / macro-F1. Kernel, ridge and weight were chosen on {CHOSEN_ON}.",
+        f"`python -m benchmarks.classification_measures --networks DIR`, {date.today()}, one core; top-1 with"
+        f" its 95 % interval / macro-F1. Kernel, ridge and weight were chosen on {CHOSEN_ON}.",
         "",
         "| left out | tested | " + " | ".join(ways) + " |",
         "|---|---|" + "---|" * len(ways),
