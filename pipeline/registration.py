@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from pipeline.registration_evidence import density_correlation, held_out, p_false_accept
-from pipeline.registration_fit import along_shear_pull, fit_transform, shifted, uncertainty_px, updated
+from pipeline.registration_fit import absorption_pull, fit_transform, shifted, uncertainty_px, updated
 from pipeline.registration_prepare import (
     MIN_SIDE_PX,
     Unusable,
@@ -121,7 +121,7 @@ def _align(
     matrix = updated(matrix, _fit(tiles))
     tiles = measure_tiles(bf.image, df.image, matrix, shear, side=side, reach=4, settled=True)
     step = _fit(tiles)
-    absorbed, absorbed_error = along_shear_pull(tiles, step)
+    absorbed, absorbed_error = absorption_pull(tiles, step)
     matrix, shear = shifted(updated(matrix, step), absorbed), tiles.shear_rad
     evidence = held_out(tiles)
     p_false = p_false_accept(start.score, evidence)
@@ -171,7 +171,7 @@ def _align(
         df.image, bf.image, back_matrix, shear, side=side, reach=4, swapped=True, settled=True
     )
     back_step = _fit(back)
-    back_matrix = shifted(updated(back_matrix, back_step), along_shear_pull(back, back_step)[0])
+    back_matrix = shifted(updated(back_matrix, back_step), absorption_pull(back, back_step)[0])
     values["forward_backward_px"] = _round_trip(matrix, back_matrix, bf.image.shape) * factor
     return Registration(status="ok", matrix=_as_matrix(full), **values)
 

@@ -4,7 +4,9 @@ The tiles share one transfer function from optical density to DIC.  Its odd part
 cos(angle to the shear); its even part is absorption, b(|k|), the same in every direction.  A shift d
 along the shear turns both by exp(-2 pi i d k.u) and so adds to the even part 2 pi d (k.u) a cos: zero
 across the shear, most along it.  Absorption is seen alone across the shear, and the shift is what the even
-part has more of along it.  All frequencies of all tiles are fitted at once (weighted least squares on
+part has more of along it.  A shift across the shear adds in proportion to sin t cos t, which neither of
+them holds; it is fitted too, since a shear direction read a little wrong turns the pull of absorption.
+All frequencies of all tiles are fitted at once (weighted least squares on
 the estimate of a transfer function, whose variance is S_residual / (n S_density): Bendat and
 Piersol, Random Data, 4th ed., section 9.2).  Measured: docs/registration.md.
 """
@@ -22,7 +24,7 @@ ABSORPTION_POWERS = (0, 2)  # b(k) = b0 + b2 k^2: alike blurs of the two images 
 MODEL_SHARE = 0.1  # of the odd part: how far a path is from being its stain filtered
 ENERGY_FLOOR = 0.3  # of the median tile's energy; above it all tiles count alike
 SIGMA_TIMES = 4.0  # errors over the fit's own deviation, root mean square over made pairs
-PULL_PX = 0.5  # working pixels: how far absorption may draw an alignment along the shear
+PULL_PX = 0.5  # working pixels: how far absorption may draw an alignment
 LIMIT_PX = 1.6  # of the shift, from where the tiles were cut
 ROUNDS = 6
 
@@ -35,10 +37,10 @@ def tile_weights(density_energy: Array, dic_energy: Array) -> Array:
     return out
 
 
-def shift_along_shear(
+def shear_shift(
     density_power: Array, dic_power: Array, cross: Array, n_tiles: int, kx: Array, ky: Array, shear_rad: float
-) -> tuple[float, float]:
-    """Shift of the DIC along its shear and its expected error, working pixels.
+) -> tuple[Array, Array]:
+    """Shift (2,) of the DIC along and across its shear and the expected error (2,) of it, working pixels.
 
     Mean half spectra (S, S // 2 + 1) over the tiles: powers of density and DIC, and their cross
     spectrum conj(density) DIC; kx, ky in cycles a pixel.  Where the spectra say nothing the error is large.
@@ -56,38 +58,39 @@ def shift_along_shear(
     variance = (noise / (n_tiles * power))[chosen]
     transfer = (cross / power)[chosen].astype(np.complex128)
     along = (kx * np.cos(shear_rad) + ky * np.sin(shear_rad))[chosen]
+    across = (ky * np.cos(shear_rad) - kx * np.sin(shear_rad))[chosen]
     cosine = along / modulus
     share = np.where(
         np.broadcast_to(kx, k.shape)[chosen] == 0, 0.5, 1.0
     )  # both halves hold the column kx = 0
     weight = share / variance
     even = np.stack([(modulus / 0.05) ** p for p in ABSORPTION_POWERS], 1)
-    shift, sigma = 0.0, np.inf
+    shift, sigma = np.zeros(2), np.full(2, np.inf)
     for _ in range(ROUNDS):
-        turned = transfer * np.exp(2j * np.pi * shift * along)
+        turned = transfer * np.exp(2j * np.pi * (shift[0] * along + shift[1] * across))
         squares = np.bincount(ring, weight * cosine * cosine, rings)
         odd = np.bincount(ring, weight * cosine * turned.imag, rings) / np.maximum(squares, 1e-12)
         odd = np.maximum(odd, 0)[ring]
         weight = share / (variance + (MODEL_SHARE * odd) ** 2)
-        design = np.column_stack([2 * np.pi * along * cosine * odd, even])
+        design = np.column_stack([2 * np.pi * along * cosine * odd, 2 * np.pi * across * cosine * odd, even])
         weighted = design * weight[:, None]
         gram = weighted.T @ design
         gram += np.diag(1e-12 * np.diag(gram) + 1e-12)
         found = np.linalg.solve(gram, weighted.T @ turned.real)
         excess = float((weight * (turned.real - design @ found) ** 2).sum()) * 2 / float(share.sum())
-        sigma = float(np.sqrt(max(1.0, excess) * np.linalg.inv(gram)[0, 0]))
-        step = float(np.clip(found[0], -0.5, 0.5))
-        shift = float(np.clip(shift + step, -LIMIT_PX, LIMIT_PX))
-        if abs(step) < 1e-3:
+        sigma = np.sqrt(max(1.0, excess) * np.diag(np.linalg.inv(gram))[:2])
+        step = np.clip(found[:2], -0.5, 0.5)
+        shift = np.clip(shift + step, -LIMIT_PX, LIMIT_PX)
+        if np.abs(step).max() < 1e-3:
             break
     return shift, SIGMA_TIMES * sigma
 
 
-def pull(shift: float, error: float, seen: float) -> tuple[float, float]:
-    """How far the tiles' own shifts lack of the true one along the shear, and its expected error.
+def pull(shift: Array, error: Array, seen: Array) -> tuple[Array, float]:
+    """How far (2,) the tiles' own shifts lack of the true one, along and across the shear, and the error.
 
-    `shift` and its `error` are those of `shift_along_shear`, `seen` is what the tiles' peaks show.  The
+    `shift` and its `error` are those of `shear_shift`, `seen` (2,) is what the tiles' peaks show.  The
     difference is believed as far as it was measured, against PULL_PX expected of any pair.
     """
     believed = PULL_PX**2 / (PULL_PX**2 + error**2)
-    return believed * (shift - seen), float(np.sqrt(believed) * error)
+    return believed * (shift - seen), float(np.sqrt((believed * error**2).sum()))

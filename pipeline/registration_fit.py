@@ -131,19 +131,20 @@ def uncertainty_px(tiles: Tiles, area: tuple[int, int], *, bending_px: float = B
     return float(np.sqrt(np.einsum("nij,jk,nik->n", everywhere, fitted, everywhere).mean()))
 
 
-def along_shear_pull(tiles: Tiles, step: Array) -> tuple[Array, float]:
-    """What is left (2,) along the shear once the tiles' affine (2, 3) was followed, and its expected error.
+def absorption_pull(tiles: Tiles, step: Array) -> tuple[Array, float]:
+    """What is left (2,) x, y once the tiles' affine (2, 3) was followed, and its expected error.
 
     The tiles' peaks are drawn along the shear by what the DIC absorbs; their common transfer function
     says how far.
     """
-    if tiles.along_shear is None:
+    if tiles.shear_shift is None:
         return np.zeros(2), 0.0
-    u = np.array([np.cos(tiles.shear_rad), np.sin(tiles.shear_rad)])
+    cosine, sine = np.cos(tiles.shear_rad), np.sin(tiles.shear_rad)
+    axes = np.array([[cosine, sine], [-sine, cosine]])  # along and across
     centres = tiles.centres[tiles.informative] if tiles.informative.any() else tiles.centres
-    seen = float(((centres @ step[:, :2].T + step[:, 2]) @ u).mean())
-    left, error = pull(*tiles.along_shear, seen)
-    return left * u, error
+    seen = axes @ (centres @ step[:, :2].T + step[:, 2]).mean(axis=0)
+    left, error = pull(*tiles.shear_shift, seen)
+    return left @ axes, error
 
 
 def updated(matrix: Array, affine: Array) -> Array:

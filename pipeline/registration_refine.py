@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.registration_absorption import shift_along_shear, tile_weights
+from pipeline.registration_absorption import shear_shift, tile_weights
 from pipeline.registration_search import frequencies
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,9 +31,9 @@ class Tiles:
     centres (N, 2) x, y in brightfield working pixels; shifts (N, 2): the content of the tile is
     found at centre + shift in the DIC that was warped by the matrix of the time; height (N,): peak
     over the spread of the correlation plane; information (2, 2): inverse covariance of a shift whose
-    height is one; shear_rad: the shear direction that the tiles show; along_shear: the shift of all
-    content along the shear, told apart from absorption, and its expected error (`shift_along_shear`),
-    where it was asked for.
+    height is one; shear_rad: the shear direction that the tiles show; shear_shift: the shift (2,) of all
+    content along and across the shear, told apart from absorption, and its expected error (2,), where it
+    was asked for.
     """
 
     centres: Array
@@ -41,7 +41,7 @@ class Tiles:
     height: Array
     information: Array
     shear_rad: float
-    along_shear: tuple[float, float] | None = None
+    shear_shift: tuple[Array, Array] | None = None
 
     @property
     def informative(self) -> Array:
@@ -123,31 +123,31 @@ def measure_tiles(
     kx = np.abs(kx[:, : side // 2 + 1])
     k = np.hypot(ky, kx)
     mean = cross.mean(0) * whiten
-    along_shear = None
+    shared = None
     if settled:
         if not swapped:
             shear_rad = _direction(mean.imag, kx, ky, k, shear_rad)
-        along_shear = _along_shear(powers, cross, kx, ky, shear_rad, swapped)
+        shared = _shared_shift(powers, cross, kx, ky, shear_rad, swapped)
     along = (kx * np.cos(shear_rad) + ky * np.sin(shear_rad)) / np.maximum(k, 1e-6)
     weight = coherence_weight(mean, along, k, len(corners))
     # Swapped, the derivative stands on the other side of the cross spectrum.
     cross *= (1j if swapped else -1j) * np.sign(along) * weight * whiten
     shifts, height, _ = peaks(cross, reach)
     information = _information(weight, kx, ky)
-    return Tiles(corners + (side - 1) / 2, shifts, height, information, shear_rad, along_shear)
+    return Tiles(corners + (side - 1) / 2, shifts, height, information, shear_rad, shared)
 
 
-def _along_shear(
+def _shared_shift(
     powers: list[Array], cross: Array, kx: Array, ky: Array, shear_rad: float, swapped: bool
-) -> tuple[float, float]:
-    """`shift_along_shear` of the tiles' spectra: powers (N, S, S // 2 + 1) of the two, and their cross."""
+) -> tuple[Array, Array]:
+    """`shear_shift` of the tiles' spectra: powers (N, S, S // 2 + 1) of the two, and their cross."""
     n = len(cross)
     weights = tile_weights(*(p.mean(axis=(1, 2)) for p in powers)).astype(np.float32)
     first, second, both = ((weights @ f.reshape(n, -1)).reshape(f.shape[1:]) / n for f in (*powers, cross))
     if not swapped:
-        return shift_along_shear(first, second, both, n, kx, ky, shear_rad)
+        return shear_shift(first, second, both, n, kx, ky, shear_rad)
     # The tiles are DIC's: density lies off from DIC by the opposite of what DIC lies off from density.
-    shift, error = shift_along_shear(second, first, np.conj(both), n, kx, ky, shear_rad)
+    shift, error = shear_shift(second, first, np.conj(both), n, kx, ky, shear_rad)
     return -shift, error
 
 

@@ -8,7 +8,7 @@ from scipy import fft as sfft
 from scipy.ndimage import gaussian_filter
 
 from pipeline.registration import register
-from pipeline.registration_absorption import PULL_PX, pull, shift_along_shear, tile_weights
+from pipeline.registration_absorption import PULL_PX, pull, shear_shift, tile_weights
 from pipeline.settings import RegistrationSettings
 from tests.registration_fields import grid_error, pair
 
@@ -18,14 +18,15 @@ KX = np.abs(np.fft.fftfreq(SIDE)[None, : SIDE // 2 + 1])
 SHEAR = 0.7
 
 
-def spectra(shift, absorption, *, noise=0.0, blur_px=0.0, seed=0):
-    """Mean powers and cross spectrum of density tiles and of their DIC, `shift` px along the shear."""
+def spectra(shift, absorption, *, across=0.0, noise=0.0, blur_px=0.0, seed=0):
+    """Mean powers and cross spectrum of density tiles and of their DIC, moved along and across the shear."""
     rng = np.random.default_rng(seed)
     density = gaussian_filter(rng.standard_normal((TILES, SIDE, SIDE)), (0, 1.2, 1.2), mode="wrap")
     fb = sfft.rfft2(density / density.std())
     along = KX * np.cos(SHEAR) + KY * np.sin(SHEAR)
     relief = 2j * np.pi * along * np.exp(-2 * (np.pi * blur_px) ** 2 * (KX**2 + KY**2))
-    fd = fb * (relief + absorption) * np.exp(-2j * np.pi * along * shift)
+    sideways = KY * np.cos(SHEAR) - KX * np.sin(SHEAR)
+    fd = fb * (relief + absorption) * np.exp(-2j * np.pi * (along * shift + sideways * across))
     fd += sfft.rfft2(rng.standard_normal((TILES, SIDE, SIDE))) * noise
     powers = [(np.abs(f) ** 2).mean(0) for f in (fb, fd)]
     return (*powers, (np.conj(fb) * fd).mean(0), TILES, KX, KY + 0 * KX, SHEAR)
@@ -35,29 +36,38 @@ def spectra(shift, absorption, *, noise=0.0, blur_px=0.0, seed=0):
 @pytest.mark.parametrize("absorption", [0.0, 0.2, -0.2, 0.6])
 @pytest.mark.parametrize("shift", [0.0, 0.4, -1.1])
 def test_a_shift_is_found_whatever_is_absorbed(shift, absorption, blur_px):
-    found, error = shift_along_shear(*spectra(shift, absorption, blur_px=blur_px, noise=0.02))
-    assert found == pytest.approx(shift, abs=0.05)
-    assert error < 0.2
+    found, error = shear_shift(*spectra(shift, absorption, across=-0.3, blur_px=blur_px, noise=0.02))
+    assert found == pytest.approx((shift, -0.3), abs=0.05)
+    assert (error < 0.2).all()
+
+
+def test_a_shear_direction_read_a_little_wrong_does_not_turn_absorption_into_a_shift():
+    *measured, shear = spectra(0.4, 0.4, across=0.2, noise=0.02)
+    turn = np.radians(8)
+    found, _ = shear_shift(*measured, shear + turn)
+    along, across = 0.4 * np.cos(turn) + 0.2 * np.sin(turn), 0.2 * np.cos(turn) - 0.4 * np.sin(turn)
+    assert found == pytest.approx((along, across), abs=0.06)
 
 
 def test_the_expected_error_grows_where_noise_hides_the_even_part():
-    errors = [shift_along_shear(*spectra(0.3, 0.2, noise=n))[1] for n in (0.02, 1.0, 30.0)]
+    errors = [shear_shift(*spectra(0.3, 0.2, noise=n))[1].max() for n in (0.02, 1.0, 30.0)]
     assert errors[0] < errors[1] < errors[2]
     assert errors[2] > 0.3
 
 
 def test_blank_spectra_move_nothing():
     nothing = np.zeros((SIDE, SIDE // 2 + 1))
-    shift, error = shift_along_shear(nothing, nothing, nothing * 1j, TILES, KX, KY + 0 * KX, SHEAR)
-    left, _ = pull(shift, error, 0.4)
-    assert abs(left) < 0.05
+    shift, error = shear_shift(nothing, nothing, nothing * 1j, TILES, KX, KY + 0 * KX, SHEAR)
+    left, _ = pull(shift, error, np.array([0.4, -0.4]))
+    assert np.abs(left).max() < 0.05
 
 
 def test_a_difference_is_believed_as_far_as_it_was_measured():
-    sure, sure_error = pull(0.8, 0.01, 0.1)
-    unsure, unsure_error = pull(0.8, 5.0, 0.1)
-    assert sure == pytest.approx(0.7, abs=0.01)
-    assert abs(unsure) < 0.05
+    shift, seen = np.array([0.8, 0.3]), np.array([0.1, 0.3])
+    sure, sure_error = pull(shift, np.full(2, 0.01), seen)
+    unsure, unsure_error = pull(shift, np.array([50.0, 0.01]), seen)
+    assert sure == pytest.approx((0.7, 0.0), abs=0.01)
+    assert np.abs(unsure).max() < 0.05
     assert sure_error < 0.02
     assert unsure_error == pytest.approx(PULL_PX, rel=0.05)
 
