@@ -159,6 +159,7 @@ def _align(
             **values,
         )
     uncertainty = float(np.hypot(uncertainty_px(tiles, bf.image.shape[:2]), absorbed_error)) * factor
+    values["expected_error_px"] = _times(uncertainty, 1.0)
     if uncertainty > settings.max_uncertainty_px:
         return Registration(
             status="failed",

@@ -107,7 +107,8 @@ class Registration(Spec):
 
     `matrix` takes a brightfield pixel (x, y) to its DIC pixel.  `residual_px` is the median length
     of the local shifts left over on held-out tiles, in brightfield pixels; `residual_p95_px` their
-    95th percentile.  `p_false_accept` is the chance that a mismatched pair scores as high.
+    95th percentile.  `p_false_accept` is the chance that a mismatched pair scores as high;
+    `expected_error_px` is the error of `matrix`, root mean square over the field, that its tiles foretell.
     """
 
     status: Literal["ok", "failed"]
@@ -121,6 +122,7 @@ class Registration(Spec):
     shear_angle_deg: float | None = None
     p_false_accept: float | None = None
     forward_backward_px: float | None = None
+    expected_error_px: float | None = None
     seconds: float = 0.0
 
 

@@ -94,3 +94,12 @@ def test_an_alignment_whose_absorption_is_in_doubt_is_refused_where_that_much_is
     found = register(dic, brightfield, strict, pixel_size_um=0.2)
     assert found.status == "failed"
     assert "expected error" in found.reason
+    assert found.expected_error_px > 0.02
+
+
+def test_the_expected_error_is_small_on_a_full_field_and_larger_on_a_sparse_one():
+    full, sparse = (
+        register(*pair(5, shift=(10.0, -20.0), n=n, noise=0.05)[:2], pixel_size_um=0.2) for n in (420, 30)
+    )
+    assert full.expected_error_px < 0.3
+    assert sparse.expected_error_px is None or sparse.expected_error_px > 1.5 * full.expected_error_px
