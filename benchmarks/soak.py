@@ -50,13 +50,20 @@ class Soak:
         self.night_s = 0.0
 
     def __enter__(self) -> Soak:
+        try:
+            self._begin()
+        except BaseException:
+            self.lab.stop()
+            raise
+        return self
+
+    def _begin(self) -> None:
         self.lab.start()
         self.inbox = make_inbox(self.lab.home / "inbox", cases=1)
         self.undisturbed = self.lab.home / "undisturbed"
         self.finish(self.undisturbed)
         self.finish(self.lab.home / "second")  # the first paid for what is loaded once
         assert differences(self.lab.home / "second", self.undisturbed, CASE) == []
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.lab.stop()
