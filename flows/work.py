@@ -73,6 +73,7 @@ def align_field(
 ) -> dict[str, Any]:
     """Register a DIC field to its brightfield partner; keep a picture where the result is in doubt."""
     from pipeline.registration import quality_picture, register
+    from pipeline.report_quality import is_doubtful
     from storage.images import to_uint8
 
     limit_threads()
@@ -89,9 +90,7 @@ def align_field(
         dic_pixel_size_um=dic.pixel_size_um,
         expected_shift_px=expected,
     )
-    doubtful = (
-        found.status == "failed" or (found.residual_p95_um or 0.0) > 1.0 or (found.residual_um or 0.0) > 0.5
-    )
+    doubtful = is_doubtful(found)
     if doubtful:
         picture = quality_picture(
             to_uint8(moving, modality="dic"), to_uint8(fixed, modality="brightfield"), found
