@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
 
+    import torch
+
     from classifiers.patients_training import PatientRecipe, accuracy_by_bag, train_patients
     from phantoms.patients import PATTERNS
     from pipeline.settings import Settings
@@ -77,6 +79,10 @@ def main() -> None:
     recipe = PatientRecipe(epochs=options.epochs)
     net = train_patients(train, len(PATTERNS), recipe)
     rows = accuracy_by_bag(net, test, SIZES)
+    limit = float(net.strangeness_limit)
+    strange = np.array([float(net.strangeness(torch.from_numpy(p.embeddings))) for p in test])
+    familiar = f"{int((strange <= limit).sum())} of {len(test)} unseen phantom patients"
+    print(f"judged as of the training's kind: {familiar} (at most {strange.max():.2f}, limit {limit:.2f})\n")
     print(f"### patient-level patterns on phantoms ({time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores)\n")
     print(f"{len(train)} phantom patients trained on, {len(test)} tested, {len(PATTERNS)} patterns "
           f"(chance {1 / len(PATTERNS):.2f}), {time.time() - began:.0f} s\n")  # fmt: skip
@@ -91,7 +97,7 @@ def main() -> None:
         write_package(
             Path(__file__).resolve().parent.parent / "weights" / "patient-patterns",
             {
-                "name": "patient-patterns", "version": "0.1.0", "task": "patient-classifier",
+                "name": "patient-patterns", "version": "0.2.0", "task": "patient-classifier",
                 "architecture": "attention-mil", "weights": "safetensors", "sha256": "",
                 "licence": "AGPL-3.0-or-later",
                 "intended_use": "Research: which pattern the cells of one blood film make together, and "
@@ -101,11 +107,12 @@ def main() -> None:
                 "training_data": [f"{len(train)} phantom patients of {options.cells} drawn cells "
                                   "(phantoms.patients); no real patient"],
                 "training": {"recipe": vars(recipe), "split": "by phantom patient"},
-                "metrics": {"measured_on": f"{len(test)} unseen phantom patients", "by_bag_size": rows},
+                "metrics": {"measured_on": f"{len(test)} unseen phantom patients", "by_bag_size": rows,
+                            "of_the_training_s_kind": familiar},
                 "limits": [
-                    "Trained and tested on phantoms: what it says of a real patient is untested",
+                    "Trained and tested on phantoms; cells of real patients are unlike them and are not read",
                     "The patterns and their compositions are made up; real disease is not among them",
-                    "It answers with one of its patterns even where none fits",
+                    "Of cells like those of its training it names one of its patterns even where none fits",
                 ],
                 "parameters": {
                     "features": net.mean.shape[0], "width": recipe.width, "hidden": recipe.hidden,

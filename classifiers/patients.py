@@ -28,13 +28,16 @@ class PatientReading:
 
     probabilities, histogram: (K,) float32 over the patterns, by attention and by the mean class
     probabilities alone; attention: (N,) float32 that sums to 1; votes: (N,) int, the pattern that each
-    cell speaks for most.
+    cell speaks for most; strangeness: how far the median cell lies from those trained on, of which the
+    strangest known bag has `strangeness_limit`.  Above it the other answers mean nothing.
     """
 
     probabilities: np.ndarray
     histogram: np.ndarray
     attention: np.ndarray
     votes: np.ndarray
+    strangeness: float
+    strangeness_limit: float
 
 
 @runtime_checkable
@@ -71,6 +74,8 @@ class PatientNet(nn.Module):
 
     mean: Tensor
     spread: Tensor
+    whitening: Tensor
+    strangeness_limit: Tensor
 
     def __init__(
         self, features: int, cell_classes: int, patterns: int, width: int = 48, hidden: int = 24
@@ -78,6 +83,8 @@ class PatientNet(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("spread", torch.ones(features))
+        self.register_buffer("whitening", torch.eye(features))
+        self.register_buffer("strangeness_limit", torch.tensor(torch.inf))
         self.reduce = nn.Sequential(nn.Dropout(0.2), nn.Linear(features, width), nn.ReLU(), nn.Dropout(0.2))
         self.pooling = AttentionPooling(width, hidden)
         self.head = nn.Linear(width, patterns)
@@ -89,6 +96,15 @@ class PatientNet(nn.Module):
         attention = self.pooling(cells)
         alone = self.head(cells)
         return (attention[:, None] * alone).sum(0), attention, alone  # the head is linear: sums commute
+
+    def strangeness(self, embeddings: Tensor) -> Tensor:
+        """Median over the cells of a bag (N, D) of their Mahalanobis distance to the training cells.
+
+        Divided by the root of D, so that a training cell has about 1 (Lee et al., NeurIPS 2018, equation 2,
+        with one class).
+        """
+        whitened = ((embeddings - self.mean) / self.spread) @ self.whitening.T
+        return whitened.square().mean(1).sqrt().median()
 
     def from_histogram(self, probabilities: Tensor) -> Tensor:
         """Logits (K,) from the mean class probabilities of a bag (N, C), arcsine-square-root scaled."""
@@ -137,9 +153,12 @@ class AttentionReader:
         with torch.inference_mode():
             logits, attention, alone = self._net(torch.from_numpy(embeddings).double())
             histogram = self._net.from_histogram(torch.from_numpy(probabilities).double()).softmax(0)
+            strangeness = float(self._net.strangeness(torch.from_numpy(embeddings).double()))
         return PatientReading(
             probabilities=logits.softmax(0).numpy().astype(np.float32),
             histogram=histogram.numpy().astype(np.float32),
             attention=attention.numpy().astype(np.float32),
             votes=alone.argmax(1).numpy(),
+            strangeness=strangeness,
+            strangeness_limit=float(self._net.strangeness_limit),
         )

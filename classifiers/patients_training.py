@@ -58,6 +58,7 @@ def train_patients(
     )
     net.mean.copy_(cells.mean(0))
     net.spread.copy_(cells.std(0) + 1e-3)
+    learn_the_familiar(net, patients, recipe.smallest_bag)
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     total = recipe.epochs * len(patients)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.learning_rate, total_steps=total)
@@ -79,6 +80,30 @@ def train_patients(
             optimiser.step()
             schedule.step()
     return net.eval()
+
+
+SHRINKAGE = 0.01  # of the covariance towards the identity: a few directions hold nearly all of the spread
+
+
+def learn_the_familiar(net: PatientNet, patients: Sequence[EmbeddedPatient], smallest_bag: int) -> None:
+    """Set what tells bags of the training's kind from others, once mean and spread are set.
+
+    The limit comes from the patients of every third place, which the covariance for it has not seen, in
+    whole bags and in the smallest.
+    """
+
+    def whitening(some: Sequence[EmbeddedPatient]) -> torch.Tensor:
+        cells = torch.from_numpy(np.concatenate([p.embeddings for p in some])).double()
+        scaled = (cells - net.mean) / net.spread
+        own = torch.cov(scaled.T) + SHRINKAGE * torch.eye(scaled.shape[1], dtype=torch.float64)
+        return torch.linalg.inv(torch.linalg.cholesky(own)).float()
+
+    left_out = patients[::3]
+    net.whitening.copy_(whitening([p for i, p in enumerate(patients) if i % 3]))
+    bags = [torch.from_numpy(p.embeddings) for p in left_out]
+    bags += [part for bag in bags for part in bag.split(smallest_bag) if len(part) == smallest_bag]
+    net.strangeness_limit.fill_(max(float(net.strangeness(bag)) for bag in bags))
+    net.whitening.copy_(whitening(patients))
 
 
 def accuracy_by_bag(

@@ -55,8 +55,8 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         doubtful,
         quality,
         overviews,
-        pattern,
-        patient_stage.why_not(run, found),
+        pattern if pattern is not None and pattern.familiar else None,
+        patient_stage.why_not_shown(run, found, pattern),
         explained,
     )
     result = wrap("report", reporting.report)(run, findings)

@@ -17,8 +17,18 @@ def stained_cells(found: tuple[Cell, ...]) -> list[Cell]:
     return [c for c in found if c.modality == "brightfield" and c.stain == "MGG"]
 
 
+def why_not_shown(run: CaseRun, found: tuple[Cell, ...], pattern: PatientPattern | None) -> str | None:
+    """Why the report of this case has no patient-level reading, or None where it has one."""
+    if pattern is None or pattern.familiar:
+        return why_not(run, found)
+    return (
+        f"the {pattern.n_cells} stained cells are unlike those that {pattern.model} learned from (distance "
+        f"{pattern.strangeness:.2f}, it can judge up to {pattern.strangeness_limit:.2f}); see its card"
+    )
+
+
 def why_not(run: CaseRun, found: tuple[Cell, ...]) -> str | None:
-    """Why this case has no patient-level reading, or None where it has one."""
+    """Why this case is not read as a whole, or None where it is."""
     from storage.packages import ModelPackage
     from storage.registry import describe
 

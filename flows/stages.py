@@ -30,7 +30,7 @@ VERSIONS = {
     "staining": 3,
     "classification": 3,
     "explanation": 1,
-    "patient": 1,
+    "patient": 2,
     "sideroblasts": 1,
     "virtual_perls": 2,
     "report": 6,

@@ -53,6 +53,8 @@ def read_patient(
     return PatientPattern(
         model=reader.name,
         n_cells=len(cell_ids),
+        strangeness=round(found.strangeness, 3),
+        strangeness_limit=round(found.strangeness_limit, 3) if np.isfinite(found.strangeness_limit) else None,
         probabilities=shares(found.probabilities),
         histogram=shares(found.histogram),
         top=tuple(

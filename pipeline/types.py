@@ -236,3 +236,11 @@ class PatientPattern(Spec):
     probabilities: dict[str, float]
     histogram: dict[str, float]
     top: tuple[AttendedCell, ...]  # by attention, highest first
+    # Median distance of the cells from those that the reader learned from, and the most it can judge.
+    strangeness: float = 0.0
+    strangeness_limit: float | None = None
+
+    @property
+    def familiar(self) -> bool:
+        """Whether the cells are of the kind that the reader learned from; else its answer means nothing."""
+        return self.strangeness_limit is None or self.strangeness <= self.strangeness_limit

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flows.patient_stage import why_not_shown
 from phantoms.patients import PATTERNS, draw_composition, phantom_patient
 from pipeline.errors import BadInput, BadModelPackage
 
@@ -190,3 +191,38 @@ def test_the_shipped_package_reads_the_shipped_classifier():
     assert reader.card.parameters["cell_classes"] == list(classifier.card.classes)
     assert set(reader.card.classes) == set(PATTERNS)
     assert "phantom" in reader.card.metrics["measured_on"]
+
+
+def test_cells_unlike_those_learned_from_are_not_read_and_the_reason_is_told(reader):
+    from pipeline.patients import read_patient
+
+    def reading(embeddings):
+        bag = few_cells_decide(7)[0]
+        ids = [f"c{i:02d}" for i in range(len(embeddings))]
+        return read_patient(ids, embeddings, bag.probabilities, reader, top_cells=2)
+
+    for patient in few_cells_decide(8, patients=12):
+        assert reading(patient.embeddings).familiar
+    other = few_cells_decide(7)[0].embeddings + 3.0
+    assert not reading(other).familiar
+    # The order of features says what a cell is: the same numbers in other places are another kind of cell.
+    assert not reading(np.roll(few_cells_decide(7)[0].embeddings, 4, axis=1)).familiar
+    said = why_not_shown(None, (), reading(other))
+    assert "unlike those that patterns learned from" in said
+
+
+def test_the_shipped_reader_knows_its_phantoms_from_noise():
+    from pipeline.settings import Settings
+    from storage.registry import load
+
+    own = Settings()
+    reader, classifier = (
+        load("patient-classifier", own.patients.model),
+        load("classifier", own.classification.classifier),
+    )
+    patient = phantom_patient("unremarkable", 12, np.random.default_rng(77))
+    embeddings, probabilities = classifier.bag(patient.patches, 0.1)
+    known = reader.read(embeddings, probabilities)
+    noise = np.random.default_rng(1).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
+    strange = reader.read(*classifier.bag(noise, 0.1))
+    assert known.strangeness <= known.strangeness_limit < strange.strangeness
