@@ -107,15 +107,27 @@ def _rotate_hue(image: Tensor, angle: Tensor) -> Tensor:
 
 
 def optics(images: Tensor, strength: Augmentation, generator: torch.Generator) -> Tensor:
-    """Defocus or a coarser scanner, sensor noise, and an erased square."""
+    """Defocus or a coarser scanner, sensor noise, and an erased square.
+
+    How coarse and how blurred is drawn once a batch, relative to the side of the view: down to about 32
+    pixels across, and to a blur of a sixtieth of the side.
+    """
     n, _, h, w = images.shape
     kinds = torch.rand(n, generator=generator)
-    coarse = F.avg_pool2d(images, 2, ceil_mode=True, count_include_pad=False)
-    coarse = F.interpolate(coarse, (h, w), mode="bilinear", align_corners=False)
-    smooth = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    pick = kinds[:, None, None, None]
-    images = torch.where(pick < strength.blur / 3, coarse, images)
-    images = torch.where((pick >= strength.blur / 3) & (pick < strength.blur), smooth, images)
+    if strength.blur > 0:
+        least, most = 0.5, max(0.8, h / 60)
+        across = max(8, int(h / float(_uniform(1, 1.5, max(2.0, h / 32), generator))))
+        sigma = float(_uniform(1, least, most, generator))
+        rough = torch.nonzero(kinds < strength.blur / 2).flatten()
+        soft = torch.nonzero((kinds >= strength.blur / 2) & (kinds < strength.blur)).flatten()
+        images = images.clone()
+        if len(rough):
+            coarse = F.interpolate(
+                images[rough], (across, across), mode="bilinear", align_corners=False, antialias=True
+            )
+            images[rough] = F.interpolate(coarse, (h, w), mode="bilinear", align_corners=False)
+        if len(soft):
+            images[soft] = _blurred(images[soft], sigma)
     if strength.noise > 0:
         level = _uniform(n, 0, strength.noise, generator)[:, None, None, None]
         images = images + torch.randn(images.shape, generator=generator) * level
@@ -129,6 +141,16 @@ def optics(images: Tensor, strength: Augmentation, generator: torch.Generator) -
             square = images[i, :, y : y + size[i], x : x + size[i]]
             square[:] = square.mean((1, 2), keepdim=True)
     return images.clamp(0, 1)
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    """Images (B, C, H, W) after a Gaussian of `sigma` pixels."""
+    reach = max(1, int(3 * sigma))
+    line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+    line = (line / line.sum()).expand(images.shape[1], 1, -1)
+    padded = F.pad(images, (reach,) * 4, mode="replicate")
+    rows = F.conv2d(padded, line[:, :, None, :], groups=images.shape[1])
+    return F.conv2d(rows, line[:, :, :, None], groups=images.shape[1])
 
 
 def augment(

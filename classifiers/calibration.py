@@ -133,6 +133,7 @@ def finish_package(
         "zoom": recipe.zoom,
         "views": recipe.views,
         "view_um": 33.0,
+        "nuclear_hue": recipe.nuclear_hue,
         "locator": net.locator is not None,
         "none_output": net.none_output,
         "components": net.familiarity.projection.shape[1],

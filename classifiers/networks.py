@@ -17,6 +17,7 @@ BACKBONES: dict[str, int] = {
     "resnet34": 32,
     "resnext50_32x4d": 32,
     "inception_resnet_v2": 96,
+    "tf_efficientnet_lite0": 32,  # for a CPU, too, with weights of ImageNet (classifiers/imagenet.py)
 }
 
 
@@ -31,7 +32,12 @@ def build_backbone(backbone: str, outputs: int, drop_rate: float = 0.0) -> nn.Mo
         return ResNet(
             BasicBlock, (2, 2, 2, 2), channels=(32, 64, 128, 256), stem_type="deep", stem_width=16, **kwargs
         )
-    return timm.create_model(backbone, pretrained=False, **kwargs)
+    network = timm.create_model(backbone, pretrained=False, **kwargs)
+    if backbone.startswith("tf_efficientnet") and outputs:
+        # TensorFlow's rule draws the last layer by its few outputs: logits of several units before any step,
+        # which would cost a pretrained network what it knows.
+        nn.init.normal_(network.get_classifier().weight, std=0.01)
+    return network
 
 
 class Locator(nn.Module):

@@ -219,6 +219,14 @@ def pretrain_backbone(
     return notes
 
 
+def how_pretrained(path: Path) -> dict[str, Any] | str:
+    """What the notes of a pretraining folder say; the name where there are none."""
+    import json
+
+    notes = path / NOTES
+    return json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else path.name
+
+
 def read_backbone(path: Path) -> dict[str, Tensor]:
     """The weights of a pretraining folder or file; raises BadInput where there are none."""
     from safetensors import SafetensorError

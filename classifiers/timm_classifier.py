@@ -1,7 +1,8 @@
 """Cell classifiers on timm backbones, behind the `Classifier` protocol.
 
 The card's `parameters` say everything that the weights do not: `backbone`, `temperature`, `views`,
-`zoom`, `view_um`, `min_confidence`, `locator`, `none_output`, `components`.  Floating weights may be
+`zoom`, `view_um`, `nuclear_hue`, `min_confidence`, `locator`, `none_output`,
+`components`.  Floating weights may be
 stored as float16 to keep a package small; they are widened on loading, names and shapes must fit exactly.
 """
 
@@ -15,7 +16,15 @@ import torch
 from classifiers.base import AttributionInput, Classified
 from classifiers.networks import BACKBONES, CellNet
 from classifiers.taxonomy import CELL_TYPES
-from classifiers.views import LOCATOR_PX, balance, crop_square, dihedral, field_of_view, white_point
+from classifiers.views import (
+    LOCATOR_PX,
+    anchored,
+    balance,
+    crop_square,
+    dihedral,
+    field_of_view,
+    white_point,
+)
 from pipeline.errors import BadInput, BadModelPackage
 
 if TYPE_CHECKING:
@@ -46,6 +55,7 @@ class TimmClassifier:
         self.views = int(parameters.get("views", 4))
         self.zoom = float(parameters.get("zoom", 1.7))
         self.view_um = float(parameters.get("view_um", 33.0))
+        self.nuclear_hue: float | None = parameters.get("nuclear_hue")
         self.min_confidence = float(parameters.get("min_confidence", 0.5))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = net.eval().to(self._device)
@@ -101,14 +111,17 @@ class TimmClassifier:
         return x, y, share * side
 
     def view(self, patch: np.ndarray, pixel_size_um: float | None) -> torch.Tensor:
-        """The view (3, S, S) in [0, 1], white-balanced, in which a patch's cell is named."""
-        x, y, side = self.frame(patch, pixel_size_um)
-        return balance(crop_square(patch, x, y, side, self.input_px), white_point(patch))
+        """The view (3, S, S) in [0, 1], light and dye made even, in which a patch's cell is named."""
+        return self._seen(patch, self.frame(patch, pixel_size_um))
+
+    def _seen(self, patch: np.ndarray, frame: tuple[float, float, float]) -> torch.Tensor:
+        view = balance(crop_square(patch, *frame, self.input_px), white_point(patch))
+        return view if self.nuclear_hue is None else anchored(view, 1 / self.zoom, self.nuclear_hue)
 
     def attribution_input(self, patch: np.ndarray, pixel_size_um: float | None) -> AttributionInput:
         """See `classifiers.base.Explainable`."""
         frame = self.frame(patch, pixel_size_um)
-        view = balance(crop_square(patch, *frame, self.input_px), white_point(patch))
+        view = self._seen(patch, frame)
 
         def probabilities(views: torch.Tensor) -> torch.Tensor:
             copies = torch.cat([dihedral((v - self._mean) / self._std, self.views) for v in views])

@@ -23,7 +23,7 @@ from classifiers.networks import CellNet
 from classifiers.recipes import RECIPES, Recipe
 from classifiers.sources import Sample, level_classes, read_image, to_level
 from classifiers.timm_classifier import MAX_OFFSET, MAX_SIDE, MAX_VIEW, MIN_SIDE, MIN_VIEW
-from classifiers.views import LOCATOR_PX, balance, crop_square, white_point
+from classifiers.views import LOCATOR_PX, anchored, balance, crop_square, white_point
 from pipeline.errors import BadInput
 
 __all__ = ["MEAN", "RECIPES", "STD", "CellSet", "Recipe", "cell_set", "fit", "train_classifier"]
@@ -62,6 +62,8 @@ def cell_set(samples: Sequence[Sample], recipe: Recipe, net: CellNet | None = No
         x, y, view = place(sample, image, white, recipe.zoom, net)
         side = view * margin
         crop = balance(crop_square(image, x, y, side, recipe.cached_px), white)
+        if recipe.nuclear_hue is not None:
+            crop = anchored(crop, 1 / (recipe.zoom * margin), recipe.nuclear_hue)
         images.append((crop * 255).round().byte())
         views.append(view / side)
         labels.append(classes.index(label) if label in classes else -1)
@@ -274,8 +276,8 @@ def train_classifier(
 
     `data`: a folder that `reader` (default: the recipe's) takes, or samples.  `holdout` is the share of
     groups (patients where they are known) kept from training, on which temperature, familiarity and metrics
-    are computed.  `locator` are a trained locator's weights, `start` a backbone pretrained without labels
-    (`classifiers.pretraining`).  Raises BadInput where the data cannot be used.
+    are computed.  `locator` are a trained locator's weights, `start` a pretrained backbone
+    (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used.
     """
     from dataclasses import replace
 
@@ -301,7 +303,7 @@ def train_classifier(
     if net.locator is not None and locator is not None:
         net.locator.load_state_dict(locator)
     if start is not None:
-        from classifiers.pretraining import read_backbone, start_from
+        from classifiers.pretraining import how_pretrained, read_backbone, start_from
 
         start_from(net.network, read_backbone(start), str(start))
     cells = cell_set([samples[i] for i in train], recipe, net)
@@ -322,7 +324,7 @@ def train_classifier(
         "recipe": asdict(recipe),
         "trained_cells": len(cells.labels),
         "holdout": holdout,
-        "pretrained": None if start is None else start.name,
+        "pretrained": None if start is None else how_pretrained(start),
     }
     if isinstance(data, Path):
         source = reader_of(name_of_reader)

@@ -11,6 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOCATOR_PX = 64
+# What the densest part of a cell, its nucleus, is brought to: optical density in red, green and blue, that of
+# a well stained May-Grünwald-Giemsa nucleus.
+NUCLEAR_DENSITY = (1.25, 1.60, 0.75)
+DENSEST = 0.12  # share of the cell's square that is surely nucleus
 
 
 def reflected(start: int, size: int, length: int) -> np.ndarray:
@@ -47,6 +51,29 @@ def white_point(image: np.ndarray) -> Tensor:
 def balance(view: Tensor, white: Tensor) -> Tensor:
     """A view (..., 3, H, W) with its background's light taken out."""
     return (view / white[:, None, None]).clamp(0, 1)
+
+
+def anchored(view: Tensor, cell_share: float, hue: float) -> Tensor:
+    """A white-balanced view (3, H, W) whose nucleus has `NUCLEAR_DENSITY`, whatever the amount of dye.
+
+    Glass and nucleus are the two colours that every stained cell has: the first is taken out by `balance`,
+    the second here, by a gain of the optical densities (dye adds in them).  `cell_share` is the cell's side
+    as a share of the view's; `hue` says how far the gains of red, green and blue may differ: 0 one gain for
+    all, 1 each its own, which also turns the colours of eosin.  Gains are bounded, so that what has no
+    nucleus (a platelet, a red cell) is not made one.
+    """
+    density = -view.clamp(min=1 / 255).log()
+    size = view.shape[-1]
+    half = 0.45 * cell_share * size
+    low, high = max(0, int(size / 2 - half)), min(size, int(size / 2 + half) + 1)
+    middle = density[:, low:high, low:high].reshape(3, -1)
+    densest = middle.sum(0).topk(max(4, int(DENSEST * middle.shape[1]))).indices
+    nucleus = middle[:, densest].median(1).values
+    wanted = torch.tensor(NUCLEAR_DENSITY)
+    amount = (wanted.sum() / nucleus.sum().clamp(min=0.3)).clamp(0.5, 3.0)
+    each = (wanted / nucleus.clamp(min=0.1)).clamp(0.4, 5.0)
+    gain = amount ** (1 - hue) * each**hue
+    return (-(density * gain[:, None, None])).exp()
 
 
 def field_of_view(

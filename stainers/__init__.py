@@ -45,6 +45,7 @@ def _normalizer(package: Any) -> Any:
 for _architecture, _summary in (
     ("macenko", "classical normalizer: two stains found in optical density (Macenko 2009)"),
     ("reinhard", "classical normalizer: mean and deviation in l-alpha-beta (Reinhard 2001)"),
+    ("landmarks", "normalizer: one map of optical density, from nucleus to nucleus, cytoplasm to cytoplasm"),
 ):
     register("stainer", _architecture, licence="AGPL-3.0-or-later", summary=_summary)(_normalizer)
 

@@ -63,7 +63,7 @@ FAMILIES: dict[str, Family] = {
             "stainers.normalizer_training:train_folder",
             "stainers.normalizer_training:train_set",
         )
-        for name in ("macenko", "reinhard")
+        for name in ("macenko", "reinhard", "landmarks")
     },
 }
 

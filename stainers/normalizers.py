@@ -1,4 +1,4 @@
-"""Classical stain normalizers, the baselines: Macenko's and Reinhard's, fitted to a target stain.
+"""Normalizers that are fitted and not trained: Macenko's and Reinhard's, and one by landmarks of the cell.
 
 Own code rather than a library's: a field has to be measured as a whole and coloured in tiles, and the
 libraries do both in one call.
@@ -22,6 +22,8 @@ from pipeline.errors import BadInput, BadModelPackage
 from stainers.base import Stained
 from stainers.cell_sets import Cells
 from stainers.data import glass_and_red_cell
+from stainers.landmarks import SIZE as LANDMARKS
+from stainers.landmarks import density, landmarks_apply, landmarks_measure
 from stainers.patch_stainer import Patch, checked_patches, target_index, to_uint8
 from stainers.picture_stainer import rgb_uint8
 
@@ -66,8 +68,8 @@ def macenko_measure(rgb: Array) -> Array:
     numbers (NaN), and only its glass is known.
     """
     glass = np.clip(np.asarray(glass_and_red_cell(rgb)[0]), 8.0, 255.0)
-    density = _density(rgb, glass).reshape(-1, 3)
-    stained = density[(density > STAINED_DENSITY).any(axis=1)]
+    dense = density(rgb, glass).reshape(-1, 3)
+    stained = dense[(dense > STAINED_DENSITY).any(axis=1)]
     nothing = np.concatenate([glass, np.full(8, np.nan)])
     if len(stained) < FEWEST_STAINED:
         return nothing
@@ -94,32 +96,39 @@ def macenko_measure(rgb: Array) -> Array:
 def macenko_apply(rgb: Array, source: Array, target: Array) -> Array:
     """(H, W, 3) uint8 -> colour in [0, 1]; without stains of its own an image is unmixed by the target's."""
     known = source if np.isfinite(source).all() else np.concatenate([source[:3], target[3:]])
-    amounts = _amounts(_density(rgb, known[:3]).reshape(-1, 3), known[3:9].reshape(2, 3))
+    amounts = _amounts(density(rgb, known[:3]).reshape(-1, 3), known[3:9].reshape(2, 3))
     amounts = amounts * (target[9:] / known[9:])
     return np.asarray(target[:3] / 255.0 * 10.0 ** -(amounts @ target[3:9].reshape(2, 3))).reshape(rgb.shape)
 
 
-def _density(rgb: Array, glass: Array) -> Array:
-    return np.asarray(-np.log10((rgb.astype(np.float64) + 1.0) / (glass + 1.0)))
-
-
-def _amounts(density: Array, stains: Array) -> Array:
+def _amounts(dense: Array, stains: Array) -> Array:
     """Amounts (n, 2) of two stains (2, 3) in densities (n, 3), least squares, none below zero."""
-    return np.maximum(density @ np.linalg.pinv(stains), 0.0)
+    return np.maximum(dense @ np.linalg.pinv(stains), 0.0)
 
 
 @dataclass(frozen=True)
 class Method:
-    """How an image is measured, and how it is coloured by its own and the target's measures."""
+    """How an image is measured, and how it is coloured by its own and the target's measures.
+
+    `by_stain`: of the image's own measures only the glass (the first three) is used; the rest is the mean of
+    the source's images, so that what differs between cells stays.
+    """
 
     measure: Callable[[Array], Array]
     apply: Callable[[Array, Array, Array], Array]
     size: int
+    by_stain: bool = False
+    needed: int | None = None  # how many of the measures the target must have [all]
+
+    def source_of(self, own: Array, mean: Array) -> Array:
+        """The source measures that `apply` gets for an image."""
+        return np.concatenate([own[:3], mean[3:]]) if self.by_stain else own
 
 
 METHODS = {
     "reinhard": Method(reinhard_measure, reinhard_apply, 6),
     "macenko": Method(macenko_measure, macenko_apply, 11),
+    "landmarks": Method(landmarks_measure, landmarks_apply, LANDMARKS, by_stain=True, needed=6),
 }
 
 
@@ -142,14 +151,16 @@ def fit(method: str, source: Sequence[Array], target: Sequence[Array]) -> Fit:
     """Fit to training images (H, W, 3) uint8: the median of the target's measures, the source's spread."""
     measure = METHODS[method].measure
     wanted, seen = (np.stack([measure(rgb_uint8(i)) for i in images]) for images in (target, source))
-    if not np.isfinite(wanted).all(axis=1).any():
-        raise BadInput(f"{method}: no target image shows two stains; fit to stained images.")
+    if not np.isfinite(wanted[:, : METHODS[method].needed]).all(axis=1).any():
+        raise BadInput(f"{method}: no target image shows stained cells; fit to stained images.")
     known = np.isfinite(seen)
     count = np.maximum(known.sum(axis=0), 1)  # what no source image has, a DIC its stains, stays at 0 and 1
     mean = np.where(known, seen, 0.0).sum(axis=0) / count
     std = np.sqrt((np.where(known, seen - mean, 0.0) ** 2).sum(axis=0) / count) + 1e-3
     std = np.where(known.any(axis=0), std, 1.0)
-    draft = Fit(np.nanmedian(wanted, axis=0), mean, std, 1.0)
+    # Zero stands for what no target image has, too.
+    middle = [np.median(c[np.isfinite(c)]) if np.isfinite(c).any() else 0.0 for c in wanted.T]
+    draft = Fit(np.asarray(middle), mean, std, 1.0)
     far = float(np.percentile(draft.distance(seen), 99))
     return Fit(draft.target, mean, std, max(far, 0.5))
 
@@ -206,7 +217,8 @@ class NormalizerField:
 
     def tile(self, y: int, x: int, height: int, width: int) -> Patch:
         part = self.image[y : y + height, x : x + width]
-        colour = self.stainer.method.apply(part, self.measured, self.stainer.fitted.target)
+        fitted, method = self.stainer.fitted, self.stainer.method
+        colour = method.apply(part, method.source_of(self.measured, fitted.source_mean), fitted.target)
         beyond = np.abs(colour - np.clip(colour, 0, 1)).mean(axis=-1)
         return np.clip(colour, 0, 1), np.minimum(beyond, 1.0).astype(np.float32), self.measured
 

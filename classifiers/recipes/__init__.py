@@ -31,6 +31,8 @@ class Recipe:
     start_px: int | None = None  # views grow from here to input_px over the first 60 % of the epochs
     cached_px: int = 160
     zoom: float = 1.7  # side of the view, in sides of the cell
+    # Nuclei are brought to one density (`views.anchored`): 0 by one gain, 1 also in hue; None: as it is.
+    nuclear_hue: float | None = None
     epochs: int = 40
     batch: int = 32
     learning_rate: float | None = 2e-3

