@@ -131,11 +131,14 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=None, help="Page whose tables are written again.")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    from storage.packages import find_package
     from storage.registry import load
 
     model = load("classifier", options.model)
     samples = read_cells(DATA, "project")
-    held = [samples[i] for i in split_by_group(samples, 0.15, 0)[1]]
+    package = find_package(options.model)
+    training = package.card.training
+    held = [samples[i] for i in split_by_group(samples, training["holdout"], training["seed"])[1]]
     cells = [s for s in held if to_level(s.label) in model.classes]
     truth = np.array([model.classes.index(to_level(s.label)) for s in cells])
     sources = np.array([s.source for s in cells])

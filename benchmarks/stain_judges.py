@@ -38,9 +38,6 @@ class Boxed:
         chosen = [i for i, s in enumerate(self.cells.splits) if s in splits]
         return Boxed(self.cells.take(chosen), tuple(self.boxes[i] for i in chosen))
 
-    def first(self, n: int) -> Boxed:
-        return Boxed(self.cells.take(range(min(n, len(self.boxes)))), self.boxes[:n])
-
 
 def stained_cells(data: Path, scale: dict[str, float] | None = None, size_px: int = 0) -> dict[str, Cells]:
     """Both stains with the four classes, at their own scale or another; splits by image, the same always."""

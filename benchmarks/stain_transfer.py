@@ -59,7 +59,6 @@ WORK_SCALE = {"tecom": 48 / 120, "cellavision": 48 / 120 * 73 / 152}  # of the g
 WORK_PX = 48
 EPOCHS = (2, 4, 6)  # of the CycleGAN, looked at as in the paper
 COLOUR_STEPS = 160
-SEEN = 60  # cells of the training and validation parts by which an epoch is chosen
 
 
 def cyclegan_recipe(seed: int) -> CycleGanRecipe:
@@ -139,10 +138,10 @@ class Benchmark:
             self.rows = json.loads(self.path.read_text())
 
     def part(self, stain: str, part: str) -> Boxed:
-        """The test cells of a stain, or `SEEN` of the others, by which an epoch is chosen."""
+        """The test cells of a stain, or all others, by which a transfer is chosen."""
         if part == "test":
             return self.boxed[stain].part("test")
-        return self.boxed[stain].part("train", "validation").first(SEEN)
+        return self.boxed[stain].part("train", "validation")
 
     def judge(
         self, arm: str, source: str, target: str, transfer: Transfer | None, judges: Sequence[Judge]
