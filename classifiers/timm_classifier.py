@@ -59,6 +59,7 @@ class TimmClassifier:
         self.min_confidence = float(parameters.get("min_confidence", 0.5))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = net.eval().to(self._device)
+        self._net.network.to(memory_format=torch.channels_last)  # depthwise convolutions take half the time
         self._mean = torch.tensor(mean)[:, None, None]
         self._std = torch.tensor(std)[:, None, None]
 
