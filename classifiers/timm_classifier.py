@@ -138,7 +138,10 @@ class TimmClassifier:
             return self._net.embed(((views - self._mean) / self._std).to(self._device)).cpu().numpy()
 
     def as_judge(self) -> dict[str, Any]:
-        """The network and how it looks at images, for losses that ask what it makes of them."""
+        """The network and how it looks at images, for losses that ask what it makes of them.
+
+        Such a loss gives it whole patches, neither centred on the cell nor brought to one nuclear density.
+        """
         return {
             "network": self._net.network,
             "input_px": self.input_px,
