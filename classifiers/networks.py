@@ -150,8 +150,12 @@ class CellNet(nn.Module):
         classes = out[:, : self.classes]
         return classes, out[:, -1] - classes.logsumexp(1)
 
-    def fine_layer(self, input_px: int, least_px: int = 5) -> nn.Module:
-        """The deepest stage whose features are still `least_px` wide, for Grad-CAM."""
+    def fine_layer(self, input_px: int, least_px: int = 4) -> nn.Module:
+        """The deepest stage whose features are still `least_px` wide, for Grad-CAM.
+
+        A deep stage knows the class, a shallow one the edges: of EfficientNet-Lite0 at 128 px the last stage
+        (4 px) explains names far better than the one before (8 px).
+        """
         stages = [f for f in self.network.feature_info if input_px / f["reduction"] >= least_px]
         return self.network.get_submodule(stages[-1]["module"])
 

@@ -29,7 +29,7 @@ VERSIONS = {
     "patches": 1,
     "staining": 3,
     "classification": 3,
-    "explanation": 1,
+    "explanation": 2,
     "patient": 2,
     "sideroblasts": 1,
     "virtual_perls": 2,

@@ -63,7 +63,7 @@ def test_a_public_set_is_trained_on_and_its_held_out_part_measured(pbc, smears, 
     card = read_package(out).card
     assert card.classes == ("immature_granulocyte", "lymphocyte", "neutrophil")
     assert "Acevedo" in card.training_data[0]
-    assert "SimCLR" in card.training["pretrained"]["method"]
+    assert card.training["pretrained"] == json.loads((tmp_path / "b" / "pretraining.json").read_text())
     assert card.parameters["locator"]
     run(
         *("evaluate", "classifier", pbc, "--model", out, "--out", tmp_path / "e", "--reader", "pbc-8"),
