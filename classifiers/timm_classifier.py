@@ -1,9 +1,9 @@
 """Cell classifiers on timm backbones, behind the `Classifier` protocol.
 
 The card's `parameters` say everything that the weights do not: `backbone`, `temperature`, `views`,
-`zoom`, `view_um`, `nuclear_hue`, `min_confidence`, `locator`, `none_output`,
-`components`.  Floating weights may be
-stored as float16 to keep a package small; they are widened on loading, names and shapes must fit exactly.
+`zoom`, `view_um`, `nuclear_hue`, `min_confidence`, `locator`, `none_output`, `components`.  Floating weights
+may be stored as float16 to keep a package small; they are widened on loading, names and shapes must fit
+exactly.
 """
 
 from __future__ import annotations

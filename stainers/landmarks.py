@@ -29,6 +29,11 @@ RING = 0.2  # width, in roots of the largest nucleus's area
 RIDGE = 3e-4
 
 
+def glass_of(rgb: Array) -> Array:
+    """(3,): the colour of an image's empty glass, 0 to 255, never so dark that densities lose their sense."""
+    return np.clip(np.asarray(glass_and_red_cell(rgb)[0]), 8.0, 255.0)
+
+
 def density(rgb: Array, glass: Array) -> Array:
     """Optical density (..., 3), base 10, of colours (..., 3) of 0 to 255 against the glass (3,)."""
     return np.asarray(-np.log10((rgb.astype(np.float64) + 1.0) / (glass + 1.0)))
@@ -42,7 +47,7 @@ def landmarks_measure(rgb: Array) -> Array:
     """
     import cv2
 
-    glass = np.clip(np.asarray(glass_and_red_cell(rgb)[0]), 8.0, 255.0)
+    glass = glass_of(rgb)
     found = np.concatenate([glass, np.full(6, np.nan)])
     dense = density(rgb, glass)
     total = dense.sum(axis=-1)

@@ -21,9 +21,8 @@ import numpy as np
 from pipeline.errors import BadInput, BadModelPackage
 from stainers.base import Stained
 from stainers.cell_sets import Cells
-from stainers.data import glass_and_red_cell
 from stainers.landmarks import SIZE as LANDMARKS
-from stainers.landmarks import density, landmarks_apply, landmarks_measure
+from stainers.landmarks import density, glass_of, landmarks_apply, landmarks_measure
 from stainers.patch_stainer import Patch, checked_patches, target_index, to_uint8
 from stainers.picture_stainer import rgb_uint8
 
@@ -67,7 +66,7 @@ def macenko_measure(rgb: Array) -> Array:
     An image with next to no stained pixels, or without colour, has no two stains: its vectors are not
     numbers (NaN), and only its glass is known.
     """
-    glass = np.clip(np.asarray(glass_and_red_cell(rgb)[0]), 8.0, 255.0)
+    glass = glass_of(rgb)
     dense = density(rgb, glass).reshape(-1, 3)
     stained = dense[(dense > STAINED_DENSITY).any(axis=1)]
     nothing = np.concatenate([glass, np.full(8, np.nan)])
