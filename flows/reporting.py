@@ -192,7 +192,8 @@ def report_mark(run: CaseRun, findings: Findings) -> str:
     models = [(m.name, m.version, m.sha256) for m in models_used(run, findings)]
     return fingerprint(
         "report",
-        stages.VERSIONS["report"],
+        # Of every stage: where one draws another picture of the same values, the page is made anew.
+        stages.VERSIONS,
         version("smearflow"),
         findings,
         models,

