@@ -1,11 +1,13 @@
 """Train the shipped leukocyte detectors from the real images of SMEARFLOW_DATA.
 
-    python benchmarks/detection_weights.py OUT_DIR [--modality brightfield or dic]
+    python benchmarks/detection_weights.py OUT_DIR --start WHEEL [--modality brightfield or dic]
 
-Brightfield, in three stages: `smears` as labelled; the same after a review of the labels by the first
-stage and the classical detector, with the single cells of `wbc-masks` (70 %) added; a short last stage
-with little augmentation.  DIC: from the first stage's weights, on DIC computed from the stained images
-(phantoms.optics, optics drawn at random for every piece).  Each stage resumes where it was stopped.
+WHEEL holds COCO's weights of the network (`detectors.coco`); without it training starts from random weights
+and needs more epochs.  Brightfield, in three stages: `smears` as labelled; the same after a review of the
+labels by the first stage and the classical detector, with the single cells of `wbc-masks` (70 %) added; a
+short last stage with little augmentation.  DIC: on DIC computed from the stained images (phantoms.optics,
+optics drawn at random for every piece), images with small leukocytes twice as often, and a short last stage
+likewise.  Each stage resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import csv
 import os
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20261121
@@ -50,15 +53,25 @@ def reviewed_parts(data: Path, first_stage: Path, out: Path) -> dict[str, list]:
     return {"train": reviewed, "val": parts["val"], "test": parts["test"]}
 
 
+def has_small_leukocyte(sample: Any) -> bool:
+    """Whether the image shows a whole leukocyte under 11.5 µm, easily taken for a red cell in DIC."""
+    from detectors.datasets import sides_px
+
+    sides = sides_px(sample.of(0)) * sample.pixel_size_um
+    return bool(((sides > 7) & (sides < 11.5)).any())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--modality", choices=("brightfield", "dic"), default="brightfield")
-    parser.add_argument("--first", type=int, default=36, help="epochs of the first stage")
-    parser.add_argument("--second", type=int, default=13, help="epochs on reviewed labels, or of DIC")
-    parser.add_argument("--last", type=int, default=5, help="epochs of the gentle stage (brightfield)")
+    parser.add_argument("--start", type=Path, help="wheel with COCO's weights [random weights]")
+    parser.add_argument("--first", type=int, default=40, help="epochs of the first stage")
+    parser.add_argument("--second", type=int, default=13, help="epochs on reviewed labels")
+    parser.add_argument("--dic", type=int, default=110, help="epochs on computed DIC")
+    parser.add_argument("--last", type=int, default=8, help="epochs of the gentle stage")
     arguments = parser.parse_args()
     from detectors.datasets import read_yolo_folder, split
     from detectors.training import FRACTIONS, Recipe, train
@@ -68,13 +81,19 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     first = out / "first"
     parts = split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)
-    train(parts, first, Recipe(epochs=arguments.first), resume=True)
+    train(parts, first, Recipe(epochs=arguments.first), start=arguments.start, resume=True)
     parts = reviewed_parts(data, first / "best.pt", out)
     if arguments.modality == "dic":
         # Pieces of 120 px of a yellow rapid stain show too little glass to compute DIC from.
         parts["train"] = [s for s in parts["train"] if s.source != "tecom"]
-        recipe = Recipe(modality="dic", epochs=arguments.second, learning_rate=1.5e-3, warmup_steps=60)
-        train(parts, out / "dic", recipe, start=first / "best.pt", resume=True)
+        parts["train"] += [s for s in parts["train"] if has_small_leukocyte(s)]
+        recipe = Recipe(modality="dic", epochs=arguments.dic, strength=0.6)
+        train(parts, out / "dic", recipe, start=arguments.start, resume=True)
+        gentle = Recipe(
+            modality="dic", epochs=arguments.last, learning_rate=5e-4, warmup_steps=20, strength=0.3,
+            ema_decay=0.99, seed=7,
+        )  # fmt: skip
+        train(parts, out / "dic-last", gentle, start=out / "dic" / "best.pt", resume=True)
         return
     recipe = Recipe(epochs=arguments.second, learning_rate=1.2e-3, warmup_steps=60)
     train(parts, out / "second", recipe, start=first / "best.pt", resume=True)

@@ -17,16 +17,8 @@ from classifiers import taxonomy
 from pipeline import statistics as st
 from pipeline.counting_iron import count_sideroblasts
 from pipeline.errors import BadInput
-from pipeline.result import (
-    Differential,
-    Excluded,
-    MeRatio,
-    Method,
-    NotAssessed,
-    Per100Wbc,
-    Row,
-    Sideroblasts,
-)
+from pipeline.result import Method, NotAssessed
+from pipeline.result_counts import Differential, Excluded, MeRatio, Per100Wbc, Row, Sideroblasts
 from pipeline.settings import CountingSettings
 from pipeline.types import Case, Cell, CellClass
 

@@ -6,13 +6,8 @@ from collections.abc import Sequence
 
 from pipeline import statistics as st
 from pipeline.reader_error import ReaderErrors, corrected_estimate, corrected_interval, more_cells
-from pipeline.result import (
-    LimitStanding,
-    NotAssessed,
-    ReaderAgreement,
-    ReaderInterval,
-    Sideroblasts,
-)
+from pipeline.result import NotAssessed
+from pipeline.result_counts import LimitStanding, ReaderAgreement, ReaderInterval, Sideroblasts
 from pipeline.settings import CountingSettings
 from pipeline.sideroblasts import measured_errors
 from pipeline.types import Case, Cell, CellClass

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pipeline import statistics as st
 from pipeline.counting_iron import standing
 from pipeline.flags_facts import Facts, Finding
-from pipeline.result import LimitStanding
+from pipeline.result_counts import LimitStanding
 
 OOD_PERCENTILE = 0.99
 UNIDENTIFIED_MAX = 0.05

@@ -21,21 +21,18 @@ from pipeline.report_virtual import evidence_of, virtual_galleries
 from pipeline.result import (
     CardSummary,
     CaseInfo,
-    ClassP,
     Gallery,
     GalleryCell,
     InputFile,
     ModelInfo,
     NotAssessed,
-    PatientCell,
-    PatientLevel,
-    PatternShare,
     ProblemReport,
     Result,
     Review,
     Software,
     Status,
 )
+from pipeline.result_counts import ClassP, PatientCell, PatientLevel, PatternShare
 from pipeline.settings import Settings
 from pipeline.types import Case, Cell, CellClass, PatientPattern
 from pipeline.virtual_perls import with_support

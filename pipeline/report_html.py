@@ -28,7 +28,8 @@ from pipeline.report_images import (
     encode_within,
 )
 from pipeline.report_slides import SlidePicture, slide_views
-from pipeline.result import Gallery, GalleryCell, PatientCell, Result, Row
+from pipeline.result import Gallery, GalleryCell, Result
+from pipeline.result_counts import PatientCell, Row
 from pipeline.settings import ReportSettings
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.errors import BadModelPackage
 from pipeline.reader_error import ReaderErrors, corrected_estimate, corrected_interval
-from pipeline.result import Sideroblasts, VirtualSupport
+from pipeline.result_counts import Sideroblasts, VirtualSupport
 from pipeline.settings import CountingSettings
 from pipeline.statistics import clopper_pearson, spans
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from stainers.pair_sources import Pair
+
+torch = pytest.importorskip("torch")
 
 
 def dic_image(height: int, width: int, n_cells: int, seed: int, noise: float = 2.0) -> np.ndarray:
@@ -51,3 +56,70 @@ def smear_folder(root: Path, n_per_domain: int = 3, seed: int = 0) -> Path:
             cv2.imwrite(str(root / "images" / "train" / f"{stem}.jpg"), image)
             (root / "labels" / "train" / f"{stem}.txt").write_text("\n".join(rows))
     return root
+
+
+TARGETS = ("bccd", "raabin")
+
+
+def stained_of(dic: np.ndarray, colour=(0.9, 0.7, 0.8)) -> np.ndarray:
+    """A made-up stain (H, W, 3) of DIC (H, W, 1): smooth, coloured."""
+    import cv2
+
+    smooth = cv2.GaussianBlur(dic[..., 0].astype(np.float32), (0, 0), 3)
+    return np.clip(smooth[..., None] * np.asarray(colour) + 40, 0, 255).astype(np.uint8)
+
+
+class FakeStainer:
+    """Stains as `stained_of` with an error that grows from patch to patch, and knows how large it is."""
+
+    name, targets, min_confidence = "fake", TARGETS, 0.5
+
+    def stain(self, patches, target=None):
+        from stainers.base import Stained
+
+        rng = np.random.default_rng(int(patches.astype(int).sum()))
+        doubt = np.asarray([0.02 + 0.2 * rng.random() for _ in patches])
+        images = np.stack(
+            [
+                np.clip(stained_of(p) + 255 * d * rng.standard_normal((*p.shape[:2], 3)), 0, 255)
+                for p, d in zip(patches, doubt, strict=True)
+            ]
+        ).astype(np.uint8)
+        maps = np.broadcast_to(doubt[:, None, None], patches.shape[:3]).astype(np.float32)
+        return Stained(images, maps, (1 - 3 * doubt).astype(np.float32))
+
+
+class FakeClassifier:
+    """Names a cell by its green; embeds a view as its mean colours."""
+
+    name, classes = "fake-classifier", ("light", "dark")
+
+    def classify(self, patches, pixel_size_um):
+        from classifiers.base import Classified
+
+        dark = patches[..., 1].mean(axis=(1, 2)) < 128
+        return Classified(np.stack([~dark, dark], 1).astype(np.float32), np.zeros(len(patches), np.float32))
+
+    def view(self, patch, pixel_size_um):
+        return torch.from_numpy(patch[:32, :32].transpose(2, 0, 1).copy()).float() / 255
+
+    def embed_views(self, views):
+        return torch.nn.functional.adaptive_avg_pool2d(views, 2).flatten(1).numpy()
+
+
+class FakeSegmenter:
+    """Dark is nucleus, middle is cytoplasm."""
+
+    name = "fake-segmenter"
+
+    def segment(self, patches, pixel_size_um):
+        grey = patches.mean(axis=-1)
+        return np.where(grey < 120, 3, np.where(grey < 140, 2, 0)).astype(np.uint8)
+
+
+def pairs_of(n: int = 12) -> list[Pair]:
+    patches = dic_patches(n)
+    return [
+        Pair(p, stained_of(p), TARGETS[i % 2], f"image-{i // 2}", ("light", "dark")[i % 2])
+        for i, p in enumerate(patches)
+    ]

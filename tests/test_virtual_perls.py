@@ -7,7 +7,7 @@ import pytest
 
 from classifiers.sideroblasts import SideroblastReading
 from pipeline.counting_iron import standing
-from pipeline.result import Sideroblasts
+from pipeline.result_counts import Sideroblasts
 from pipeline.settings import CountingSettings
 from pipeline.virtual_perls import (
     Evidence,
