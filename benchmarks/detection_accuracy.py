@@ -99,6 +99,28 @@ def measure(
     return rows
 
 
+def held_out_cells(data: Path) -> dict[str, list]:
+    """Single cells of the two stains that training does not see, by the name of their row."""
+    from detectors.datasets import read_masked_cells, split
+
+    return {
+        f"wbc-masks {n}, 30 % kept back": split(
+            read_masked_cells(data / "wbc-masks" / n, n), {"train": 0.7, "test": 0.3}, SEED
+        )["test"]
+        for n in ("tecom", "cellavision")
+    }
+
+
+def reviewed_test(parts: dict) -> list:
+    """The test part with the labels corrected that the shipped network and the classical detector refute."""
+    from detectors.classical import ClassicalDetector
+    from detectors.label_errors import review
+    from storage.registry import load
+
+    network, witness = load("detector", "leukocyte-brightfield"), ClassicalDetector()
+    return [review(network, witness, s)[0] for s in parts["test"]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,22 +131,12 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    from detectors.classical import ClassicalDetector
-    from detectors.datasets import read_masked_cells, read_yolo_folder, split
-    from detectors.label_errors import review
+    from detectors.datasets import read_yolo_folder, split
     from detectors.training import FRACTIONS
-    from storage.registry import load
 
     data = Path(os.environ.get("SMEARFLOW_DATA", ROOT.parent / "shared" / "data"))
     parts = split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)
-    cells = {
-        f"wbc-masks {n}, 30 % kept back": split(
-            read_masked_cells(data / "wbc-masks" / n, n), {"train": 0.7, "test": 0.3}, SEED
-        )["test"]
-        for n in ("tecom", "cellavision")
-    }
-    network, witness = load("detector", "leukocyte-brightfield"), ClassicalDetector()
-    reviewed = [review(network, witness, s)[0] for s in parts["test"]]
+    cells, reviewed = held_out_cells(data), reviewed_test(parts)
     everything = {}
     for name in arguments.detector:
         everything[name] = measure(name, data, parts, cells, reviewed, arguments.out)

@@ -8,6 +8,7 @@ exactly.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from classifiers.views import (
     crop_square,
     dihedral,
     field_of_view,
+    nuclear_gain,
     white_point,
 )
 from pipeline.errors import BadInput, BadModelPackage
@@ -141,14 +143,19 @@ class TimmClassifier:
     def as_judge(self) -> dict[str, Any]:
         """The network and how it looks at images, for losses that ask what it makes of them.
 
-        Such a loss gives it whole patches, neither centred on the cell nor brought to one nuclear density.
+        Such a loss gives it whole patches, not centred on the cell.  `gain_of` is None or takes a
+        white-balanced view (3, H, W) to the gains (3,) of its optical densities (`views.nuclear_gain`).
         """
+        gain_of = None
+        if self.nuclear_hue is not None:
+            gain_of = partial(nuclear_gain, cell_share=1 / self.zoom, hue=self.nuclear_hue)
         return {
             "network": self._net.network,
             "input_px": self.input_px,
             "mean": tuple(self._mean.flatten().tolist()),
             "std": tuple(self._std.flatten().tolist()),
             "classes": len(self.classes),
+            "gain_of": gain_of,
         }
 
     def bag(self, patches: np.ndarray, pixel_size_um: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -57,10 +57,18 @@ def anchored(view: Tensor, cell_share: float, hue: float) -> Tensor:
     """A white-balanced view (3, H, W) whose nucleus has `NUCLEAR_DENSITY`, whatever the amount of dye.
 
     Glass and nucleus are the two colours that every stained cell has: the first is taken out by `balance`,
-    the second here, by a gain of the optical densities (dye adds in them).  `cell_share` is the cell's side
-    as a share of the view's; `hue` says how far the gains of red, green and blue may differ: 0 one gain for
-    all, 1 each its own, which also turns the colours of eosin.  Gains are bounded, so that what has no
-    nucleus (a platelet, a red cell) is not made one.
+    the second here, by `nuclear_gain`.
+    """
+    density = -view.clamp(min=1 / 255).log()  # dye adds in it
+    return (-(density * nuclear_gain(view, cell_share, hue)[:, None, None])).exp()
+
+
+def nuclear_gain(view: Tensor, cell_share: float, hue: float) -> Tensor:
+    """The gains (3,) of red, green and blue that bring the nucleus of a view (3, H, W) to `NUCLEAR_DENSITY`.
+
+    `cell_share` is the cell's side as a share of the view's; `hue` says how far the three gains may differ:
+    0 one gain for all, 1 each its own, which also turns the colours of eosin.  Gains are bounded, so that
+    what has no nucleus (a platelet, a red cell) is not made one.
     """
     density = -view.clamp(min=1 / 255).log()
     size = view.shape[-1]
@@ -72,8 +80,7 @@ def anchored(view: Tensor, cell_share: float, hue: float) -> Tensor:
     wanted = torch.tensor(NUCLEAR_DENSITY)
     amount = (wanted.sum() / nucleus.sum().clamp(min=0.3)).clamp(0.5, 3.0)
     each = (wanted / nucleus.clamp(min=0.1)).clamp(0.4, 5.0)
-    gain = amount ** (1 - hue) * each**hue
-    return (-(density * gain[:, None, None])).exp()
+    return amount ** (1 - hue) * each**hue
 
 
 def field_of_view(

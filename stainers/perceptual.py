@@ -4,12 +4,14 @@ A pixel loss is content with the mean of what a cell may look like; what tells t
 small part of it.  Features of a network that names cells weigh just that part (Johnson, Alahi and Fei-Fei,
 ECCV 2016), and the divergence of its class probabilities asks that the stained cell be given the name of the
 real one (the class head of thesis chapter 8, with a network instead of expert classes).  The classifier
-sees both images in the light of the real one, so that the lamp's colour is not part of the loss.
+sees both images in the light of the real one, so that the lamp's colour is not part of the loss, and both
+with the gain of the dye that the real one needs, so that a dye too weak is.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -42,10 +44,11 @@ class PerceptualLoss(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         classes: int,
+        gain_of: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.input_px, self.classes = input_px, classes
+        self.input_px, self.classes, self.gain_of = input_px, classes, gain_of
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
@@ -54,10 +57,15 @@ class PerceptualLoss(nn.Module):
         del mode
         return super().train(False)
 
-    def _look(self, image: Tensor, white: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _view(self, image: Tensor, white: Tensor) -> Tensor:
         size = (self.input_px, self.input_px)
         view = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-        view = ((view / white).clamp(0, 1.2) - self.mean) / self.std
+        return (view / white).clamp(0, 1.2)
+
+    def _look(self, view: Tensor, gain: Tensor | None) -> tuple[list[Tensor], Tensor]:
+        if gain is not None:
+            view = (view.clamp(min=1 / 255).log() * gain[..., None, None]).exp()
+        view = (view - self.mean) / self.std
         last, stages = self.network.forward_intermediates(view, indices=3)
         return stages, self.network.forward_head(last)[:, : self.classes]
 
@@ -69,9 +77,11 @@ class PerceptualLoss(nn.Module):
         """
         white = white_of(stained)
         with torch.no_grad():
-            wanted, logits = self._look(stained, white)
+            real = self._view(stained, white)
+            gain = None if self.gain_of is None else torch.stack([self.gain_of(v) for v in real])
+            wanted, logits = self._look(real, gain)
             named = logits.softmax(1)
-        found, guesses = self._look(image, white)
+        found, guesses = self._look(self._view(image, white), gain)
         feature = sum(
             ((a - b).abs().mean() / (b.std() + 1e-6) for a, b in zip(found, wanted, strict=True)),
             image.new_zeros(()),

@@ -49,6 +49,28 @@ def test_the_judge_learns_nothing_and_the_image_does(judge):
     assert all(torch.equal(before[k], v) for k, v in judge.state_dict().items())
 
 
+def test_the_amount_of_dye_that_both_images_share_is_no_part_of_the_loss():
+    from functools import partial
+
+    from classifiers.networks import build_backbone
+    from classifiers.views import nuclear_gain
+
+    torch.manual_seed(0)
+    network = build_backbone("resnet18_slim", 4)
+    how = {"input_px": 48, "mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": 3}
+    plain = PerceptualLoss(network, **how)
+    evened = PerceptualLoss(network, **how, gain_of=partial(nuclear_gain, cell_share=0.6, hue=0.0))
+    image, stained = (v / white_of(images(0)) for v in (images(1), images(0)))
+    image, stained = image.clamp(0.1, 1), stained.clamp(0.1, 1)
+    paler = [v**0.7 for v in (image, stained)]  # seven tenths of the optical density
+    assert torch.stack(evened(*paler)).tolist() == pytest.approx(
+        torch.stack(evened(image, stained)).tolist(), rel=0.02
+    )
+    assert float(plain(*paler)[0]) != pytest.approx(float(plain(image, stained)[0]), rel=0.02)
+    # Too little dye in the virtual image alone is seen.
+    assert float(evened(stained**0.7, stained)[0]) > 0.05
+
+
 def test_white_is_the_bright_end_of_each_channel_and_never_black():
     stained = torch.full((1, 3, 40, 40), 0.2)
     stained[:, 0] = 0.9
