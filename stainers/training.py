@@ -69,6 +69,24 @@ def add_latent_noise(latent: Latent, alpha: float, generator: torch.Generator) -
     return Latent(code + noise, latent.skips)
 
 
+def load_start(name: str) -> Any:
+    """The DIC stainer that a recipe starts from; raises UnknownName, or BadInput where it is none."""
+    from stainers.unet_film import DicStainer
+    from storage.registry import load
+
+    stainer = load("stainer", name)
+    if not isinstance(stainer, DicStainer):
+        raise BadInput(f"{name} is no DIC stainer; name one as the recipe's start, or leave it out.")
+    return stainer
+
+
+def _take_over(generator: nn.Module, stainer: Any, name: str) -> None:
+    own, given = generator.state_dict(), stainer.generator.state_dict()
+    if own.keys() != given.keys() or any(own[k].shape != v.shape for k, v in given.items()):
+        raise BadInput(f"{name} has another network than the recipe; give the recipe its widths and blocks.")
+    generator.load_state_dict(given)
+
+
 class Run:
     """One training run: generator, its average, optimiser, and where it stands."""
 
@@ -77,6 +95,8 @@ class Run:
         self.recipe, self.device, self.step = recipe, device, 0
         options = asdict(recipe.network)
         self.generator = build_generator(recipe.architecture, len(DOMAINS), **options).to(device)
+        if recipe.start:
+            _take_over(self.generator, load_start(recipe.start), recipe.start)
         self.average = build_generator(recipe.architecture, len(DOMAINS), **options).to(device)
         self.average.load_state_dict(self.generator.state_dict())
         self.average.eval().requires_grad_(False)
@@ -286,7 +306,10 @@ def train_stainer(
     )
     smears = load_smears(data_dir, limit=limit)
     run = train_generator(smears, out_dir, plan, resume=resume, workers=workers, progress=progress)
-    polarity = train_polarity(smears, plan.polarity_steps, plan.seed)
+    if plan.start:
+        polarity = load_start(plan.start).polarity
+    else:
+        polarity = train_polarity(smears, plan.polarity_steps, plan.seed)
     package = export_package(
         run.average,
         polarity,

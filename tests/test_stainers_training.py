@@ -184,6 +184,27 @@ def test_a_classifiers_eye_and_levelled_light_take_part_in_training(smears, reci
     assert "feature" in (tmp_path / "losses.csv").read_text(encoding="utf-8").splitlines()[0]
 
 
+def test_a_run_goes_on_from_a_stainer_of_the_same_network_alone(smears, recipe, tmp_path):
+    from stainers.export import export_package
+    from stainers.networks import PolarityNet
+    from stainers.training import Run, train_generator
+
+    first = train_generator(smears, tmp_path / "first", recipe)
+    package = export_package(
+        first.average, PolarityNet(), smears, recipe, tmp_path / "package", steps_done=3, cells_per_domain=1
+    )
+    again = replace(recipe, start=str(package.folder), steps=1, learning_rate=0.0)
+    begun = Run(again, torch.device("cpu"))
+    kept = first.average.state_dict()
+    assert all(torch.allclose(v, kept[k], atol=1e-3) for k, v in begun.average.state_dict().items())
+    assert all(torch.equal(v, begun.average.state_dict()[k]) for k, v in begun.generator.state_dict().items())
+    wider = replace(again, network=replace(again.network, widths=(10, *again.network.widths[1:])))
+    with pytest.raises(BadInput, match="another network"):
+        Run(wider, torch.device("cpu"))
+    with pytest.raises(BadInput, match="no DIC stainer"):
+        Run(replace(again, start="tecom-to-cellavision"), torch.device("cpu"))
+
+
 def test_training_learns_the_colours_of_a_smear(smears, recipe):
     """The loss on fixed pairs falls: gradients reach the weights, and the right way."""
     from stainers.data import PairSampler

@@ -50,6 +50,7 @@ class Recipe:
     checkpoint_every: int = 200
     sample_every: int = 500
     polarity_steps: int = 600
+    start: str = ""  # a DIC stainer with the same network, to go on from instead of random weights
     judge: str = "leukocyte-classes"  # the cell classifier behind `losses.feature` and `losses.named`
     network: NetworkRecipe = field(default_factory=NetworkRecipe)
     pairs: PairOptions = field(default_factory=PairOptions)
