@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 
 import pytest
 
@@ -51,27 +49,19 @@ def test_readings_are_compared_only_where_each_names_a_pattern(attention, histog
 
 
 @pytest.mark.browser
-def test_a_cell_shown_twice_counts_once_and_opens_from_both_places(tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = os.environ.get("SMEARFLOW_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here; set SMEARFLOW_CHROMIUM to its path")
+def test_a_cell_shown_twice_counts_once_and_opens_from_both_places(browser, tmp_path):
     file = tmp_path / "report.html"
     file.write_text(page_of((0.9, 0.1), (0.8, 0.2)), encoding="utf-8")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.goto(file.as_uri())
-        assert page.locator("#shown").inner_text() == "30 of 30 cells shown"
-        together = page.locator("section[aria-labelledby=h-patient] a.card")
-        page.select_option("#pick", "neutrophil")
-        assert together.count() == page.locator("a.card:visible").count() == 2
-        together.first.click()
-        dialog = page.locator("dialog")
-        assert dialog.is_visible()
-        assert "s1/F1/0025" in dialog.locator("dl").inner_text()
-        word = together.first.locator(".cap span")
-        assert word.bounding_box()["height"] < 20  # one line: a pattern's name is not broken
-        browser.close()
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.goto(file.as_uri())
+    assert page.locator("#shown").inner_text() == "30 of 30 cells shown"
+    together = page.locator("section[aria-labelledby=h-patient] a.card")
+    page.select_option("#pick", "neutrophil")
+    assert together.count() == page.locator("a.card:visible").count() == 2
+    together.first.click()
+    dialog = page.locator("dialog")
+    assert dialog.is_visible()
+    assert "s1/F1/0025" in dialog.locator("dl").inner_text()
+    word = together.first.locator(".cap span")
+    assert word.bounding_box()["height"] < 20  # one line: a pattern's name is not broken
+    page.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
 
 import pytest
 
@@ -12,20 +10,6 @@ from pipeline.vtt import draw_test, read_candidates, read_key, write_test
 from pipeline.vtt_answers import read_answers
 from pipeline.vtt_score import score_test
 from tests.test_vtt import images, write_images  # noqa: F401  (a fixture)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = os.environ.get("SMEARFLOW_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("no Chromium here; set SMEARFLOW_CHROMIUM to its path")
-    with sync_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield opened
-        opened.close()
 
 
 def press_answers(page, key, n: int) -> None:
