@@ -68,7 +68,7 @@ def convert(name: str, out: Path | None, parts: dict, to_float: bool) -> bool:
         changed = card.model_dump() | {
             "training": {**card.training, "inference": f"{kind} (detectors.compact)"}
         }
-        draft = write_package(Path(temporary) / name, changed, path)
+        draft = write_package(Path(temporary) / package.folder.name, changed, path)
         before, after = figures(YoloOnnxDetector(package)), figures(YoloOnnxDetector(draft))
         print(
             f"{name}, validation part, {before['n_images']} images: "
@@ -79,7 +79,7 @@ def convert(name: str, out: Path | None, parts: dict, to_float: bool) -> bool:
         if after["ap50_95"] < before["ap50_95"] - MAX_LOSS:
             print(f"{name}: that is a loss of more than {MAX_LOSS}; the package stays as it is.")
             return False
-        write_package((out or package.folder.parent) / name, changed, path)
+        write_package((out or package.folder.parent) / package.folder.name, changed, path)
     return True
 
 

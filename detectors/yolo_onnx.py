@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
 STRIDE = 32
 OTHERS_MIN_SCORE = 0.1
-MAX_GROWTH = 1.05  # of the scale, to fill what would be padding
 MIN_PIXEL_SIZE_UM, MAX_PIXEL_SIZE_UM = 0.005, 2.0
 
 
@@ -179,12 +178,7 @@ class YoloOnnxDetector:
         """One window through the network; boxes in pixels of the window."""
         import cv2
 
-        # Rather a little larger cells than padding, which costs as much and shows nothing.
-        sides = [side * factor for side in image.shape[:2]]
-        full = [max(1, -(-round(side) // STRIDE)) * STRIDE for side in sides]
-        grow = min(MAX_GROWTH, *(to / side for to, side in zip(full, sides, strict=True)))
-        small, (across, down) = rescale(image, factor * max(1.0, grow))
-        small = small[: full[0], : full[1]]
+        small, (across, down) = rescale(image, factor)
         size = (small.shape[1], small.shape[0])
         fill = np.median(small.reshape(-1, 3)[:: max(1, small.size // 6000)], axis=0).astype(np.uint8)
         below, right = -size[1] % STRIDE, -size[0] % STRIDE
