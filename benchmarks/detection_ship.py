@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("modality", choices=sorted(TEXT))
     parser.add_argument("best", type=Path)
     parser.add_argument("--stage", action="append", default=[], help="how a stage was trained")
+    parser.add_argument("--threshold", type=float, help="[chosen on the validation part]")
+    parser.add_argument("--pixel-size", type=float, help="scale to work at, in µm [that of the training]")
     parser.add_argument("--out", type=Path, default=ROOT / "weights")
     arguments = parser.parse_args()
     import torch
@@ -114,15 +116,19 @@ def main() -> None:
     name, text = f"leukocyte-{arguments.modality}", TEXT[arguments.modality]
     recipe = Recipe(**torch.load(arguments.best, weights_only=True)["recipe"])
     training = {"stages": arguments.stage, "split_seed": SEED}
+    # Training varies the scale, so that a network can be asked to work at another one than the middle.
+    works_at = {} if arguments.pixel_size is None else {"pixel_size_um": arguments.pixel_size}
 
     def card(threshold: float) -> dict[str, Any]:
-        return detector_card(
+        made = detector_card(
             name, recipe, text["data"], {}, text["limits"], VERSION, threshold, training=training
         )
+        return made | works_at
 
     with tempfile.TemporaryDirectory() as temporary:
         plain = write_detector_package(arguments.best, Path(temporary) / name, card(0.4))
         threshold = best_threshold(YoloOnnxDetector(plain), parts["val"], arguments.modality == "dic")
+        threshold = threshold if arguments.threshold is None else arguments.threshold
         write_package(plain.folder, card(threshold), plain.weights_path)
         if not convert(str(plain.folder), arguments.out, parts, to_float=False):
             convert(str(plain.folder), arguments.out, parts, to_float=True)

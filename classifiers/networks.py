@@ -40,35 +40,6 @@ def build_backbone(backbone: str, outputs: int, drop_rate: float = 0.0) -> nn.Mo
     return network
 
 
-def fold_norms(network: nn.Module) -> nn.Module:
-    """The network with every batch norm that follows a convolution multiplied into it, in place.
-
-    At inference a batch norm is a fixed scale and shift a channel, so the outputs are the same but for
-    rounding (Jacob et al. 2018, CVPR, section 3.2), and a depthwise network takes a third less time.  The
-    activation of timm's norm layers stays where it was.  Raises ValueError for a network in training mode.
-    """
-    from torch.nn.utils.fusion import fuse_conv_bn_weights
-
-    if network.training:
-        raise ValueError("norms can be folded for inference alone; call eval() first")
-    for parent in list(network.modules()):
-        conv: nn.Conv2d | None = None
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d):
-                conv = child
-            elif isinstance(child, nn.BatchNorm2d) and conv is not None:
-                assert child.running_mean is not None
-                assert child.running_var is not None
-                conv.weight, bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, child.running_mean, child.running_var, child.eps,
-                    child.weight, child.bias,
-                )  # fmt: skip
-                conv.bias = bias
-                setattr(parent, name, getattr(child, "act", nn.Identity()))
-                conv = None
-    return network
-
-
 class Locator(nn.Module):
     """Where the cell in the middle of a crop lies and how large it is.
 

