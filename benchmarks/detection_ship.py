@@ -16,8 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks.detection_accuracy import ROOT, SEED, held_out_cells, measure, reviewed_test, table
 from benchmarks.detection_compact import convert
 
@@ -70,18 +68,11 @@ def best_threshold(detector: Any, samples: list[Any], dic: bool) -> float:
 
     The known sources hardly depend on it; from the middle it is far to either side, for images unlike them.
     """
-    from detectors.datasets import read_image
-    from detectors.evaluation import precision_recall
+    from detectors.evaluation import detect_all, precision_recall
     from detectors.training import dic_look
 
-    found = []
-    for i, sample in enumerate(samples):
-        image = read_image(sample.path)
-        if dic:
-            image = dic_look(image, sample.pixel_size_um, np.random.default_rng([7, i]))
-        found.append(detector.detect(image, sample.pixel_size_um))
-    truth = [s.of(0) for s in samples]
-    precision, recall, scores = precision_recall([f[0] for f in found], [f[1] for f in found], truth)
+    boxes, found = detect_all(detector, samples, dic_look if dic else None)
+    precision, recall, scores = precision_recall(boxes, found, [s.of(0) for s in samples])
     f1 = {}
     for threshold in THRESHOLDS:
         k = int((scores >= threshold).sum()) - 1

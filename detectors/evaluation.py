@@ -56,6 +56,23 @@ def average_precision(
     return values[0], float(np.mean(values)), np.array(values)
 
 
+def detect_all(
+    detector: Any,
+    samples: list[Sample],
+    look: Callable[[np.ndarray, float, np.random.Generator], np.ndarray] | None = None,
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Boxes and scores of every sample, each under a `look` of its own that is the same whenever asked."""
+    boxes, scores = [], []
+    for i, s in enumerate(samples):
+        image = read_image(s.path)
+        if look is not None:
+            image = look(image, s.pixel_size_um, np.random.default_rng([7, i]))
+        b, v = detector.detect(image, s.pixel_size_um)
+        boxes.append(b)
+        scores.append(v)
+    return boxes, scores
+
+
 def evaluate_detector(
     detector: Any,
     data_dir: Path | list[Sample],
@@ -71,14 +88,7 @@ def evaluate_detector(
     `precision_recall.png` and `errors.png` to `out_dir`.  The sources are images of one size.
     """
     samples = data_dir if isinstance(data_dir, list) else read_yolo_folder(Path(data_dir), pixel_size_um)
-    boxes, scores = [], []
-    for i, s in enumerate(samples):
-        image = read_image(s.path)
-        if look is not None:
-            image = look(image, s.pixel_size_um, np.random.default_rng([7, i]))
-        b, v = detector.detect(image, s.pixel_size_um)
-        boxes.append(b)
-        scores.append(v)
+    boxes, scores = detect_all(detector, samples, look)
     truth = [s.of(LEUKOCYTE) for s in samples]
     report: dict[str, Any] = {"detector": detector.name, "threshold": threshold, "n_images": len(samples)}
     report["all"] = _figures(boxes, scores, truth, threshold)
