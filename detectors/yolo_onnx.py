@@ -1,8 +1,8 @@
 """YOLO detectors as ONNX packages, run by ONNX Runtime on images of any size.
 
 The image is resampled to the package's pixel size window by window, so that a slide of any size takes
-bounded memory.  Windows overlap by more than a cell: a box cut by a window's inner edge is dropped,
-as the neighbour sees that cell whole.
+bounded memory.  Windows overlap by more than a cell: a box near a window's inner edge is dropped, as the
+neighbour sees that cell and its surroundings whole.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
 STRIDE = 32
 OTHERS_MIN_SCORE = 0.1
+SEAM_DOUBT_PX = 4
 MIN_PIXEL_SIZE_UM, MAX_PIXEL_SIZE_UM = 0.005, 2.0
 
 
@@ -218,18 +219,22 @@ class YoloOnnxDetector:
     def _drop_cut(
         self, part: Found, area: tuple[int, int, int, int], width: int, height: int, factor: float
     ) -> Found:
-        """Without boxes that touch an inner edge of the window, where they may be half cells.
+        """Without the boxes that the neighbouring window sees better.
 
-        A box longer than the overlap may be cut in every window, so it stays.
+        Near an inner edge a cell may be cut, and its surroundings are: a box is left to the neighbour if its
+        centre lies less than half the overlap from the edge, but for a few pixels in which the two may place
+        it differently (what both keep is merged).  A box longer than the overlap may be cut in every window,
+        so it stays.
         """
         x0, y0, x1, y1 = area
-        near = 2.0 / factor
+        near = (self.overlap_px / 2 - SEAM_DOUBT_PX) / factor
         b = part.boxes
+        x, y = (b[:, 0] + b[:, 2]) / 2, (b[:, 1] + b[:, 3]) / 2
         cut = (
-            ((b[:, 0] < x0 + near) & (x0 > 0))
-            | ((b[:, 1] < y0 + near) & (y0 > 0))
-            | ((b[:, 2] > x1 - near) & (x1 < width))
-            | ((b[:, 3] > y1 - near) & (y1 < height))
+            ((x < x0 + near) & (x0 > 0))
+            | ((y < y0 + near) & (y0 > 0))
+            | ((x > x1 - near) & (x1 < width))
+            | ((y > y1 - near) & (y1 < height))
         )
         longest = np.maximum(b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]) * factor
         keep = ~cut | (longest > self.overlap_px - 8)

@@ -24,7 +24,7 @@ from storage.fingerprint import fingerprint
 VERSIONS = {
     "intake": 2,
     "registration": 4,
-    "detection": 3,
+    "detection": 4,
     "cells": 1,
     "patches": 1,
     "staining": 3,

@@ -135,6 +135,33 @@ def test_a_cell_on_a_seam_is_one_box_wherever_the_seam_lies(network):
         assert iou_matrix(whole, tiled).max(1).min() > 0.8
 
 
+def test_each_place_belongs_to_the_window_that_sees_more_around_it(network):
+    """A network that knows every cell it sees, but errs where a window's inner edge cuts the surroundings."""
+    from detectors.yolo_onnx import Found
+
+    width, height = 230, 150
+    image = np.zeros((height, width, 3), np.uint8)  # whose colours say where a crop is from
+    image[..., 0], image[..., 1] = np.arange(width), np.arange(height)[:, None]
+    network.window_px, network.overlap_px, network.pixel_size_um = 96, 48, 0.25
+    cells = np.array([(x, y) for x in range(8, width - 8, 17) for y in range(8, height - 8, 19)], float)
+
+    def window(crop, factor, everywhere):
+        high, wide = crop.shape[:2]
+        seen = cells - crop[0, 0, :2]
+        seen = seen[((seen > -8) & (seen < (wide + 8, high + 8))).all(1)]
+        inner = [(12, crop[0, 0, 0] > 0), (wide - 12, crop[0, -1, 0] < width - 1)]
+        false = [(x, high / 2) for x, is_inner in inner if is_inner]
+        centres, half = np.array([*seen, *false]), np.array([8.0] * len(seen) + [3.0] * len(false))[:, None]
+        boxes = np.clip(np.hstack([centres - half, centres + half]), 0, (wide, high, wide, high))
+        n = len(boxes)
+        return Found(boxes.astype(np.float32), np.full(n, 0.9, np.float32), np.zeros(n, np.int64))
+
+    network._window = window
+    boxes, _ = network.detect(image, 0.25)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    assert sorted(map(tuple, centres.tolist())) == sorted(map(tuple, cells.tolist()))
+
+
 def test_memory_is_bounded_as_a_slide_is_read_window_by_window(network):
     class Slide:
         """A 40,000 x 40,000 px slide that remembers the largest piece anyone asked for."""
