@@ -18,6 +18,7 @@ BACKBONES: dict[str, int] = {
     "resnext50_32x4d": 32,
     "inception_resnet_v2": 96,
     "tf_efficientnet_lite0": 32,  # for a CPU, too, with weights of ImageNet (classifiers/imagenet.py)
+    "tf_efficientnet_lite2": 32,
 }
 
 

