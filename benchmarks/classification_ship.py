@@ -26,7 +26,7 @@ from pipeline.errors import BadInput
 from storage.packages import find_package
 
 TEXT = {
-    "version": "0.2.0",
+    "version": "0.3.0",
     "intended_use": "Research: naming single leukocytes, erythroblasts and platelets in brightfield images "
     "of MGG, Giemsa or Wright stained blood smears, at any scale.",
     "training_data": (
@@ -34,7 +34,7 @@ TEXT = {
         "segmentation_WBC, GPL-3.0 (Zheng 2018): 315 leukocytes of two stains, classes unverified",
         "TXL-PBC smears, MIT: boxes of leukocytes, red cells and platelets of three sources; classes of "
         "1,210 leukocytes read by the project from contact sheets, by a machine, not by a haematologist",
-        "ImageNet photographs, through published weights of EfficientNet-Lite0 (Apache-2.0), as the start",
+        "ImageNet photographs, through published weights of EfficientNet-Lite2 (Apache-2.0), as the start",
     ),
     "limits": (
         "Bands and segmented neutrophils are one class; promyelocytes, myelocytes and metamyelocytes are "

