@@ -41,14 +41,13 @@ def imagenet_backbone(path: Path) -> tuple[str, dict[str, Tensor]]:
 
     Both sides list the same modules in the same order under names of their own; every shape is compared.
     """
-    weights, content = read_one_of(list(IMAGENET.values()), path)
-    backbone = next(name for name, known in IMAGENET.items() if known is weights)
+    backbone, content = read_one_of(IMAGENET, path)
     given = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     own = build_backbone(backbone, 1000).state_dict()
     renamed: dict[str, Tensor] = {}
     for (name, value), (theirs, tensor) in zip(own.items(), given.items(), strict=True):
         if value.shape != tensor.shape:
-            raise BadInput(f"{path}: tensor '{theirs}' does not fit '{name}'; {weights.cure}")
+            raise BadInput(f"{path}: tensor '{theirs}' does not fit '{name}'; {IMAGENET[backbone].cure}")
         renamed[name] = tensor
     _as_normalised_here(renamed)
     return backbone, {name: tensor for name, tensor in renamed.items() if not name.startswith("classifier.")}

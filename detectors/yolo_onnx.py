@@ -147,7 +147,7 @@ class YoloOnnxDetector:
             for x0, x1 in _spans(width, *sizes):
                 part = self._window(np.asarray(image[y0:y1, x0:x1]), factor, everywhere)
                 part.boxes[:] += np.array([x0, y0, x0, y0], np.float32)
-                parts.append(self._drop_cut(part, (x0, y0, x1, y1), width, height, factor))
+                parts.append(self._leave_to_neighbours(part, (x0, y0, x1, y1), width, height, factor))
         found = Found(
             *(np.concatenate([getattr(p, k) for p in parts]) for k in ("boxes", "scores", "classes"))
         )
@@ -216,7 +216,7 @@ class YoloOnnxDetector:
         index = np.concatenate(kept)
         return Found(found.boxes[index], found.scores[index], found.classes[index])
 
-    def _drop_cut(
+    def _leave_to_neighbours(
         self, part: Found, area: tuple[int, int, int, int], width: int, height: int, factor: float
     ) -> Found:
         """Without the boxes that the neighbouring window sees better.
@@ -230,14 +230,14 @@ class YoloOnnxDetector:
         near = (self.overlap_px / 2 - SEAM_DOUBT_PX) / factor
         b = part.boxes
         x, y = (b[:, 0] + b[:, 2]) / 2, (b[:, 1] + b[:, 3]) / 2
-        cut = (
+        theirs = (
             ((x < x0 + near) & (x0 > 0))
             | ((y < y0 + near) & (y0 > 0))
             | ((x > x1 - near) & (x1 < width))
             | ((y > y1 - near) & (y1 < height))
         )
-        longest = np.maximum(b[:, 2] - b[:, 0], b[:, 3] - b[:, 1]) * factor
-        keep = ~cut | (longest > self.overlap_px - 8)
+        longest = np.maximum(b[:, 2] - b[:, 0], b[:, 3] - b[:, 1])
+        keep = ~theirs | (longest > 2 * near)
         return Found(b[keep], part.scores[keep], part.classes[keep])
 
     def _merge(self, found: Found) -> Found:

