@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,16 +224,30 @@ def split_by_group(samples: Iterable[Sample], share: float, seed: int) -> tuple[
 
     Deterministic in the group's name and the seed, so an added sample moves no other.
     """
-    ranked: dict[tuple[str, str], list[tuple[int, int]]] = {}
     samples = list(samples)
+    groups = {samples[i].group for part in _ranked(samples, seed) for i in part[: round(share * len(part))]}
+    held = [i for i, s in enumerate(samples) if s.group in groups]
+    return [i for i, s in enumerate(samples) if s.group not in groups], held
+
+
+def folds_by_group(samples: Iterable[Sample], folds: int, seed: int) -> list[list[int]]:
+    """Indices of as many parts as `folds`, each with its share of every source and class; a group that
+    holds several classes is wholly in one part."""
+    samples = list(samples)
+    fold_of: dict[str, int] = {}
+    for part in _ranked(samples, seed):
+        for rank, i in enumerate(part):
+            fold_of.setdefault(samples[i].group, rank * folds // len(part))
+    return [[i for i, s in enumerate(samples) if fold_of[s.group] == fold] for fold in range(folds)]
+
+
+def _ranked(samples: Sequence[Sample], seed: int) -> list[list[int]]:
+    """Indices of each source and class, in an order drawn from the seed and the name of the group alone."""
+    ranked: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for i, s in enumerate(samples):
         key = zlib.crc32(f"{seed}/{Path(s.group).name}".encode())
         ranked.setdefault((s.source, s.label), []).append((key, i))
-    groups = {
-        samples[i].group for part in ranked.values() for _, i in sorted(part)[: round(share * len(part))]
-    }
-    held = [i for i, s in enumerate(samples) if s.group in groups]
-    return [i for i, s in enumerate(samples) if s.group not in groups], held
+    return [[i for _, i in sorted(part)] for part in ranked.values()]
 
 
 def level_classes(level: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ What is made here is computed, never photographed: figures measured on it are to
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -57,6 +57,8 @@ class DicOptics:
     read_noise: float = 0.003  # of full range
     gain: float = 1.0  # contrast of the camera about the background
     n_dust: int = 0  # out-of-focus specks on the optics
+    density_mix: tuple[float, float, float] = (0.0, 1.0, 0.0)  # of red, green, blue, for the path; sum 1
+    red_cell_path: float = 1.0  # of a red cell of the image's own density, before nuclei are compressed
 
 
 def random_optics(rng: np.random.Generator) -> DicOptics:
@@ -94,6 +96,27 @@ def random_optics(rng: np.random.Generator) -> DicOptics:
         gain=uniform(0.75, 1.3),
         n_dust=int(rng.integers(0, 4)) if rng.random() < 0.4 else 0,
     )
+
+
+def wider_optics(rng: np.random.Generator) -> DicOptics:
+    """Draw a microscope, and a law from stain to path, from far beyond `random_optics`.
+
+    How path follows stain is anyone's guess: another model may read another channel, weigh nuclei as
+    their full density or hardly above a red cell.  A stainer that is to serve under a model it never saw
+    must not lean on one of these.
+    """
+    usual = random_optics(rng)
+    mix = (0.0, 1.0, 0.0) if rng.random() < 0.4 else tuple(float(v) for v in rng.dirichlet((0.8, 1.6, 0.8)))
+    red_cell_path = float(np.exp(rng.uniform(-0.4, 0.4)))
+    if rng.random() < 0.35:  # nuclei as thick as they are dark
+        usual = replace(
+            usual,
+            nuclear_compression=float(rng.uniform(0.5, 1.0)),
+            nuclear_ceiling=float(np.exp(rng.uniform(np.log(1.8), np.log(8.0)))),
+            dome_height=float(rng.uniform(0.0, 0.6)),
+            chromatin_relief=float(rng.uniform(0.0, 0.8)),
+        )
+    return replace(usual, density_mix=mix, red_cell_path=red_cell_path)
 
 
 def compute_dic(
@@ -173,12 +196,16 @@ def path_from_brightfield(
     curve = (np.minimum(grid, 1.3) * (grid / (grid + 0.08)) + rise).astype(np.float32)
     nuclear_curve = _smoothstep(grid, 1.7, 2.9).astype(np.float32)
     index = np.minimum(stain * 64.0, 1023.0).astype(np.uint16)
+    nuclear_stain = nuclear_curve[index[::2, ::2]]
+    if optics.density_mix != (0.0, 1.0, 0.0) or optics.red_cell_path != 1.0:
+        shown = _mixed(image_rgb, background_rgb, optics.density_mix, stain)
+        index = np.minimum(shown * np.float32(64.0 * optics.red_cell_path), 1023.0).astype(np.uint16)
     path = curve[index]
 
     # leukocyte bodies, at a coarse scale: near dark nuclei, inside what is stained at all
     coarse = max(1, round(0.4 / pixel_size_um))
     size = (max(1, width // coarse), max(1, height // coarse))
-    nuclear = cv2.resize(nuclear_curve[index[::2, ::2]], size, interpolation=cv2.INTER_AREA)
+    nuclear = cv2.resize(nuclear_stain, size, interpolation=cv2.INTER_AREA)
     stain_small = cv2.resize(stain, size, interpolation=cv2.INTER_AREA)
     um = 1.0 / (coarse * pixel_size_um)  # coarse pixels a micrometre
     near = np.clip(_blur(nuclear, 2.2 * um) * 3.0, 0.0, 1.0)
@@ -271,6 +298,21 @@ def _density(image_rgb: Array, channel: int, background: float) -> Array:
     """Optical density of one channel against the empty glass, never below zero, (H, W) float32."""
     table = np.log10(max(background, 8.0) / np.maximum(np.arange(256, dtype=np.float32), 1.0))
     return np.maximum(table, 0.0).astype(np.float32)[image_rgb[..., channel]]
+
+
+def _mixed(
+    image_rgb: Array,
+    background_rgb: tuple[float, float, float],
+    mix: tuple[float, float, float],
+    stain: Array,
+) -> Array:
+    """Density of mixed channels, (H, W) float32 in units of a red cell; `stain` is the green's alone."""
+    density = np.zeros(image_rgb.shape[:2], np.float32)
+    for channel, weight in enumerate(mix):
+        if weight > 0:
+            density += np.float32(weight) * _density(image_rgb, channel, background_rgb[channel])
+    red_cells = density[(stain > 0.7) & (stain < 1.3)]
+    return density / np.float32(max(float(np.median(red_cells)), 0.05) if red_cells.size > 50 else 0.22)
 
 
 def _smoothstep(x: Array, low: float, high: float) -> Array:

@@ -204,6 +204,7 @@ class PairOptions:
     scale_jitter: float = 0.25  # natural log, half-width, of the estimated contrast
     spoilt_share: float = 0.08  # inputs with a part missing or out of focus, for the expected error
     level_light: bool = False  # bring every target image to the median glass of its stain
+    wide_optics: bool = False  # laws from stain to path far beyond what is measured and calibrated on
     pool: int = 0  # above 0: this many pairs are made once and kept, each draw a new crop of one of them
 
 
@@ -238,7 +239,7 @@ class PairSampler:
 
     def _make(self, number: int) -> tuple[Array, Array, int]:
         """Context-sized pair `number`: (2, s, s) float16, (s, s, 3) uint8, domain index."""
-        from phantoms.optics import compute_dic, random_optics
+        from phantoms.optics import compute_dic, random_optics, wider_optics
 
         options = self.options
         rng = np.random.default_rng([self.seed, number])
@@ -253,7 +254,7 @@ class PairSampler:
         stained = window(smear.image, centre, options.context_px)
         quarter, mirror = rng.integers(4), rng.integers(2)  # of the stained crop, before its DIC is made
         stained = np.rot90(stained[::-1] if mirror else stained, quarter).copy()
-        optics = random_optics(rng)
+        optics = (wider_optics if options.wide_optics else random_optics)(rng)
         dic = compute_dic(
             stained,
             PIXEL_SIZE_UM,

@@ -45,10 +45,11 @@ class PairSet:
 
 
 def computed_pairs(
-    smears: Sequence[Smear], *, size_px: int = 256, seed: int = 0, limit: int = 0
+    smears: Sequence[Smear], *, size_px: int = 256, seed: int = 0, limit: int = 0, wide: bool = False
 ) -> list[Pair]:
-    """Leukocyte-centred pairs with DIC computed by random optics; at most `limit` a domain (0: all)."""
-    from phantoms.optics import compute_dic, random_optics
+    """Leukocyte-centred pairs with DIC computed by random optics, `wide` by wider ones; at most `limit` a
+    domain (0: all)."""
+    from phantoms.optics import compute_dic, random_optics, wider_optics
 
     rng = np.random.default_rng([seed, 4242])
     windows = leukocyte_windows(smears, size_px)
@@ -59,7 +60,7 @@ def computed_pairs(
         if limit and taken.get(smear.domain, 0) >= limit:
             continue
         taken[smear.domain] = taken.get(smear.domain, 0) + 1
-        optics = random_optics(rng)
+        optics = (wider_optics if wide else random_optics)(rng)
         dic = compute_dic(
             stained,
             PIXEL_SIZE_UM,

@@ -15,7 +15,14 @@ from classifiers.calibration import confidence_threshold, patch_of
 from classifiers.evaluation import evaluate_classifier
 from classifiers.locating import cached, train_locator, views
 from classifiers.networks import BACKBONES, CellNet, Familiarity, Locator
-from classifiers.sources import Sample, canonical, group_duplicates, read_samples, split_by_group
+from classifiers.sources import (
+    Sample,
+    canonical,
+    folds_by_group,
+    group_duplicates,
+    read_samples,
+    split_by_group,
+)
 from classifiers.timm_classifier import TimmClassifier, load_strictly, packed_state
 from classifiers.training import RECIPES, Recipe, cell_set, fit, train_classifier
 from classifiers.views import crop_square, dihedral, reflected
@@ -155,6 +162,19 @@ def test_a_split_keeps_groups_together_and_is_stable():
     assert not {samples[i].group for i in train} & {samples[i].group for i in held}
     assert split_by_group(samples, 0.25, 1) == (train, held)
     assert held
+
+
+def test_folds_hold_every_cell_once_whole_groups_and_a_share_of_every_class():
+    labels = ("monocyte", "basophil")
+    samples = [Sample(Path(f"{i}.png"), labels[i % 5 == 0], "a", group=f"g{i // 2}") for i in range(60)]
+    folds = folds_by_group(samples, 4, 0)
+    assert sorted(i for fold in folds for i in fold) == list(range(60))
+    groups = [{samples[i].group for i in fold} for fold in folds]
+    assert sum(len(g) for g in groups) == len(set.union(*groups)) == 30
+    for label in labels:
+        assert all(any(samples[i].label == label for i in fold) for fold in folds), label
+    assert folds_by_group(samples, 4, 0) == folds
+    assert folds_by_group(samples, 4, 1) != folds
 
 
 def test_near_duplicates_fall_in_one_group(tmp_path):

@@ -17,7 +17,14 @@ from phantoms.geometry import (
     transform_points,
     warp,
 )
-from phantoms.optics import DicOptics, compute_dic, path_from_brightfield, random_optics, render_dic
+from phantoms.optics import (
+    DicOptics,
+    compute_dic,
+    path_from_brightfield,
+    random_optics,
+    render_dic,
+    wider_optics,
+)
 
 QUIET = {
     "shot_electrons": 1e9,
@@ -109,6 +116,36 @@ def test_random_optics_covers_directions_and_contrasts() -> None:
     assert min(spread) > 2
 
 
+def test_wider_optics_reach_beyond_what_is_measured_on() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [wider_optics(rng) for _ in range(200)]
+    mixes = np.array([o.density_mix for o in drawn])
+    assert np.allclose(mixes.sum(axis=1), 1)
+    assert (mixes[:, 0] > 0.5).any()
+    assert (mixes[:, 2] > 0.5).any()
+    assert max(o.nuclear_ceiling for o in drawn) > 6 > 2.2  # random_optics ends at 2.2
+    assert min(o.red_cell_path for o in drawn) < 0.75
+    assert max(o.red_cell_path for o in drawn) > 1.3
+
+
+def test_path_follows_the_channel_that_the_mix_names() -> None:
+    image = np.full((200, 200, 3), (250, 240, 225), dtype=np.uint8)
+    cv2.circle(image, (60, 60), 30, (205, 165, 165), -1)  # a red cell, which all channels show
+    cv2.circle(image, (140, 140), 30, (250, 240, 110), -1)  # a yellow grain, which blue light alone shows
+
+    def rise(optics: DicOptics) -> tuple[float, float]:
+        path, _ = path_from_brightfield(image, 0.1, optics, np.random.default_rng(0), red_cell_density=0.163)
+        return float(path[60, 60]), float(path[140, 140])
+
+    green, blue = rise(DicOptics()), rise(DicOptics(density_mix=(0.0, 0.0, 1.0)))
+    assert green[0] > 0.8
+    assert blue[0] > 0.8  # a red cell is the unit in whatever channel
+    assert green[1] < 0.05
+    assert blue[1] > 1.2
+    faint = rise(DicOptics(red_cell_path=0.6))
+    assert faint[0] < 0.7 * green[0]
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(9, 131),
@@ -121,7 +158,8 @@ def test_any_size_and_pixel_size_gives_an_image_of_the_same_size(
     height: int, width: int, pixel_size_um: float, bits: int, seed: int
 ) -> None:
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    optics = random_optics(np.random.default_rng(seed))
+    draw = wider_optics if seed % 2 else random_optics
+    optics = draw(np.random.default_rng(seed))
     out = compute_dic(image, pixel_size_um, optics, np.random.default_rng(seed), bits=bits)
     assert out.shape == (height, width)
     assert out.dtype == (np.uint8 if bits == 8 else np.uint16)
