@@ -30,7 +30,6 @@ import numpy as np
 ALPHAS = (0.1, 0.3, 1.0, 3.0)
 SAMPLES = (2, 4, 8, 16)
 FOLDS = 6
-OPTICS = (1, 2, 3, 4)  # seeds of the draws under which each cell of a calibration is seen
 JUDGE = "leukocyte-classes"
 Array = np.ndarray[Any, Any]
 
@@ -160,16 +159,15 @@ def show(lines: Sequence[dict[str, Any]], n: int) -> str:
 
 
 def calibrate(folder: Path, smears: Sequence[Any], cells: int) -> None:
-    """Fit the confidence of a package on validation pairs, each cell under four optics, into its card."""
+    """Fit the confidence of a package on validation pairs, each cell under six optics, into its card."""
     from stainers.confidence import fit_calibration
     from stainers.export import calibration_table
-    from stainers.pair_sources import computed_pairs
+    from stainers.pair_sources import calibration_pairs
     from storage.registry import load
 
     stainer: Any = load("stainer", str(folder))
     stainer.features = type(stainer).features  # those of today, whatever the card was made with
-    part = [x for x in smears if x.split == "validation" and x.domain in stainer.targets]
-    pairs = [p for seed in OPTICS for p in computed_pairs(part, seed=seed, limit=cells)]
+    pairs = calibration_pairs([x for x in smears if x.domain in stainer.targets], cells, seed=1)
     tables = [calibration_table(stainer, pairs, spoilt, 0) for spoilt in (False, True)]
     write_card(folder, {}, fit_calibration(*tables[0], *tables[1]).to_card(stainer.features))
 

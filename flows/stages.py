@@ -27,7 +27,7 @@ VERSIONS = {
     "detection": 4,
     "cells": 1,
     "patches": 1,
-    "staining": 3,
+    "staining": 4,
     "classification": 3,
     "explanation": 2,
     "patient": 2,

@@ -59,6 +59,7 @@ class DicOptics:
     n_dust: int = 0  # out-of-focus specks on the optics
     density_mix: tuple[float, float, float] = (0.0, 1.0, 0.0)  # of red, green, blue, for the path; sum 1
     red_cell_path: float = 1.0  # of a red cell of the image's own density, before nuclei are compressed
+    nuclear_drop: float = 0.0  # path lost where stain is dark: a nucleus may be no thicker than a red cell
 
 
 def random_optics(rng: np.random.Generator) -> DicOptics:
@@ -115,6 +116,13 @@ def wider_optics(rng: np.random.Generator) -> DicOptics:
             nuclear_ceiling=float(np.exp(rng.uniform(np.log(1.8), np.log(8.0)))),
             dome_height=float(rng.uniform(0.0, 0.6)),
             chromatin_relief=float(rng.uniform(0.0, 0.8)),
+        )
+    elif rng.random() < 0.6:  # nuclei hardly above red cells, or below them
+        usual = replace(
+            usual,
+            nuclear_compression=float(rng.uniform(0.05, 0.4)),
+            dome_height=float(rng.uniform(0.0, 0.9)),
+            nuclear_drop=float(rng.uniform(0.0, 0.9)),
         )
     return replace(usual, density_mix=mix, red_cell_path=red_cell_path)
 
@@ -194,6 +202,8 @@ def path_from_brightfield(
     room = np.float32(max(optics.nuclear_ceiling - 1.3, 0.15))
     rise = room * np.log1p(beyond * (optics.nuclear_compression / room))
     curve = (np.minimum(grid, 1.3) * (grid / (grid + 0.08)) + rise).astype(np.float32)
+    if optics.nuclear_drop > 0:
+        curve -= np.float32(optics.nuclear_drop) * _smoothstep(grid, 1.3, 2.9)
     nuclear_curve = _smoothstep(grid, 1.7, 2.9).astype(np.float32)
     index = np.minimum(stain * 64.0, 1023.0).astype(np.uint16)
     nuclear_stain = nuclear_curve[index[::2, ::2]]

@@ -201,7 +201,7 @@ def input_features(grey: Array, normalised: Array, spread: float, anisotropy: fl
 
 # Chosen by cross-validation over the images of the validation smears (docs/stain-evaluation.md).
 ERROR_PENALTY, SPOILT_PENALTY = 0.03, 0.1
-SPOILT_COST, SPOILT_MIDDLE, SPOILT_WIDTH = 0.5, 0.7, 0.1
+SPOILT_COST, SPOILT_MIDDLE, SPOILT_WIDTH = 0.5, 0.85, 0.05
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ class Calibration:
     def confidence(self, features: Array) -> Array:
         """(n,) float32 in [0, 1] of features (n, k)."""
         sound = np.clip(1 - 0.5 * self.expected_error(features) / self.error_edge, 0, 1)
-        cost = SPOILT_COST / (1 + np.exp(-(self.spoilt(features) - SPOILT_MIDDLE) / SPOILT_WIDTH))
+        cost = SPOILT_COST * _late(self.spoilt(features)) / _late(1.0)
         return (sound * (1 - cost)).astype(np.float32)
 
     def to_card(self, features: Sequence[str] = FEATURES) -> dict[str, Any]:
@@ -250,6 +250,12 @@ class Calibration:
         if tuple(rest.pop("features", ())) != tuple(features):
             raise ValueError("the calibration was made for other features")
         return cls(**{k: tuple(v) if isinstance(v, (list, tuple)) else float(v) for k, v in rest.items()})
+
+
+def _late(probability: Any) -> Any:
+    """A step from 0 to 1 that sets in where a spoilt input is all but sure: a sound one under unusual optics
+    that looks a little spoilt should not fall out of the order."""
+    return 1 / (1 + np.exp(-(probability - SPOILT_MIDDLE) / SPOILT_WIDTH))
 
 
 def _linear(z: Array) -> Array:

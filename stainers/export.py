@@ -14,7 +14,7 @@ from stainers.data import DOMAINS, PIXEL_SIZE_UM, Smear
 from stainers.evaluation import evaluate_pairs
 from stainers.image_errors import image_errors
 from stainers.networks import PolarityNet, UNetFilm, count_parameters
-from stainers.pair_sources import Pair, computed_pairs
+from stainers.pair_sources import Pair, calibration_pairs, computed_pairs
 from stainers.patch_stainer import to_uint8
 from stainers.polarity import polarity_accuracy
 from stainers.recipes import Recipe
@@ -84,15 +84,12 @@ def export_package(
         calibration=None,
         min_confidence=MIN_CONFIDENCE,
     )
-    held_out = [s for s in smears if s.split == "validation"]
-    pairs = computed_pairs(held_out, seed=recipe.seed + 1, limit=cells_per_domain)
-    # each cell twice, under different optics: there are few cells in the validation smears
-    pairs += computed_pairs(held_out, seed=recipe.seed + 2, limit=cells_per_domain)
+    pairs = calibration_pairs(smears, cells_per_domain, recipe.seed)
     clean = calibration_table(stainer, pairs, False, recipe.seed)
     spoilt = calibration_table(stainer, pairs, True, recipe.seed)
     stainer.calibration = fit_calibration(*clean, *spoilt)
     test = [s for s in smears if s.split == "test"]
-    metrics = evaluate_pairs(stainer, computed_pairs(test, seed=recipe.seed + 3, limit=cells_per_domain))
+    metrics = evaluate_pairs(stainer, computed_pairs(test, seed=recipe.seed + 6, limit=cells_per_domain))
     right, asked = polarity_accuracy(polarity, test, 4 * cells_per_domain, recipe.seed + 4)
     metrics["shear_polarity_right"] = [right, asked]
     card = {

@@ -146,6 +146,22 @@ def test_path_follows_the_channel_that_the_mix_names() -> None:
     assert faint[0] < 0.7 * green[0]
 
 
+def test_a_nucleus_can_be_made_no_thicker_than_a_red_cell() -> None:
+    image = np.full((200, 200, 3), (250, 240, 225), dtype=np.uint8)
+    cv2.circle(image, (60, 60), 30, (205, 165, 165), -1)
+    cv2.circle(image, (140, 140), 30, (70, 40, 110), -1)
+    heights = []
+    for drop in (0.0, 0.8):
+        flat = {"dome_height": 0.0, "chromatin_relief": 0.0, "cytoplasm_texture": 0.0}
+        optics = DicOptics(nuclear_drop=drop, nuclear_compression=0.2, **flat)
+        path, _ = path_from_brightfield(image, 0.1, optics, np.random.default_rng(0), red_cell_density=0.163)
+        heights.append((float(path[60, 60]), float(path[140, 140])))
+    (red, nucleus), (red_still, lowered) = heights
+    assert nucleus > 1.3 * red
+    assert red_still == pytest.approx(red)
+    assert lowered < red
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     st.integers(9, 131),

@@ -386,13 +386,16 @@ def test_an_expected_error_and_a_spoilt_input_each_cost_confidence():
     spoilt = np.zeros(2 * k + 1)
     spoilt[1], spoilt[-1] = 20.0, -10.0
     made = Calibration((0.0,) * k, (1.0,) * k, tuple(error), 0.1, tuple(spoilt))
-    rows = np.zeros((4, k))
+    rows = np.zeros((5, k))
     rows[1, 0] = np.log(2)  # twice the error: at the edge
+    rows[4, 1] = 0.5435  # looks spoilt with a probability of 0.7: unusual optics do
     rows[2, 1] = 1.0  # spoilt for certain
     rows[3, 0] = 3.0
     np.testing.assert_allclose(made.expected_error(rows)[:2], [0.05, 0.1], rtol=1e-6)
-    sound, edge, bad, wrong = made.confidence(rows)
+    sound, edge, bad, wrong, unusual = made.confidence(rows)
     assert sound == pytest.approx(0.75, abs=0.01)
     assert edge == pytest.approx(0.5, abs=0.01)
     assert bad == pytest.approx(0.5 * 0.75, abs=0.03)
+    assert made.spoilt(rows)[4] == pytest.approx(0.7, abs=0.01)
+    assert unusual == pytest.approx(0.75, abs=0.03)
     assert wrong == 0

@@ -51,6 +51,30 @@ def recipe():
     )
 
 
+def test_a_confidence_is_fitted_on_validation_cells_alone_each_under_six_optics(smears):
+    from collections import Counter
+
+    from stainers.pair_sources import calibration_pairs
+
+    held_out = {s.file: len(s.leukocytes) for s in smears if s.split == "validation"}
+    pairs = calibration_pairs(smears, 50)
+    assert Counter(p.source for p in pairs) == {name: 6 * n for name, n in held_out.items() if n}
+    of_one = [p.dic for p in pairs if np.array_equal(p.stained, pairs[0].stained)]
+    assert len(of_one) == 6
+    assert all(not np.array_equal(a, b) for i, a in enumerate(of_one) for b in of_one[:i])
+
+
+def test_wider_optics_are_drawn_where_a_recipe_asks_for_them(smears, recipe):
+    from stainers.data import PairSampler
+
+    train = [s for s in smears if s.split == "train"]
+    usual, wide, again = (
+        PairSampler(train, replace(recipe.pairs, wide_optics=w), 3).draw(0) for w in (False, True, True)
+    )
+    assert not np.array_equal(usual[0], wide[0])
+    assert np.array_equal(wide[0], again[0])
+
+
 def test_smears_are_brought_to_one_scale_by_their_red_cells(smears):
     assert {s.domain for s in smears} == {"barcelona", "bccd", "raabin"}
     for s in smears:
