@@ -211,7 +211,7 @@ class Calibration:
     Two readings of the same standardised features f: the log error to expect, linear in f, and the
     probability that the input is spoilt, of f and f^2.  The error is placed on a line from 1 (no error)
     through 0.5 at `error_edge`, the 99th percentile of unspoilt validation patches, so that confidence and
-    error stand in proportion; an input that is probably spoilt loses half of it.
+    error stand in proportion; an input that is all but surely spoilt loses half of it.
     """
 
     mean: tuple[float, ...]
