@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from classifiers.augment import Augmentation, geometry
 from classifiers.networks import CellNet
-from classifiers.sources import Sample, group_duplicates, project_samples, read_image
-from classifiers.training import MEAN, STD, CellSet
+from classifiers.pretraining import read_backbone, start_from
+from classifiers.sources import Sample, group_duplicates, level_classes, project_samples, read_image
+from classifiers.training import MEAN, STD, CellSet, Recipe, fit
 from classifiers.views import dihedral
 
 DATA = Path(os.environ.get("SMEARFLOW_DATA", "../shared/data"))
@@ -42,6 +44,24 @@ def placed_samples() -> list[Sample]:
     return samples
 
 
+def trained(
+    cells: CellSet,
+    recipe: Recipe,
+    *,
+    start: Path | None,
+    seed: int,
+    checkpoint: Path,
+    report: Callable[[str], None],
+) -> CellNet:
+    """A network without a locator, from a backbone's weights or random ones; resumes from `checkpoint`."""
+    torch.manual_seed(seed)
+    classes = len(level_classes(recipe.level))
+    net = CellNet(recipe.backbone, classes, locator=False, none_output=True, drop_rate=recipe.drop_rate)
+    if start is not None:
+        start_from(net.network, read_backbone(start), str(start))
+    return fit(net, cells, recipe, seed=seed, checkpoint=checkpoint, resume=True, report=report)
+
+
 def predict(net: CellNet, cells: CellSet, px: int) -> np.ndarray:
     """Probabilities (N, K) of cached cells, logits averaged over four mirrored views."""
     mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
@@ -56,6 +76,12 @@ def predict(net: CellNet, cells: CellSet, px: int) -> np.ndarray:
             logits, _ = net.logits(net.embed(copies))
             rows.append(logits.unflatten(0, (len(x), 4)).mean(1).softmax(1))
     return torch.cat(rows).numpy()
+
+
+def share_cells(m: Mapping[str, Any]) -> str:
+    """Top-1 and macro-F1 of a `classifiers.metrics.summary`, with intervals, as two cells of a table."""
+    top, f1 = m["top1_interval"], m["macro_f1_interval"]
+    return f"{m['top1']:.2f} ({top[0]:.2f}-{top[1]:.2f}) | {m['macro_f1']:.2f} ({f1[0]:.2f}-{f1[1]:.2f})"
 
 
 def write_section(page: Path, name: str, text: str) -> None:

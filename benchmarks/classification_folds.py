@@ -22,13 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
-from benchmarks.classification_cells import placed_samples, predict, write_section
+from benchmarks.classification_cells import placed_samples, predict, share_cells, trained, write_section
 from classifiers.metrics import fit_temperature, summary
-from classifiers.networks import CellNet
-from classifiers.pretraining import read_backbone, start_from
 from classifiers.sources import Sample, folds_by_group, level_classes, to_level
-from classifiers.training import Recipe, cell_set, fit
+from classifiers.training import Recipe, cell_set
 
 
 def run_fold(
@@ -36,17 +35,13 @@ def run_fold(
 ) -> None:
     """Train on one part and keep what the network says of the other: log-probabilities, truth, sources."""
     classes = level_classes(recipe.level)
-    torch.manual_seed(seed)
-    net = CellNet(recipe.backbone, len(classes), locator=False, none_output=True, drop_rate=recipe.drop_rate)
-    start_from(net.network, read_backbone(start), str(start))
     started = time.monotonic()
-    net = fit(
-        net,
+    net = trained(
         cell_set(train, recipe),
         recipe,
+        start=start,
         seed=seed,
         checkpoint=out.with_suffix(".ckpt"),
-        resume=True,
         report=lambda line: print(out.stem, line, round(time.monotonic() - started), flush=True),
     )
     cells = cell_set([s for s in test if to_level(s.label, recipe.level) in classes], recipe)
@@ -62,9 +57,7 @@ def tempered(folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     for k, (log_p, _) in enumerate(folds):
         others = [f for i, f in enumerate(folds) if i != k]
         logits, truth = (np.concatenate(part) for part in zip(*others, strict=True))
-        scaled = log_p / fit_temperature(logits, truth)
-        scaled = np.exp(scaled - scaled.max(1, keepdims=True))
-        rows.append(scaled / scaled.sum(1, keepdims=True))
+        rows.append(softmax(log_p / fit_temperature(logits, truth), axis=1))
     return np.concatenate(rows)
 
 
@@ -104,12 +97,8 @@ def main() -> None:
     for source in [*sorted(set(sources)), "all"]:
         mine = sources == source if source != "all" else np.ones(len(sources), bool)
         m = summary(truth[mine], p[mine], classes)
-        top, f1 = m["top1_interval"], m["macro_f1_interval"]
         worst, name = min((v["recall"], k) for k, v in m["per_class"].items() if v["recall"] is not None)
-        lines.append(
-            f"| {source} | {m['n']} | {m['top1']:.2f} ({top[0]:.2f}-{top[1]:.2f}) |"
-            f" {m['macro_f1']:.2f} ({f1[0]:.2f}-{f1[1]:.2f}) | {m['ece']:.2f} | {name} {worst:.2f} |"
-        )
+        lines.append(f"| {source} | {m['n']} | {share_cells(m)} | {m['ece']:.2f} | {name} {worst:.2f} |")
     print("\n".join(lines))
     if options.docs is not None:
         write_section(options.docs, "folds", "\n".join(lines))

@@ -24,13 +24,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.classification_cells import HOSPITALS, hospital, placed_samples, predict, write_section
+from benchmarks.classification_cells import (
+    HOSPITALS,
+    hospital,
+    placed_samples,
+    predict,
+    share_cells,
+    trained,
+    write_section,
+)
 from classifiers.metrics import summary
-from classifiers.networks import CellNet
-from classifiers.pretraining import read_backbone, start_from
 from classifiers.sources import level_classes
 from classifiers.taxonomy import LEVELS
-from classifiers.training import Recipe, cell_set, fit
+from classifiers.training import Recipe, cell_set
 
 CLASSES = level_classes("five")
 
@@ -52,13 +58,9 @@ def as_markdown(found: dict[str, dict[str, object]], options: argparse.Namespace
         "|---|---|---|---|---|---|",
     ]
 
-    def row(name: str, m: dict, trained: object) -> str:
+    def row(name: str, m: dict, cells: object) -> str:
         worst = min((v, k) for k, v in m["recall"].items() if v is not None)
-        top, f1 = m["top1_interval"], m["macro_f1_interval"]
-        return (
-            f"| {name} | {m['n']} | {trained} | {m['top1']:.2f} ({top[0]:.2f}-{top[1]:.2f}) |"
-            f" {m['macro_f1']:.2f} ({f1[0]:.2f}-{f1[1]:.2f}) | {worst[1]} {worst[0]:.2f} |"
-        )
+        return f"| {name} | {m['n']} | {cells} | {share_cells(m)} | {worst[1]} {worst[0]:.2f} |"
 
     for name, m in found.items():
         lines.append(row(name, m, m["trained_on"]))
@@ -97,19 +99,12 @@ def main() -> None:
         if not kept.is_file():
             train = cell_set([s for s in samples if hospital(s) != left_out], recipe)
             test = cell_set([s for s in samples if hospital(s) == left_out], recipe)
-            torch.manual_seed(options.seed)
-            net = CellNet(
-                recipe.backbone, len(CLASSES), locator=False, none_output=True, drop_rate=recipe.drop_rate
-            )
-            if options.start is not None:
-                start_from(net.network, read_backbone(options.start), str(options.start))
-            net = fit(
-                net,
+            net = trained(
                 train,
                 recipe,
+                start=options.start,
                 seed=options.seed,
                 checkpoint=options.out / f"{left_out}.ckpt",
-                resume=True,
                 report=lambda line: print(line, round(time.process_time() - started), flush=True),
             )
             p, truth = predict(net, test, recipe.input_px), test.labels.numpy()

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from benchmarks.classification_cells import DATA, write_section
+from benchmarks.classification_cells import DATA, share_cells, write_section
 from classifiers.calibration import patch_of
 from classifiers.evaluation import held_out_samples
 from classifiers.metrics import auroc, summary
@@ -121,10 +121,8 @@ def main() -> None:
     for source in [*sorted(set(sources)), "all"]:
         mine = sources == source if source != "all" else np.ones(len(sources), bool)
         m = summary(truth[mine], p[mine], model.classes)
-        top, f1 = m["top1_interval"], m["macro_f1_interval"]
         lines.append(
-            f"| {source} | {mine.sum()} | {m['top1']:.2f} ({top[0]:.2f}-{top[1]:.2f}) |"
-            f" {m['macro_f1']:.2f} ({f1[0]:.2f}-{f1[1]:.2f}) | {p[mine].max(1).mean():.2f} | {m['ece']:.2f} |"
+            f"| {source} | {mine.sum()} | {share_cells(m)} | {p[mine].max(1).mean():.2f} | {m['ece']:.2f} |"
         )
         print(lines[-1], flush=True)
     doubted = p.max(1) < model.min_confidence

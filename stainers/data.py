@@ -204,7 +204,7 @@ class PairOptions:
     scale_jitter: float = 0.25  # natural log, half-width, of the estimated contrast
     spoilt_share: float = 0.08  # inputs with a part missing or out of focus, for the expected error
     level_light: bool = False  # bring every target image to the median glass of its stain
-    wide_optics: bool = False  # laws from stain to path far beyond what is measured and calibrated on
+    wide_optics: bool = False  # laws from stain to path far beyond what is measured on
     pool: int = 0  # above 0: this many pairs are made once and kept, each draw a new crop of one of them
 
 
