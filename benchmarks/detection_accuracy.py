@@ -5,7 +5,8 @@
 Parts: the test part of `smears` (near-duplicates kept away from training) as labelled, and again with
 the labels that two witnesses refute corrected; held-out single cells of `wbc-masks`; DIC computed from
 the test part (phantoms.optics, random optics); and the whole fields of `cases` in both modalities
-(their DIC comes from another optical model; their pieces may be smears that were trained on).
+(their DIC comes from another optical model; their pieces may be smears that were trained on), by their truth
+as it is and corrected by the same two witnesses on the brightfield (some photographs lack labels).
 """
 
 from __future__ import annotations
@@ -22,9 +23,13 @@ ROOT = Path(__file__).resolve().parent.parent
 SEED = 20261121
 
 
-def field_boxes(entry: dict, modality: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Truth of a whole field; for DIC the brightfield boxes moved by the known matrix, half seen or more."""
-    boxes = np.array(entry["leukocytes_xyxy"], np.float64).reshape(-1, 4)
+def field_boxes(
+    entry: dict, modality: str, shape: tuple[int, ...], boxes: np.ndarray | None = None
+) -> np.ndarray:
+    """Truth of a whole field, or `boxes` in its place; for DIC the brightfield boxes moved by the known
+    matrix, half seen or more."""
+    if boxes is None:
+        boxes = np.array(entry["leukocytes_xyxy"], np.float64).reshape(-1, 4)
     if modality == "brightfield":
         return boxes
     matrix = np.array(entry["brightfield_to_dic"])[:2]
@@ -36,11 +41,35 @@ def field_boxes(entry: dict, modality: str, shape: tuple[int, ...]) -> np.ndarra
     return seen[share > 0.5]
 
 
-def whole_fields(detector, data: Path, modality: str, threshold: float) -> dict:
+def reviewed_fields(data: Path) -> dict[tuple[str, str], np.ndarray]:
+    """Leukocytes of every whole field, brightfield pixels, its truth corrected as `reviewed_test` does."""
+    from detectors.classical import ClassicalDetector
+    from detectors.datasets import LEUKOCYTE, Sample, read_image
+    from detectors.label_errors import review
+    from storage.registry import load
+
+    network, witness = load("detector", "leukocyte-brightfield"), ClassicalDetector()
+    out = {}
+    for folder in sorted((data / "cases").iterdir()):
+        truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+        for name, entry in truth["fields"].items():
+            file = folder / f"{name}_BF.tif"
+            height, width = read_image(file).shape[:2]
+            boxes = np.array(entry["leukocytes_xyxy"], np.float32).reshape(-1, 4)
+            classes = np.full(len(boxes), LEUKOCYTE)
+            sample = Sample(file, width, height, boxes, classes, folder.name, truth["pixel_size_um"])
+            out[folder.name, name] = review(network, witness, sample)[0].of(LEUKOCYTE).astype(np.float64)
+    return out
+
+
+def whole_fields(
+    detector, data: Path, modality: str, threshold: float, reviewed: dict[tuple[str, str], np.ndarray]
+) -> dict:
+    """Rows of each case's fields and of all, by the truth as it is and as reviewed."""
     from detectors.datasets import read_image
     from detectors.evaluation import _figures
 
-    out, everything = {}, ([], [], [])
+    out, everything, again = {}, ([], [], []), []
     for folder in sorted((data / "cases").iterdir()):
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         mine: tuple[list, list, list] = ([], [], [])
@@ -48,6 +77,7 @@ def whole_fields(detector, data: Path, modality: str, threshold: float) -> dict:
         for name, entry in truth["fields"].items():
             image = read_image(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
             boxes, scores = detector.detect(image, truth["pixel_size_um"])
+            again.append(field_boxes(entry, modality, image.shape, reviewed[folder.name, name]))
             for collected in (mine, everything):
                 collected[0].append(boxes)
                 collected[1].append(scores)
@@ -55,7 +85,10 @@ def whole_fields(detector, data: Path, modality: str, threshold: float) -> dict:
         row = _figures(*mine, threshold)
         row["seconds_a_field"] = round((time.perf_counter() - began) / len(truth["fields"]), 2)
         out[f"{folder.name} {modality}"] = row
+        fields = len(mine[0])
+        out[f"{folder.name} {modality}, truth reviewed"] = _figures(*mine[:2], again[-fields:], threshold)
     out[f"all fields {modality}"] = _figures(*everything, threshold)
+    out[f"all fields {modality}, truth reviewed"] = _figures(*everything[:2], again, threshold)
     return out
 
 
@@ -73,7 +106,13 @@ def table(rows: dict[str, dict]) -> str:
 
 
 def measure(
-    name: str, data: Path, parts: dict, cells: dict, reviewed: list, out: Path | None
+    name: str,
+    data: Path,
+    parts: dict,
+    cells: dict,
+    reviewed: list,
+    fields: dict[tuple[str, str], np.ndarray],
+    out: Path | None,
 ) -> dict[str, dict]:
     """All rows of one detector."""
     from detectors.evaluation import evaluate_detector
@@ -95,7 +134,7 @@ def measure(
         if look is None:
             for source, samples in cells.items():
                 rows[source] = evaluate_detector(detector, samples, None, threshold)["all"]
-        rows |= whole_fields(detector, data, modality, threshold)
+        rows |= whole_fields(detector, data, modality, threshold, fields)
     return rows
 
 
@@ -136,10 +175,10 @@ def main() -> None:
 
     data = Path(os.environ.get("SMEARFLOW_DATA", ROOT.parent / "shared" / "data"))
     parts = split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)
-    cells, reviewed = held_out_cells(data), reviewed_test(parts)
+    cells, reviewed, fields = held_out_cells(data), reviewed_test(parts), reviewed_fields(data)
     everything = {}
     for name in arguments.detector:
-        everything[name] = measure(name, data, parts, cells, reviewed, arguments.out)
+        everything[name] = measure(name, data, parts, cells, reviewed, fields, arguments.out)
         print(f"\n### {name} ({time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores)\n")
         print(table(everything[name]), flush=True)
     if arguments.json:

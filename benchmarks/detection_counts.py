@@ -5,6 +5,7 @@
 The fields of SMEARFLOW_DATA/cases (2064 x 1544 px at 0.1 µm are 832 x 624 px at the detectors' 0.25 µm, one
 window) are read whole and in smaller windows, so that cells lie on seams.  Counted is every leukocyte over
 the card's threshold.  The error of a case is found over true, less one; its interval a bootstrap over fields.
+True is the truth of the case, and again that truth as reviewed (benchmarks.detection_accuracy).
 """
 
 from __future__ import annotations
@@ -20,29 +21,36 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.detection_accuracy import field_boxes
+from benchmarks.detection_accuracy import field_boxes, reviewed_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def counts(detector: Any, data: Path, modality: str) -> dict[str, list[tuple[int, int]]]:
-    """(found, true) leukocytes of every field, by case."""
+Counts = dict[str, list[tuple[int, int, int]]]
+
+
+def counts(detector: Any, data: Path, modality: str, reviewed: dict[tuple[str, str], np.ndarray]) -> Counts:
+    """(found, true, true by the reviewed truth) leukocytes of every field, by case."""
     from detectors.datasets import read_image
 
-    out: dict[str, list[tuple[int, int]]] = {}
+    out: Counts = {}
     for folder in sorted((data / "cases").iterdir()):
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         for name, entry in truth["fields"].items():
             image = read_image(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
             _, scores = detector.detect(image, truth["pixel_size_um"])
-            there = len(field_boxes(entry, modality, image.shape))
-            out.setdefault(folder.name, []).append((int((scores >= detector.threshold).sum()), there))
+            there = [
+                len(field_boxes(entry, modality, image.shape, boxes))
+                for boxes in (None, reviewed[folder.name, name])
+            ]
+            found = int((scores >= detector.threshold).sum())
+            out.setdefault(folder.name, []).append((found, *there))
     return out
 
 
-def count_error(fields: list[tuple[int, int]]) -> tuple[float, float, float]:
-    """Found over true, less one, with its 95 % interval (bootstrap over fields)."""
-    table = np.array(fields, float)
+def count_error(fields: np.ndarray) -> tuple[float, float, float]:
+    """Found over true (a row a field), less one, with its 95 % interval (bootstrap over fields)."""
+    table = fields.astype(float)
     rng = np.random.default_rng(0)
     draws = table[rng.integers(0, len(table), (1000, len(table)))].sum(axis=1)
     low, high = np.percentile(draws[:, 0] / draws[:, 1] - 1, [2.5, 97.5])
@@ -61,22 +69,25 @@ def main() -> None:
 
     data = Path(os.environ.get("SMEARFLOW_DATA", ROOT.parent / "shared" / "data"))
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    print("| detector | window, px | case | fields | true | found | count error (95 %) |")
-    print("|---|---|---|---|---|---|---|")
+    print("| detector | window, px | case | fields | truth | true | found | count error (95 %) |")
+    print("|---|---|---|---|---|---|---|---|")
+    reviewed = reviewed_fields(data)
     for name in arguments.detector:
         detector = copy.copy(load("detector", name))
         for window in arguments.windows:
             detector.window_px = window
             for modality in detector.modalities:
-                by_case = counts(detector, data, modality)
+                by_case = counts(detector, data, modality, reviewed)
                 for case, fields in [*by_case.items(), ("all", list(chain(*by_case.values())))]:
-                    found, there = (sum(f[i] for f in fields) for i in (0, 1))
-                    error, low, high = count_error(fields)
-                    print(
-                        f"| {name} | {window} | {case} | {len(fields)} | {there} | {found} | "
-                        f"{100 * error:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f}) |",
-                        flush=True,
-                    )
+                    table = np.array(fields)
+                    for column, truth in ((1, "as it is"), (2, "reviewed")):
+                        error, low, high = count_error(table[:, [0, column]])
+                        print(
+                            f"| {name} | {window} | {case} | {len(fields)} | {truth} | "
+                            f"{table[:, column].sum()} | {table[:, 0].sum()} | "
+                            f"{100 * error:+.1f} % ({100 * low:+.1f} to {100 * high:+.1f}) |",
+                            flush=True,
+                        )
 
 
 if __name__ == "__main__":

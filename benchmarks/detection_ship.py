@@ -16,7 +16,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.detection_accuracy import ROOT, SEED, held_out_cells, measure, reviewed_test, table
+from benchmarks.detection_accuracy import (
+    ROOT,
+    SEED,
+    held_out_cells,
+    measure,
+    reviewed_fields,
+    reviewed_test,
+    table,
+)
 from benchmarks.detection_compact import convert
 
 VERSION = "2.0.0"
@@ -124,7 +132,8 @@ def main() -> None:
         if not convert(str(plain.folder), arguments.out, parts, to_float=False):
             convert(str(plain.folder), arguments.out, parts, to_float=True)
     package = read_package(arguments.out / name)
-    rows = measure(str(package.folder), data, parts, held_out_cells(data), reviewed_test(parts), None)
+    truth = held_out_cells(data), reviewed_test(parts), reviewed_fields(data)
+    rows = measure(str(package.folder), data, parts, *truth, None)
     write_package(package.folder, package.card.model_dump() | {"metrics": rows}, package.weights_path)
     print(table(rows))
 

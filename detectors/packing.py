@@ -15,8 +15,8 @@ import numpy as np
 from detectors.augment import Rng, degrade, precipitate, restain, shift_colours
 from detectors.datasets import LEUKOCYTE, Sample, read_image
 
-LEAST_SLIVER = 0.08  # of a leukocyte's box: labels of real fields go down to this at the edges
-CUT_SHARE = 0.12  # of the windows about a leukocyte have their edge through it
+LEAST_SLIVER = 0.06  # of a leukocyte's box: labels of real fields go down to this at the edges
+CUT_SHARE = 0.25  # of the windows about a leukocyte have their edge through it
 
 Look = Callable[[np.ndarray, float, Rng], np.ndarray]  # (RGB image, its pixel size in µm, rng) -> RGB image
 
@@ -115,8 +115,7 @@ def pack(
                 image = precipitate(image, rng)
         piece, left, top = _crop(image, boxes, sample.classes, x1 - x0, y1 - y0, rng)
         height, width = piece.shape[:2]
-        at_x = x0 + int(rng.integers(0, x1 - x0 - width + 1))
-        at_y = y0 + int(rng.integers(0, y1 - y0 - height + 1))
+        at_x, at_y = _place(x0, x1, width, rng), _place(y0, y1, height, rng)
         canvas[at_y : at_y + height, at_x : at_x + width] = piece
         moved = boxes - np.tile([left, top], 2)
         clipped = np.clip(moved, 0, np.tile([width, height], 2))
@@ -132,35 +131,56 @@ def pack(
     return canvas, np.concatenate(all_boxes).astype(np.float32), np.concatenate(all_classes)
 
 
+def _place(start: int, end: int, length: int, rng: Rng) -> int:
+    """Where a piece of `length` begins in start..end: at one end or the other, or anywhere."""
+    free = end - start - length
+    return start + int(rng.choice([0, free, rng.integers(0, free + 1)]))
+
+
 def _crop(
     image: np.ndarray, boxes: np.ndarray, classes: np.ndarray, width: int, height: int, rng: Rng
 ) -> tuple[np.ndarray, int, int]:
     """A window of at most (height, width); mostly with a leukocyte whole, sometimes with a sliver of one."""
     h, w = image.shape[:2]
-    width, height = min(w, width), min(h, height)
-    left, top = int(rng.integers(0, w - width + 1)), int(rng.integers(0, h - height + 1))
+    wide, high = min(w, width), min(h, height)
+    left, top = int(rng.integers(0, w - wide + 1)), int(rng.integers(0, h - high + 1))
+    right, bottom = left + wide, top + high
     white = boxes[classes == LEUKOCYTE]
     if len(white) and rng.random() < 0.8:
         x0, y0, x1, y1 = white[rng.integers(len(white))]
         if x1 - x0 <= width and y1 - y0 <= height:
-            low, high = max(0, int(np.ceil(x1 - width))), min(w - width, int(x0))
-            left = int(rng.integers(low, high + 1)) if high >= low else left
-            low, high = max(0, int(np.ceil(y1 - height))), min(h - height, int(y0))
-            top = int(rng.integers(low, high + 1)) if high >= low else top
+            left, right = _around(x0, x1, wide, w, rng)
+            top, bottom = _around(y0, y1, high, h, rng)
             if rng.random() < CUT_SHARE:
-                seen = rng.uniform(LEAST_SLIVER, 0.5)
+                seen = (
+                    LEAST_SLIVER + (0.5 - LEAST_SLIVER) * rng.random() ** 1.5
+                )  # thin ones are the hard ones
                 if rng.random() < 0.5:
-                    left = _through(x0, x1, seen, width, w, rng)
+                    left, right = _through(x0, x1, seen, wide, w, rng)
                 else:
-                    top = _through(y0, y1, seen, height, h, rng)
-    return image[top : top + height, left : left + width], left, top
+                    top, bottom = _through(y0, y1, seen, high, h, rng)
+    return image[top:bottom, left:right], left, top
 
 
-def _through(start: float, end: float, seen: float, length: int, whole: int, rng: Rng) -> int:
-    """First pixel of a window of `length` in `whole` that keeps the share `seen` of start..end."""
+def _around(start: float, end: float, length: int, whole: int, rng: Rng) -> tuple[int, int]:
+    """First pixel, and the one after the last, of a window of `length` in `whole` that holds start..end."""
+    low, high = max(0, int(np.ceil(end - length))), min(whole - length, int(start))
+    first = int(rng.integers(low, high + 1)) if high >= low else int(rng.integers(0, whole - length + 1))
+    return first, first + length
+
+
+def _through(start: float, end: float, seen: float, length: int, whole: int, rng: Rng) -> tuple[int, int]:
+    """The same for a window that shows the share `seen` of start..end, at one of its ends.
+
+    It is shorter than `length` where `whole` ends before: photographs are hardly larger than the pieces of
+    a canvas, and a window moved back inside would show the cell whole.
+    """
     side = seen * (end - start)
-    first = end - side if rng.random() < 0.5 else start + side - length
-    return int(np.clip(round(first), 0, whole - length))
+    if rng.random() < 0.5:
+        first = min(max(0, round(end - side)), whole - 2)
+        return first, min(whole, first + length)
+    last = max(min(whole, round(start + side)), 2)
+    return max(0, last - length), last
 
 
 def endless(samples: list[Sample], rng: Rng) -> Iterator[Sample]:
