@@ -138,16 +138,19 @@ def measure(
     return rows
 
 
-def held_out_cells(data: Path) -> dict[str, list]:
-    """Single cells of the two stains that training does not see, by the name of their row."""
+def single_cells(data: Path) -> dict[str, dict[str, list]]:
+    """The cells of the two stains of `wbc-masks`, by stain and part (`train`, `test`)."""
     from detectors.datasets import read_masked_cells, split
 
     return {
-        f"wbc-masks {n}, 30 % kept back": split(
-            read_masked_cells(data / "wbc-masks" / n, n), {"train": 0.7, "test": 0.3}, SEED
-        )["test"]
+        n: split(read_masked_cells(data / "wbc-masks" / n, n), {"train": 0.7, "test": 0.3}, SEED)
         for n in ("tecom", "cellavision")
     }
+
+
+def held_out_cells(data: Path) -> dict[str, list]:
+    """Those that training does not see, by the name of their row."""
+    return {f"wbc-masks {n}, 30 % kept back": parts["test"] for n, parts in single_cells(data).items()}
 
 
 def reviewed_test(parts: dict) -> list:

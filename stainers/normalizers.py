@@ -21,8 +21,9 @@ import numpy as np
 from pipeline.errors import BadInput, BadModelPackage
 from stainers.base import Stained
 from stainers.cell_sets import Cells
+from stainers.cell_structures import density, glass_of
 from stainers.landmarks import SIZE as LANDMARKS
-from stainers.landmarks import density, glass_of, landmarks_apply, landmarks_measure
+from stainers.landmarks import landmarks_apply, landmarks_measure, landmarks_prepare
 from stainers.patch_stainer import Patch, checked_patches, target_index, to_uint8
 from stainers.picture_stainer import rgb_uint8
 
@@ -118,6 +119,9 @@ class Method:
     size: int
     by_stain: bool = False
     needed: int | None = None  # how many of the measures the target must have [all]
+    prepare: Callable[[Array, Array, Array], Array] | None = (
+        None  # what is done to a picture as a whole first
+    )
 
     def source_of(self, own: Array, mean: Array) -> Array:
         """The source measures that `apply` gets for an image."""
@@ -127,7 +131,7 @@ class Method:
 METHODS = {
     "reinhard": Method(reinhard_measure, reinhard_apply, 6),
     "macenko": Method(macenko_measure, macenko_apply, 11),
-    "landmarks": Method(landmarks_measure, landmarks_apply, LANDMARKS, by_stain=True, needed=6),
+    "landmarks": Method(landmarks_measure, landmarks_apply, LANDMARKS, True, 6, landmarks_prepare),
 }
 
 
@@ -213,11 +217,13 @@ class NormalizerField:
         step = max(1, int(np.sqrt(self.image.shape[0] * self.image.shape[1] / 262144)))
         self.measured = stainer.method.measure(self.image[::step, ::step])
         self.shape = (self.image.shape[0], self.image.shape[1])
+        self.source = stainer.method.source_of(self.measured, stainer.fitted.source_mean)
+        if stainer.method.prepare is not None:
+            self.image = stainer.method.prepare(self.image, self.source, stainer.fitted.target)
 
     def tile(self, y: int, x: int, height: int, width: int) -> Patch:
         part = self.image[y : y + height, x : x + width]
-        fitted, method = self.stainer.fitted, self.stainer.method
-        colour = method.apply(part, method.source_of(self.measured, fitted.source_mean), fitted.target)
+        colour = self.stainer.method.apply(part, self.source, self.stainer.fitted.target)
         beyond = np.abs(colour - np.clip(colour, 0, 1)).mean(axis=-1)
         return np.clip(colour, 0, 1), np.minimum(beyond, 1.0).astype(np.float32), self.measured
 
