@@ -48,9 +48,9 @@ def counts(detector: Any, data: Path, modality: str, reviewed: dict[tuple[str, s
     return out
 
 
-def count_error(fields: np.ndarray) -> tuple[float, float, float]:
+def count_error(fields: Any) -> tuple[float, float, float]:
     """Found over true (a row a field), less one, with its 95 % interval (bootstrap over fields)."""
-    table = fields.astype(float)
+    table = np.asarray(fields, float)
     rng = np.random.default_rng(0)
     draws = table[rng.integers(0, len(table), (1000, len(table)))].sum(axis=1)
     low, high = np.percentile(draws[:, 0] / draws[:, 1] - 1, [2.5, 97.5])
