@@ -16,7 +16,7 @@ from detectors.augment import Rng, degrade, precipitate, restain, shift_colours
 from detectors.datasets import LEUKOCYTE, Sample, read_image
 
 LEAST_SLIVER = 0.06  # of a leukocyte's box: labels of real fields go down to this at the edges
-CUT_SHARE = 0.25  # of the windows about a leukocyte have their edge through it
+CUT_SHARE = 0.5  # of the windows about a leukocyte have their edge through it
 
 Look = Callable[[np.ndarray, float, Rng], np.ndarray]  # (RGB image, its pixel size in µm, rng) -> RGB image
 

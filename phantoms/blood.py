@@ -93,6 +93,7 @@ class Recipe:
     hof: bool = False  # a pale zone beside the nucleus
     outline: float = 0.04
     in_red_units: float = 0.0  # haemoglobin in the cytoplasm
+    clump_path: float = 0.07  # relief of the chromatin's clumps in DIC, optical path
 
 
 _FINE_AZUROPHIL = Granules("azurophil", (0, 14), (0.12, 0.2), 0.8, 0.02)
@@ -129,6 +130,7 @@ RECIPES: dict[str, Recipe] = {
     "lymphocyte": Recipe(
         (8.5, 11.5), nuclei.rounded((0.80, 0.90), 0.5), (0.95, 1.25), 0.2, 1.1, (0.5, 1.1), (0.0, 0.15),
         granules=(Granules("azurophil", (0, 4), (0.15, 0.25), 0.8, 0.03),), outline=0.06,
+        clump_path=0.03,  # dense and even: its dome is smooth
     ),
     "lymphocyte_reactive": Recipe(
         (13, 18), nuclei.rounded((0.60, 0.72), 0.8, 0.08), (0.8, 1.0), 0.2, 0.9, (0.8, 1.4), (0.0, 0.1),
@@ -204,7 +206,9 @@ def draw_leukocyte(cell: TrueCell, pixel_size_um: float) -> Layers:
     path = np.float32(rng.uniform(0.9, 1.5) * (0.4 if bare else 1.0)) * np.sqrt(depth * (2 - depth))
     rise = np.clip(-nuclear / np.float32(1.2), 0.0, 1.0)
     path += np.float32(rng.uniform(0.15, 0.5)) * np.sqrt(rise * (2 - rise))
-    path += np.float32(0.07) * clumps * in_nucleus + np.float32(0.04) * (cloud + fine) * cytoplasm
+    path += (
+        np.float32(recipe.clump_path) * clumps * in_nucleus + np.float32(0.04) * (cloud + fine) * cytoplasm
+    )
     path += np.float32(0.15) * nucleoli
     for kind in recipe.granules:
         allowed = (body < -0.35) if kind.over_nucleus else ((body < -0.35) & (nuclear > 0.1))

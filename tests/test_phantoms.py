@@ -226,6 +226,19 @@ def test_a_pixel_half_as_large_shows_the_same_cell_twice_as_large() -> None:
     assert abs(fine / coarse - 4) < 0.1
 
 
+def test_the_chromatin_of_a_lymphocyte_is_smoother_in_dic_than_that_of_a_myelocyte() -> None:
+    def roughness(kind: str) -> float:
+        found = []
+        for seed in range(8):
+            layers = draw(cell(kind, seed), 0.1)
+            inside = cv2.erode((layers.labels == NUCLEUS).astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
+            fine = layers.path - cv2.GaussianBlur(layers.path, (0, 0), 8)
+            found.append(float(fine[inside].std()))
+        return float(np.median(found))
+
+    assert roughness("lymphocyte") < 0.6 * roughness("myelocyte")
+
+
 def test_a_red_cell_is_thinner_in_the_middle() -> None:
     middles = []
     for seed in range(20):
