@@ -152,9 +152,8 @@ def _crop(
             left, right = _around(x0, x1, wide, w, rng)
             top, bottom = _around(y0, y1, high, h, rng)
             if rng.random() < CUT_SHARE:
-                seen = (
-                    LEAST_SLIVER + (0.5 - LEAST_SLIVER) * rng.random() ** 1.5
-                )  # thin ones are the hard ones
+                # Thin slivers are the hard ones.
+                seen = LEAST_SLIVER + (0.5 - LEAST_SLIVER) * rng.random() ** 1.5
                 if rng.random() < 0.5:
                     left, right = _through(x0, x1, seen, wide, w, rng)
                 else:

@@ -119,9 +119,7 @@ class Method:
     size: int
     by_stain: bool = False
     needed: int | None = None  # how many of the measures the target must have [all]
-    prepare: Callable[[Array, Array, Array], Array] | None = (
-        None  # what is done to a picture as a whole first
-    )
+    prepare: Callable[[Array, Array, Array], Array] | None = None  # done first, to a picture as a whole
 
     def source_of(self, own: Array, mean: Array) -> Array:
         """The source measures that `apply` gets for an image."""
@@ -131,7 +129,9 @@ class Method:
 METHODS = {
     "reinhard": Method(reinhard_measure, reinhard_apply, 6),
     "macenko": Method(macenko_measure, macenko_apply, 11),
-    "landmarks": Method(landmarks_measure, landmarks_apply, LANDMARKS, True, 6, landmarks_prepare),
+    "landmarks": Method(
+        landmarks_measure, landmarks_apply, LANDMARKS, by_stain=True, needed=6, prepare=landmarks_prepare
+    ),
 }
 
 
