@@ -272,9 +272,9 @@ LIMITS = (
     "Small and trained on a CPU for a short while.",
 )
 BRINGS = {
-    "landmarks": "Takes away and never draws: red cells are cleared where the target stain hardly shows any, "
-    "as far as colour and distance from a nucleus tell them apart; a sharper picture is softened, a softer "
-    "one stays soft.",
+    "landmarks": "Takes away and never draws: red cells and platelets are cleared where the target stain "
+    "hardly shows any, as far as colour and distance from a nucleus tell them apart; a sharper picture is "
+    "softened, a softer one stays soft.",
     "": "Brings over colours, not the optics: {source} images stay as sharp or soft as they are.",
 }
 VERSION = "2"  # of the packages; 2: red cells cleared, sharpness matched
