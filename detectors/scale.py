@@ -106,7 +106,8 @@ def infer_pixel_size_um(
     how = (
         f"{best.n_red} red cells of {RED_CELL_UM:g} µm"
         if best.n_red >= ENOUGH_RED_CELLS
-        else f"{best.n_white} leukocytes of {LEUKOCYTE_UM:g} µm, only {best.n_red} red cells: a rough guess"
+        else f"leukocytes of {LEUKOCYTE_UM:g} µm ({best.n_white} seen), too few red cells ({best.n_red}): "
+        "a rough guess"
     )
     confidence = float(
         np.clip(certain * agreement * narrow * (1 if best.n_red >= ENOUGH_RED_CELLS else 0.6), 0, 1)
