@@ -29,6 +29,19 @@ config_option = click.option(
 )
 
 
+def pixel_size_option(
+    text: str = "Micrometres a pixel [from the file, else the scale is taken from the image].",
+) -> Callable[..., Any]:
+    """`--pixel-size UM` with its help; a size that no image of a smear can have is refused."""
+
+    def checked(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+        from pipeline.intake_files import check_pixel_size
+
+        return None if value is None else check_pixel_size("--pixel-size", value)
+
+    return click.option("--pixel-size", type=float, default=None, callback=checked, help=text)
+
+
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that fills a store."""
     for option in (

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import COMMANDS, group
+from pipeline.errors import BadInput
 
 HEAVY = ("numpy", "cv2", "torch", "prefect", "dask", "pandas", "pydantic", "skimage", "onnxruntime")
 
@@ -104,3 +105,21 @@ def test_doctor_names_a_weight_file_that_was_altered(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
     findings = check_weights()
     assert any(level == "error" and str(weights) in text for level, text in findings)
+
+
+SIZED = ("align", "classify", "detect", "evaluate classifier", "explain", "run", "segment")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-0.1", "96"])
+@pytest.mark.parametrize("command", SIZED)
+def test_a_pixel_size_that_no_smear_can_have_is_refused_by_every_command(command: str, value: str) -> None:
+    result = CliRunner().invoke(group, [*command.split(), "--pixel-size", value])
+    assert isinstance(result.exception, BadInput)
+    assert str(result.exception).startswith("--pixel-size: ")
+    assert value.lstrip("-") in str(result.exception)
+
+
+def test_an_impossible_pixel_size_is_one_sentence_and_exit_status_2(tmp_path: Path) -> None:
+    done = smearflow("classify", str(tmp_path / "cell.png"), "--pixel-size", "inf", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -6,18 +6,13 @@ from pathlib import Path
 
 import click
 
-from flows.console import config_option, existing, json_option, output, output_folder
+from flows.console import config_option, existing, json_option, output, output_folder, pixel_size_option
 
 
 @click.command(name="align")
 @click.argument("brightfield", type=click.Path(path_type=Path))
 @click.argument("dic", type=click.Path(path_type=Path))
-@click.option(
-    "--pixel-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    help="Micrometres a brightfield pixel [from the file; else 0.1, and said].",
-)
+@pixel_size_option("Micrometres a brightfield pixel [from the file; else 0.1, and said].")
 @click.option(
     "--picture",
     type=click.Path(path_type=Path),

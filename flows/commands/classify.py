@@ -7,17 +7,21 @@ from typing import Any
 
 import click
 
-from flows.console import as_rgb, config_option, each_image, finish, json_option, output, read_rgb_or_grey
+from flows.console import (
+    as_rgb,
+    config_option,
+    each_image,
+    finish,
+    json_option,
+    output,
+    pixel_size_option,
+    read_rgb_or_grey,
+)
 
 
 @click.command(name="classify")
 @click.argument("images", nargs=-1, required=True)
-@click.option(
-    "--pixel-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    help="Micrometres a pixel [from the file, else the scale is taken from the image].",
-)
+@pixel_size_option()
 @click.option("--model", default=None, help="Classifier [the settings' choice].")
 @config_option
 @json_option

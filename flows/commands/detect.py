@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from flows.console import config_option, each_image, finish, json_option, output, read_rgb_or_grey
+from flows.console import (
+    config_option,
+    each_image,
+    finish,
+    json_option,
+    output,
+    pixel_size_option,
+    read_rgb_or_grey,
+)
 
 
 @click.command(name="detect")
@@ -15,12 +23,7 @@ from flows.console import config_option, each_image, finish, json_option, output
 @click.option(
     "--modality", type=click.Choice(["brightfield", "dic"]), default=None, help="[read from the image]"
 )
-@click.option(
-    "--pixel-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    help="Micrometres a pixel [from the file, else inferred from the red cells, and said].",
-)
+@pixel_size_option("Micrometres a pixel [from the file, else inferred from the red cells, and said].")
 @click.option(
     "--model", default=None, help="Detector [the settings' choice for the modality]; see `smearflow models`."
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from flows.console import existing, json_option, output, output_folder
+from flows.console import existing, json_option, output, output_folder, pixel_size_option
 
 
 @click.group(name="evaluate")
@@ -164,11 +164,8 @@ def stainer(
     is_flag=True,
     help="DATA is the folder that the model was trained on: measure only the part it never saw.",
 )
-@click.option(
-    "--pixel-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    help="Micrometres a pixel of every image [the reader's, else the scale is taken from each image].",
+@pixel_size_option(
+    "Micrometres a pixel of every image [the reader's, else the scale is taken from each image]."
 )
 @options
 def classifier(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from flows.console import output, store_options
+from flows.console import output, pixel_size_option, store_options
 
 
 def settings_values(config: Path | None) -> dict[str, Any]:
@@ -26,12 +26,7 @@ def field_positions(path: Path) -> list[dict[str, Any]]:
 
 @click.command(name="run")
 @click.argument("case_dir", type=click.Path(path_type=Path))
-@click.option(
-    "--pixel-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    help="Micrometres a pixel, where neither manifest nor file says.",
-)
+@pixel_size_option("Micrometres a pixel, where neither manifest nor file says.")
 @click.option(
     "--fields",
     type=click.Path(path_type=Path),

@@ -15,6 +15,7 @@ from flows.console import (
     json_option,
     output,
     output_folder,
+    pixel_size_option,
     read_rgb_or_grey,
     unique_output,
 )
@@ -23,12 +24,7 @@ from flows.console import (
 @click.command(name="segment")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, help="Folder for the label images.")
-@click.option(
-    "--pixel-size",
-    type=click.FloatRange(min=0, min_open=True),
-    default=None,
-    help="Micrometres a pixel [from the file, else the scale is taken from the image].",
-)
+@pixel_size_option()
 @click.option("--model", default=None, help="Segmenter [the settings' choice].")
 @config_option
 @json_option
