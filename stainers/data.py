@@ -11,13 +11,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
 from storage.near_duplicates import near_duplicate_groups
+
+if TYPE_CHECKING:
+    from phantoms.optics import DicOptics
 
 Array = np.ndarray[Any, Any]
 
@@ -44,6 +47,26 @@ class Smear:
     red_cells: Array
     background_rgb: tuple[float, float, float]
     red_cell_density: float
+
+    def computed_dic(
+        self, part: Array, rng: np.random.Generator, *, wide: bool = False
+    ) -> tuple[Array, DicOptics]:
+        """DIC (h, w) uint8 of a part (h, w, 3) of the field, and the optics drawn for it.
+
+        `wide` draws from `phantoms.optics.wider_optics`.
+        """
+        from phantoms.optics import compute_dic, random_optics, wider_optics
+
+        optics = (wider_optics if wide else random_optics)(rng)
+        dic = compute_dic(
+            part,
+            PIXEL_SIZE_UM,
+            optics,
+            rng,
+            background_rgb=self.background_rgb,
+            red_cell_density=self.red_cell_density,
+        )
+        return dic, optics
 
 
 def domain_of(width: int, height: int) -> str | None:
@@ -239,8 +262,6 @@ class PairSampler:
 
     def _make(self, number: int) -> tuple[Array, Array, int]:
         """Context-sized pair `number`: (2, s, s) float16, (s, s, 3) uint8, domain index."""
-        from phantoms.optics import compute_dic, random_optics, wider_optics
-
         options = self.options
         rng = np.random.default_rng([self.seed, number])
         domain = int(rng.choice([i for i, group in enumerate(self.by_domain) if group]))
@@ -254,15 +275,7 @@ class PairSampler:
         stained = window(smear.image, centre, options.context_px)
         quarter, mirror = rng.integers(4), rng.integers(2)  # of the stained crop, before its DIC is made
         stained = np.rot90(stained[::-1] if mirror else stained, quarter).copy()
-        optics = (wider_optics if options.wide_optics else random_optics)(rng)
-        dic = compute_dic(
-            stained,
-            PIXEL_SIZE_UM,
-            optics,
-            rng,
-            background_rgb=smear.background_rgb,
-            red_cell_density=smear.red_cell_density,
-        )
+        dic, optics = smear.computed_dic(stained, rng, wide=options.wide_optics)
         grey = to_grey(dic)
         scale = measure_scale(grey)
         estimate = optics.shear_angle_deg + rng.normal(0, options.shear_jitter_deg)

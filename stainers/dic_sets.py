@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, StainSet, dic_picture
-from stainers.data import PIXEL_SIZE_UM, Smear, leukocyte_windows
+from stainers.data import Smear, leukocyte_windows
 from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
 from stainers.pair_sources import Pair
 
@@ -36,8 +36,6 @@ def dic_set(
     The DIC is computed with optics drawn anew for each cell and turned as the DIC stainer turns its input.
     Labels are empty: the smears name no classes.
     """
-    from phantoms.optics import compute_dic, random_optics
-
     rng = np.random.default_rng([seed, 515])
     windows = [w for w in leukocyte_windows(smears, size_px) if w[0].domain == domain]
     sources, targets, groups, splits, pairs = [], [], [], [], []
@@ -47,15 +45,7 @@ def dic_set(
         if limit and taken.get(smear.split, 0) >= limit:
             continue
         taken[smear.split] = taken.get(smear.split, 0) + 1
-        optics = random_optics(rng)
-        dic = compute_dic(
-            stained,
-            PIXEL_SIZE_UM,
-            optics,
-            rng,
-            background_rgb=smear.background_rgb,
-            red_cell_density=smear.red_cell_density,
-        )
+        dic, optics = smear.computed_dic(stained, rng)
         grey = to_grey(dic)
         estimate = optics.shear_angle_deg + rng.normal(0, SHEAR_JITTER_DEG)
         turn = canonical_turn(estimate)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput
-from stainers.data import PIXEL_SIZE_UM, Smear, leukocyte_windows, load_smears, window
+from stainers.data import Smear, leukocyte_windows, load_smears, window
 
 Array = np.ndarray[Any, Any]
 
@@ -49,8 +49,6 @@ def computed_pairs(
 ) -> list[Pair]:
     """Leukocyte-centred pairs with DIC computed by random optics, `wide` by wider ones; at most `limit` a
     domain (0: all)."""
-    from phantoms.optics import compute_dic, random_optics, wider_optics
-
     rng = np.random.default_rng([seed, 4242])
     windows = leukocyte_windows(smears, size_px)
     chosen: list[Pair] = []
@@ -60,15 +58,7 @@ def computed_pairs(
         if limit and taken.get(smear.domain, 0) >= limit:
             continue
         taken[smear.domain] = taken.get(smear.domain, 0) + 1
-        optics = (wider_optics if wide else random_optics)(rng)
-        dic = compute_dic(
-            stained,
-            PIXEL_SIZE_UM,
-            optics,
-            rng,
-            background_rgb=smear.background_rgb,
-            red_cell_density=smear.red_cell_density,
-        )
+        dic, optics = smear.computed_dic(stained, rng, wide=wide)
         chosen.append(Pair(dic[..., None], stained, smear.domain, smear.file, "", optics.shear_angle_deg))
     return chosen
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from stainers.data import PIXEL_SIZE_UM, Smear, window
+from stainers.data import Smear, window
 from stainers.dic_input import Shear, estimate_shear, integrate, measure_scale, normalise, to_grey
 from stainers.networks import PolarityNet
 
@@ -65,8 +65,6 @@ def find_shear(net: PolarityNet, grey: Array) -> Shear:
 
 def draw_path(smears: Sequence[Smear], seed: int, number: int, size_px: int = 256) -> tuple[Array, float]:
     """Integrated DIC of a random crop along its measured axis, and 1.0 where it is upright, else 0.0."""
-    from phantoms.optics import compute_dic, random_optics
-
     rng = np.random.default_rng([seed, 77, number])
     smear = smears[rng.integers(len(smears))]
     if len(smear.leukocytes) and rng.random() < 0.6:
@@ -75,15 +73,7 @@ def draw_path(smears: Sequence[Smear], seed: int, number: int, size_px: int = 25
     else:
         centre = rng.uniform(0.2, 0.8, 2) * smear.image.shape[1::-1]
     stained = window(smear.image, centre, size_px)
-    optics = random_optics(rng)
-    dic = compute_dic(
-        stained,
-        PIXEL_SIZE_UM,
-        optics,
-        rng,
-        background_rgb=smear.background_rgb,
-        red_cell_density=smear.red_cell_density,
-    )
+    dic, optics = smear.computed_dic(stained, rng)
     grey = to_grey(dic)
     normalised = normalise(grey, measure_scale(grey))
     angle = estimate_shear(normalised).angle_deg + (180.0 if rng.random() < 0.5 else 0.0)
