@@ -7,19 +7,21 @@ UnreadableImage with the file, the problem and the fix in one sentence, before m
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
 
 from pipeline.errors import UnreadableImage
-from storage import images_png_jpeg, images_tiff
+from storage import images_bmp, images_png_jpeg, images_tiff
 from storage.images_info import MAX_PIXELS, ImageInfo, damaged, refuse
 
 __all__ = ["MAX_PIXELS", "ImageInfo", "decode_image", "image_info", "is_grey", "read_image", "to_uint8"]
 
 MAX_FILE_BYTES = 4 << 30
-Kind = Literal["tiff", "png", "jpeg"]
+HEAD_BYTES = 32  # enough to tell the kind
+Kind = Literal["tiff", "png", "jpeg", "bmp"]
 
 # Little- and big-endian, classic and BigTIFF.
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -32,11 +34,27 @@ def _kind(path: Path, head: bytes) -> Kind:
         return "png"
     if head[:3] == b"\xff\xd8\xff":
         return "jpeg"
+    if images_bmp.is_bmp(head):
+        return "bmp"
     if not head:
         raise refuse(path, "is empty", "copy it again from the microscope")
     if not head.strip(b"\0"):
         raise refuse(path, "holds only zeros", "copy it again from the microscope")
-    raise refuse(path, "is not a TIFF, OME-TIFF, PNG or JPEG image", "export it as one of these")
+    raise refuse(path, "is not a TIFF, OME-TIFF, PNG, JPEG or BMP image", "export it as one of these")
+
+
+_INFO: dict[Kind, Callable[[Path, BinaryIO], ImageInfo]] = {
+    "tiff": images_tiff.info,
+    "png": images_png_jpeg.png_info,
+    "jpeg": images_png_jpeg.jpeg_info,
+    "bmp": images_bmp.bmp_info,
+}
+_DECODE: dict[Kind, Callable[[Path, bytes, int], np.ndarray]] = {
+    "tiff": lambda path, data, limit: images_tiff.decode(path, io.BytesIO(data), limit),
+    "png": lambda path, data, _: images_png_jpeg.png_decode(path, data),
+    "jpeg": lambda path, data, _: images_png_jpeg.jpeg_decode(path, data),
+    "bmp": lambda path, data, _: images_bmp.bmp_decode(path, data),
+}
 
 
 def _open(path: Path) -> BinaryIO:
@@ -57,14 +75,10 @@ def image_info(path: Path | str) -> ImageInfo:
     """
     path = Path(path)
     with _open(path) as stream:
-        kind = _kind(path, stream.read(16))
+        kind = _kind(path, stream.read(HEAD_BYTES))
         stream.seek(0)
         with damaged(path):
-            if kind == "tiff":
-                return images_tiff.info(path, stream)
-            if kind == "png":
-                return images_png_jpeg.png_info(path, stream)
-            return images_png_jpeg.jpeg_info(path, stream)
+            return _INFO[kind](path, stream)
 
 
 def decode_image(path: Path, data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, np.ndarray]:
@@ -72,15 +86,9 @@ def decode_image(path: Path, data: bytes, *, max_pixels: int = MAX_PIXELS) -> tu
 
     `path` is only named in errors.
     """
-    kind = _kind(path, data[:16])
-    stream = io.BytesIO(data)
+    kind = _kind(path, data[:HEAD_BYTES])
     with damaged(path):
-        if kind == "tiff":
-            info = images_tiff.info(path, stream)
-        elif kind == "png":
-            info = images_png_jpeg.png_info(path, stream)
-        else:
-            info = images_png_jpeg.jpeg_info(path, stream)
+        info = _INFO[kind](path, io.BytesIO(data))
         if info.width < 1 or info.height < 1:
             raise refuse(path, "has no pixels", "export it again")
         if info.width * info.height > max_pixels:
@@ -89,13 +97,7 @@ def decode_image(path: Path, data: bytes, *, max_pixels: int = MAX_PIXELS) -> tu
                 f"has {info.width} x {info.height} pixels, more than the {max_pixels:,} allowed",
                 "cut it into fields or raise intake.max_image_pixels",
             )
-        stream.seek(0)
-        if kind == "tiff":
-            pixels = images_tiff.decode(path, stream, max_pixels)
-        elif kind == "png":
-            pixels = images_png_jpeg.png_decode(path, data)
-        else:
-            pixels = images_png_jpeg.jpeg_decode(path, data)
+        pixels = _DECODE[kind](path, data, max_pixels)
     if pixels.shape[:2] != (info.height, info.width):
         raise refuse(path, "has other dimensions than its header says", "export it again")
     return info, np.ascontiguousarray(pixels)

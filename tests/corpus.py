@@ -84,6 +84,7 @@ def wholes() -> dict[str, bytes]:
         "grey16.png": imagecodecs.png_encode(grey.astype(np.uint16) * 16),
         "rgb.jpg": pillow(colour, "JPEG", quality=90),
         "progressive.jpg": pillow(colour, "JPEG", quality=90, progressive=True),
+        "bitmap.bmp": pillow(colour, "BMP"),
         "slide.svs": svs(),
     }
 
@@ -249,6 +250,22 @@ def lying_jpegs() -> Iterator[Damaged]:
     yield Damaged("bomb-scans.jpg", again, "refused")
 
 
+def lying_bmps() -> Iterator[Damaged]:
+    """Headers of a BMP that claim more than the file holds, or what is not read."""
+    whole = pillow(field(), "BMP")
+
+    def with_field(at: int, kind: str, value: int) -> bytes:
+        return whole[:at] + struct.pack(kind, value) + whole[at + struct.calcsize(kind) :]
+
+    yield Damaged("lie-wide.bmp", with_field(18, "<i", 19_000), "refused")
+    yield Damaged("lie-high.bmp", with_field(22, "<i", 1_000_000), "refused")
+    yield Damaged("lie-huge.bmp", with_field(18, "<i", 2**31 - 1), "refused")
+    yield Damaged("lie-offset.bmp", with_field(10, "<I", 2**31), "refused")
+    yield Damaged("lie-run-lengths.bmp", with_field(30, "<I", 1), "refused")
+    yield Damaged("lie-jpeg-inside.bmp", with_field(30, "<I", 4), "refused")
+    yield Damaged("lie-bits.bmp", with_field(28, "<H", 7), "refused")
+
+
 def odd_kinds() -> Iterator[Damaged]:
     """Sound files of kinds that a smear is not photographed in, and what only claims to be an image."""
     colour, grey = field(), field()[..., 1]
@@ -277,7 +294,10 @@ def odd_kinds() -> Iterator[Damaged]:
     yield Damaged("kind-cmyk.jpg", pillow(colour, "JPEG", "CMYK"), "refused")
     yield Damaged("kind-grey.jpg", pillow(grey, "JPEG"), "read")
     yield Damaged("kind-one-pixel.png", imagecodecs.png_encode(colour[:1, :1]), "read")
-    for kind in ("GIF", "BMP", "WEBP", "PPM", "ICO"):
+    yield Damaged("kind-grey.bmp", pillow(grey, "BMP"), "read")
+    yield Damaged("kind-1-bit.bmp", pillow(grey, "BMP", "1"), "read")
+    yield Damaged("kind-palette.bmp", pillow(colour, "BMP", "P"), "read")
+    for kind in ("GIF", "WEBP", "PPM", "ICO"):
         yield Damaged(f"kind-{kind.lower()}.png", pillow(colour, kind), "refused")
     frames = [Image.fromarray(colour), Image.fromarray(255 - colour)]
     moving = io.BytesIO()
@@ -322,6 +342,7 @@ def corpus(*, flips: int = 12) -> Iterator[Damaged]:
     yield from lying_pngs()
     yield from lying_slides()
     yield from lying_jpegs()
+    yield from lying_bmps()
     yield from odd_kinds()
     yield from bomb_tiff()
 

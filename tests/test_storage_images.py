@@ -158,6 +158,25 @@ def test_png_kinds(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(alpha), RGB)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1"])
+def test_a_bmp_reads_as_its_picture(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "cell.bmp"
+    picture = Image.fromarray(np.dstack([RGB, SMOOTH]) if mode == "RGBA" else RGB)
+    picture = picture if mode == "RGBA" else picture.convert(mode)
+    picture.save(path)
+    info, found = image_info(path), read_image(path)
+    plain = np.asarray(picture.convert("L" if mode in ("L", "1") else "RGB"))
+    assert (info.width, info.height, info.channels, info.bits) == (90, 70, 1 if plain.ndim == 2 else 3, 8)
+    np.testing.assert_array_equal(found, plain)
+
+
+@pytest.mark.parametrize(("per_inch", "expected"), [(254_000, 0.1), (96, None)])
+def test_a_bmp_states_its_pixel_size(tmp_path: Path, per_inch: int, expected: float | None) -> None:
+    path = tmp_path / "cell.bmp"
+    Image.fromarray(RGB).save(path, dpi=(per_inch, per_inch))
+    assert image_info(path).pixel_size_um == (None if expected is None else pytest.approx(expected, rel=1e-3))
+
+
 def test_a_jpeg_orientation_is_not_applied_but_said(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     exif = Image.Exif()
@@ -172,7 +191,7 @@ def _encoded(tmp_path: Path, kind: str) -> bytes:
     noise = RNG.integers(0, 255, (200, 180, 3), dtype=np.uint8)
     if kind == "png":
         path.write_bytes(imagecodecs.png_encode(noise))
-    elif kind == "jpeg":
+    elif kind in ("jpeg", "bmp"):
         Image.fromarray(noise).save(path, quality=90)
     else:
         compression = None if kind == "tiff-plain" else kind.split("-")[1]
@@ -180,7 +199,7 @@ def _encoded(tmp_path: Path, kind: str) -> bytes:
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["tiff-plain", "tiff-lzw", "tiff-zlib", "tiff-jpeg", "png", "jpeg"])
+@pytest.mark.parametrize("kind", ["tiff-plain", "tiff-lzw", "tiff-zlib", "tiff-jpeg", "png", "jpeg", "bmp"])
 @pytest.mark.parametrize("share", [0.0005, 0.01, 0.3, 0.9, 0.995])
 def test_a_truncated_image_is_refused_with_its_name(tmp_path: Path, kind: str, share: float) -> None:
     data = _encoded(tmp_path, kind)

@@ -76,8 +76,9 @@ def command(
         lines = []
         for r in results:
             cut = threshold if threshold is not None else detection_threshold(settings, r["modality"])
+            number = sum(x >= cut for x in r["scores"])
             lines.append(
-                f"{r['file']}: {sum(x >= cut for x in r['scores'])} leukocytes ({r['modality']}, "
+                f"{r['file']}: {number} leukocyte{'' if number == 1 else 's'} ({r['modality']}, "
                 f"{r['pixel_size_um']:.3f} µm/px, {r['pixel_size_source']})"
             )
         show(results, "\n".join(lines))
