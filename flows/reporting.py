@@ -331,13 +331,14 @@ def _with_iron(run: CaseRun, patch: np.ndarray) -> np.ndarray:
 
 
 def _around(patch: np.ndarray, cell: Cell, case: Case, patch_pixel_size_um: float) -> np.ndarray:
-    """The middle of a patch, as wide as the cell with a rim, whole patch at most."""
+    """The cell with a rim; grey where its field ends."""
+    from pipeline.report_images import around_cell
+
     image = case.image(cell.slide, cell.field, cell.modality, cell.stain)
-    scale = (image.pixel_size_um if image is not None else patch_pixel_size_um) / patch_pixel_size_um
-    x0, y0, x1, y1 = cell.bbox_px
-    side = int(np.clip(max(x1 - x0, y1 - y0) * scale * 1.35, 64, patch.shape[0]))
-    low = (patch.shape[0] - side) // 2
-    return patch[low : low + side, low : low + side]
+    if image is None:
+        return around_cell(patch, cell.bbox_px, None, 1.0)
+    scale = image.pixel_size_um / patch_pixel_size_um
+    return around_cell(patch, cell.bbox_px, (image.width_px, image.height_px), scale)
 
 
 def _picture(run: CaseRun, key: str) -> np.ndarray:

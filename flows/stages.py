@@ -25,15 +25,15 @@ VERSIONS = {
     "intake": 2,
     "registration": 4,
     "detection": 4,
-    "cells": 1,
+    "cells": 2,
     "patches": 1,
     "staining": 4,
-    "classification": 3,
+    "classification": 4,
     "explanation": 2,
     "patient": 2,
     "sideroblasts": 1,
     "virtual_perls": 2,
-    "report": 7,
+    "report": 8,
 }
 
 FieldKey = tuple[str, str]

@@ -140,6 +140,8 @@ def classification(
     doubt: Doubt,
 ) -> tuple[CellClass, ...]:
     """Class, confidence, novelty and measures of every cell."""
+    from pipeline.classification import without_slivers
+
     settings = run.settings.classification
     if not found:
         run.retire("classification", set())
@@ -170,7 +172,7 @@ def classification(
     outcomes = run.run_items("classification", items)
     _need_all(run, "classification", outcomes)
     classes = [CellClass.model_validate(c) for o in outcomes.values() for c in (o.output or {})["classes"]]
-    return tuple(_with_doubt(c, doubt.get(c.cell_id)) for c in classes)
+    return without_slivers([_with_doubt(c, doubt.get(c.cell_id)) for c in classes], found, settings.min_seen)
 
 
 def _with_doubt(found: CellClass, doubt: tuple[float, bool] | None) -> CellClass:

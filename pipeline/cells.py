@@ -38,6 +38,20 @@ class _View:
         return self.edge_px <= BORDER_PX
 
     @property
+    def seen(self) -> float:
+        """Share of the cell's breadth that is inside the image.
+
+        A cell is about as broad as long, so it is the box's side across the edge over that along it (at half
+        and below exactly so for a disc); at a corner the flatter cut is judged alone.
+        """
+        x0, y0, x1, y1 = self.box
+        across_x = min(x0, self.image.width_px - x1) <= BORDER_PX
+        across_y = min(y0, self.image.height_px - y1) <= BORDER_PX
+        ratio = (x1 - x0) / (y1 - y0)
+        shares = [1.0, *([ratio] if across_x else []), *([1 / ratio] if across_y else [])]
+        return round(min(shares), 3)
+
+    @property
     def rank(self) -> tuple[float, ...]:
         """Better views sort first: whole, really stained, far from the edge, sure; then by place."""
         return (
@@ -212,6 +226,7 @@ def merge_cells(
                 x_um=None if position is None else round((position[0] + position[2]) / 2, 3),
                 y_um=None if position is None else round((position[1] + position[3]) / 2, 3),
                 at_border=view.at_border,
+                seen=view.seen,
                 n_fields_seen=len(sighting.fields),
                 dic_bbox_px=_dic_box(view, partners.get(key), registrations.get(key)) if paired else None,
             )

@@ -15,7 +15,7 @@ from classifiers.base import Classifier
 from classifiers.taxonomy import LEVELS, children, roll_up
 from pipeline.errors import BadInput
 from pipeline.settings import ClassificationSettings
-from pipeline.types import CellClass
+from pipeline.types import Cell, CellClass
 
 DEFAULT_MIN_CONFIDENCE = 0.5  # for a classifier that states none
 
@@ -61,6 +61,20 @@ class ClassifiedPatches:
             )
             for i, cell_id in enumerate(cell_ids)
         ]
+
+
+def without_slivers(
+    classes: Sequence[CellClass], cells: Sequence[Cell], min_seen: float
+) -> tuple[CellClass, ...]:
+    """The classes, but a cell of which the image shows less than `min_seen` is unidentified.
+
+    Its probabilities stay, for a person to see.  Cells of a Perls slide are left as they are: they are read
+    for iron.  The default was measured (docs/classification.md, "Cells at an edge").
+    """
+    slivers = {c.cell_id for c in cells if c.seen < min_seen and c.stain != "Perls"}
+    return tuple(
+        c.model_copy(update={"label": "unidentified"}) if c.cell_id in slivers else c for c in classes
+    )
 
 
 def choose_label(probabilities: Mapping[str, float], min_child_share: float = 0.6) -> tuple[str, float]:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from classifiers import taxonomy
@@ -104,6 +104,7 @@ def build_result(
         flags=raise_flags(facts),
         not_assessed=(
             *_not_seen(case, bool(virtual), run),
+            *_cut_cells(cells, settings),
             *counted.not_assessed,
             *(
                 [NotAssessed(code="NO_PATIENT_LEVEL", what=PATIENT_LEVEL, why=no_patient)]
@@ -292,6 +293,22 @@ def _not_seen(case: Case, virtual: bool, run: RunInfo) -> list[NotAssessed]:
         why = "the classifier states no calibrated confidence, so no cell can be called under it"
         notes.append(NotAssessed(code="NO_CALIBRATION", what="Share of cells of low confidence", why=why))
     return notes
+
+
+def _cut_cells(cells: Sequence[Cell], settings: Settings) -> list[NotAssessed]:
+    """What became of cells at the edge of the imaged area; with `border_policy` drop there are none."""
+    cut = [c for c in cells if c.at_border and c.stain != "Perls"]
+    if not cut:
+        return []
+    least = settings.classification.min_seen
+    slivers = sum(c.seen < least for c in cut)
+    why = "the edge of a field cuts them; they are named by what is seen of them and count like the others"
+    if slivers:
+        why += f", but for {slivers} of which less than {least:.0%} is seen: unidentified".replace("%", " %")
+    what = f"Whole views of {len(cut)} of the {len(cells)} cells"
+    return [
+        NotAssessed(code="CUT_CELLS", what=what, why=f"{why} (detection.border_policy: drop leaves all out)")
+    ]
 
 
 def _problems(case: Case, quality: Quality) -> tuple[ProblemReport, ...]:

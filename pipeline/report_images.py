@@ -14,6 +14,7 @@ import numpy as np
 THUMBNAIL_LADDER = ((160, 82), (128, 80), (112, 78), (96, 76), (80, 72), (72, 66), (72, 50), (60, 40))
 FIELD_LADDER = ((1000, 72), (860, 68), (720, 64), (560, 60), (420, 55), (320, 50), (240, 45))
 BASE64 = 4 / 3
+BEYOND = 236  # the grey of what no image shows
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,35 @@ class Encoded:
     @property
     def bytes(self) -> int:
         return sum(len(u) for u in self.uris.values())
+
+
+def around_cell(
+    patch: np.ndarray,
+    bbox_px: tuple[float, float, float, float],
+    field_px: tuple[int, int] | None,
+    scale: float,
+) -> np.ndarray:
+    """The middle (S, S, 3) of a patch around a cell, as wide as the cell with a rim, whole patch at most.
+
+    `bbox_px` is the cell's box in its field, `scale` patch pixels a field pixel.  A patch is mirrored at the
+    edge of its field, of (width, height) `field_px`; a person is shown `BEYOND` there, for half a nucleus and
+    its mirror image look like a cell that is not there.
+    """
+    x0, y0, x1, y1 = bbox_px
+    whole = patch.shape[0]
+    side = int(np.clip(max(x1 - x0, y1 - y0) * scale * 1.35, 64, whole))
+    low = (whole - side) // 2
+    picture = patch[low : low + side, low : low + side]
+    if field_px is None:
+        return picture
+    offset = (np.arange(low, low + side) + 0.5 - whole / 2) / scale
+    across, down = (x0 + x1) / 2 + offset, (y0 + y1) / 2 + offset
+    beyond_x, beyond_y = (across < 0) | (across > field_px[0]), (down < 0) | (down > field_px[1])
+    if beyond_x.any() or beyond_y.any():
+        picture = picture.copy()
+        picture[:, beyond_x] = BEYOND
+        picture[beyond_y] = BEYOND
+    return picture
 
 
 def encode_jpeg(rgb: np.ndarray, quality: int = 80) -> bytes:

@@ -117,6 +117,7 @@ class ClassificationSettings(Section):
     batch: int = Field(16, gt=0)
     min_confidence: float | None = None  # None: the calibrated figure of the model's card
     min_child_share: float = Field(0.6, ge=0.5, le=1)  # of its parent's probability, for a child to be named
+    min_seen: float = Field(0.4, ge=0, le=1)  # of a cell that an edge cuts; with less of it, it is not named
 
 
 class PatientSettings(Section):

@@ -165,6 +165,7 @@ class Cell(Spec):
     x_um: float | None  # centre, slide micrometres; None where no stage position is known
     y_um: float | None
     at_border: bool
+    seen: float = 1.0  # share of the cell that its image shows, by the shape of its box; 1 away from an edge
     n_fields_seen: int = 1
     dic_bbox_px: Box | None = None
 

@@ -184,3 +184,31 @@ def test_a_brightfield_only_case_runs_without_registration(
     assert outcome.result["case"]["mode"] == "brightfield"
     assert "registration" not in outcome.computed
     assert "VIRTUAL_STAIN" not in {f["code"] for f in outcome.result["flags"]}
+
+
+def test_a_sliver_of_a_leukocyte_at_an_edge_is_found_and_shown_but_not_named(
+    phantom_case: Path, workers: Workers, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+    import tifffile
+
+    from storage.images import read_image
+
+    case = copy_case(phantom_case, tmp_path / "CUT-1", keep="brightfield")
+    header, first = (case / "manifest.csv").read_text().splitlines()[:2]
+    (case / "manifest.csv").write_text(f"{header}\n{first}\n")
+    row = dict(zip(header.split(","), first.split(","), strict=True))
+    boxes = json.loads((case / "truth.json").read_text())["fields"][row["field"]]["leukocytes_xyxy"]
+    left, _, right, _ = max(boxes)
+    cut = round(left + 0.3 * (right - left))
+    tifffile.imwrite(case / row["file"], read_image(case / row["file"])[:, :cut], photometric="rgb")
+
+    store = tmp_path / "store"
+    result = process(case, store, workers).result
+    cells = pq.read_table(next(store.rglob("cells.parquet"))).to_pylist()
+    at_edge = {c["x0_px"] > left - 20: c["label"] for c in cells if c["at_border"] and c["x1_px"] > cut - 2}
+    assert at_edge.pop(True) == "unidentified"
+    assert "unidentified" not in at_edge.values()  # another one, of which the edge takes less
+    assert result["differential"]["n_unidentified"] == 1
+    assert result["differential"]["n_denominator"] == len(cells) - 1
+    assert "CUT_CELLS" in {n["code"] for n in result["not_assessed"]}

@@ -113,6 +113,21 @@ def test_the_border_policy_drops_only_what_no_field_shows_whole() -> None:
     assert [(c.field, c.at_border) for c in dropped] == [("F2", False)]
 
 
+def test_how_much_an_edge_leaves_of_a_cell_is_read_from_its_box() -> None:
+    image = _image()  # 1000 x 800 px
+    boxes = {
+        (500, 300, 620, 420): 1.0,  # inside
+        (880, 100, 1000, 220): 1.0,  # whole, at the edge
+        (964, 400, 1000, 520): 0.3,  # right
+        (0, 500, 60, 620): 0.5,  # left
+        (300, 0, 420, 48): 0.4,  # above
+        (600, 776, 720, 800): 0.2,  # below
+        (0, 0, 60, 120): 0.5,  # a corner
+    }
+    cells = merge_cells([image], [_found(image, [tuple(map(float, b)) for b in boxes])], {}, S)  # type: ignore[misc]
+    assert {tuple(map(int, c.bbox_px)): c.seen for c in cells} == pytest.approx(boxes)
+
+
 SHIFT = Registration(status="ok", matrix=((1.0, 0.0, 10.0), (0.0, 1.0, -5.0)))
 
 

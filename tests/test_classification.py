@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from classifiers.base import Classified, Classifier
-from pipeline.classification import choose_label, classify_patches
+from pipeline.classification import choose_label, classify_patches, without_slivers
 from pipeline.errors import BadInput
 from pipeline.settings import ClassificationSettings
+from pipeline.types import Cell, CellClass
 
 
 class Brightness:
@@ -80,6 +81,34 @@ def test_patches_of_another_shape_are_refused(patches):
 def test_an_impossible_pixel_size_is_refused():
     with pytest.raises(BadInput, match="pixel size"):
         classify_patches(np.zeros((1, 8, 8, 3), np.uint8), 0.0, Brightness(), ClassificationSettings())
+
+
+def test_a_cell_of_which_an_edge_leaves_too_little_is_not_named_but_keeps_its_probabilities():
+    def cell(number, seen, stain="MGG"):
+        return Cell(
+            cell_id=f"s1/F1/{number:04d}",
+            slide="s1",
+            field="F1",
+            modality="brightfield",
+            stain=stain,
+            bbox_px=(0.0, 0.0, 10.0, 10.0),
+            score=0.9,
+            x_um=None,
+            y_um=None,
+            at_border=True,
+            seen=seen,
+        )
+
+    cells = [cell(1, 1.0), cell(2, 0.4), cell(3, 0.39), cell(4, 0.2, "Perls")]
+    named = [
+        CellClass(
+            cell_id=c.cell_id, label="monocyte", probabilities={"monocyte": 1.0}, confidence=1.0, ood=0.1
+        )
+        for c in cells
+    ]
+    found = without_slivers(named, cells, ClassificationSettings().min_seen)
+    assert [c.label for c in found] == ["monocyte", "monocyte", "unidentified", "monocyte"]
+    assert [c.probabilities for c in found] == [{"monocyte": 1.0}] * 4
 
 
 def test_ids_that_do_not_match_are_refused():

@@ -153,6 +153,22 @@ def test_a_missing_stage_position_is_said_and_a_given_one_is_not():
     assert "NO_STAGE_POSITION" not in codes(a_result(settings=QUICK, case=placed))
 
 
+def test_cells_that_an_edge_cuts_are_counted_and_said_to_be():
+    cells, classes = cells_of(BLOOD)
+    assert "CUT_CELLS" not in codes(a_result(settings=QUICK, read=(cells, classes)))
+    cut = (*(c.model_copy(update={"at_border": True}) for c in cells[:7]), *cells[7:])
+    result = a_result(settings=QUICK, read=(cut, classes))
+    said = next(n for n in result.not_assessed if n.code == "CUT_CELLS")
+    assert said.what == f"Whole views of 7 of the {len(cells)} cells"
+    assert "unidentified" not in said.why
+    assert result.differential.n_denominator == len(cells)
+    slivers = (*(c.model_copy(update={"seen": 0.25}) for c in cut[:2]), *cut[2:])
+    said = next(
+        n for n in a_result(settings=QUICK, read=(slivers, classes)).not_assessed if n.code == "CUT_CELLS"
+    )
+    assert "but for 2 of which less than 40 % is seen: unidentified" in said.why
+
+
 def test_a_field_that_was_lost_is_reported_with_its_reason():
     gone = Problem(
         code="UNREADABLE", message="F9_BF.tif is truncated.", slide="s1", field="F9", file="F9_BF.tif"

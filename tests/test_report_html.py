@@ -7,10 +7,13 @@ import re
 import numpy as np
 import pytest
 
+from pipeline.patches import crop_patches
 from pipeline.report_html import render_html
 from pipeline.report_images import (
+    BEYOND,
     THUMBNAIL_LADDER,
     FieldPicture,
+    around_cell,
     encode_jpeg,
     encode_within,
     reduced,
@@ -214,6 +217,29 @@ def test_the_ladder_gives_up_size_before_it_gives_up_pictures():
     assert least.bytes <= 4_000
     assert set(least.uris) == set(order[: len(least.uris)])
     assert len(least.uris) + len(least.left_out) == 20
+
+
+@pytest.mark.parametrize(("step", "scale"), [(0.1, 1.0), (0.2, 2.0)])
+def test_a_cell_at_an_edge_is_shown_as_it_was_photographed_and_grey_beyond(step, scale):
+    field = np.random.default_rng(3).integers(0, 200, (300, 400, 3), np.uint8)
+    box = (360.0, 100.0, 400.0, 140.0)  # its centre is 20 px from the right edge
+    patch = crop_patches(field, [(380.0, 120.0)], size_px=256, pixel_size_um=step, target_pixel_size_um=0.1)[
+        0
+    ]
+    shown = around_cell(patch, box, (400, 300), scale)
+    side = shown.shape[0]
+    inside = int(side / 2 + 20 * scale)
+    assert (shown[:, inside:] == BEYOND).all()
+    low = (256 - side) // 2
+    np.testing.assert_array_equal(shown[:, :inside], patch[low : low + side, low : low + inside])
+
+
+def test_a_cell_inside_its_field_is_shown_as_it_is_in_its_patch():
+    field = np.random.default_rng(3).integers(0, 256, (300, 400, 3), np.uint8)
+    patch = crop_patches(field, [(200.0, 150.0)], size_px=256, pixel_size_um=0.1, target_pixel_size_um=0.1)[0]
+    np.testing.assert_array_equal(
+        around_cell(patch, (160.0, 110.0, 240.0, 190.0), (400, 300), 1.0), patch[74:182, 74:182]
+    )
 
 
 def test_the_encoder_keeps_colours_and_refuses_what_is_no_picture():
