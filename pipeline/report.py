@@ -304,7 +304,7 @@ def _cut_cells(cells: Sequence[Cell], settings: Settings) -> list[NotAssessed]:
     slivers = sum(c.seen < least for c in cut)
     why = "the edge of a field cuts them; they are named by what is seen of them and count like the others"
     if slivers:
-        why += f", but for {slivers} of which less than {least:.0%} is seen: unidentified".replace("%", " %")
+        why += f", but for {slivers} of which less than {100 * least:.0f} % is seen: unidentified"
     what = f"Whole views of {len(cut)} of the {len(cells)} cells"
     return [
         NotAssessed(code="CUT_CELLS", what=what, why=f"{why} (detection.border_policy: drop leaves all out)")
