@@ -52,9 +52,14 @@ class Recipe:
 def build_network(model: str = "yolo11n.yaml") -> Any:
     """An untrained YOLO11 with this project's classes."""
     # ultralytics writes settings and looks for updates unless told where and not to.
-    import tempfile
+    if "YOLO_CONFIG_DIR" not in os.environ:
+        import atexit
+        import shutil
+        import tempfile
 
-    os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp(prefix="smearflow-yolo-"))
+        settings = tempfile.mkdtemp(prefix="smearflow-yolo-")
+        os.environ["YOLO_CONFIG_DIR"] = settings
+        atexit.register(shutil.rmtree, settings, ignore_errors=True)
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("YOLO_VERBOSE", "false")
     from ultralytics.nn.tasks import DetectionModel

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detectors.boxes import decode, overlapping_pairs, suppress, thin_out
+from detectors.boxes import decode, overlapping_pairs, suppress, thin_out, voted
 from pipeline.errors import BadInput, BadModelPackage
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
 STRIDE = 32
 OTHERS_MIN_SCORE = 0.1
+SAME_OBJECT_IOU = 0.7  # boxes of one object, as its several anchors place it
 SEAM_DOUBT_PX = 4
 MIN_PIXEL_SIZE_UM, MAX_PIXEL_SIZE_UM = 0.005, 2.0
 
@@ -148,10 +149,7 @@ class YoloOnnxDetector:
                 part = self._window(np.asarray(image[y0:y1, x0:x1]), factor, everywhere)
                 part.boxes[:] += np.array([x0, y0, x0, y0], np.float32)
                 parts.append(self._leave_to_neighbours(part, (x0, y0, x1, y1), width, height, factor))
-        found = Found(
-            *(np.concatenate([getattr(p, k) for p in parts]) for k in ("boxes", "scores", "classes"))
-        )
-        return self._merge(found)
+        return self._merge(_concatenated(parts))
 
     def _run(self, image: np.ndarray, everywhere: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes, scores and classes of an image (H, W, 3) uint8 at the network's scale, unsuppressed."""
@@ -191,15 +189,7 @@ class YoloOnnxDetector:
         boxes *= np.tile(np.array([1 / across, 1 / down], np.float32), 2)
         boxes = np.clip(boxes, 0, np.tile(np.array(image.shape[1::-1], np.float32), 2))
         found = Found(boxes.astype(np.float32), scores[keep], classes[keep])
-        index = np.concatenate(
-            [
-                np.flatnonzero(found.classes == c)[
-                    thin_out(found.boxes[found.classes == c], found.scores[found.classes == c], 0.7)
-                ]
-                for c in (LEUKOCYTE, RED_CELL, PLATELET)
-            ]
-        )
-        return Found(found.boxes[index], found.scores[index], found.classes[index])
+        return _concatenated([_thinned(found.of(c)) for c in (LEUKOCYTE, RED_CELL, PLATELET)])
 
     def _suppress_each(self, found: Found, max_iou: float, max_inside: float) -> Found:
         kept = [
@@ -256,6 +246,19 @@ class YoloOnnxDetector:
             found = Found(found.boxes[keep], found.scores[keep], found.classes[keep])
         order = np.lexsort((found.boxes[:, 1], found.boxes[:, 0], -found.scores))
         return Found(found.boxes[order], found.scores[order], found.classes[order])
+
+
+def _thinned(found: Found) -> Found:
+    """One class's boxes without those that place a surer one's object again; a leukocyte's are averaged."""
+    kept = thin_out(found.boxes, found.scores, SAME_OBJECT_IOU)
+    boxes, classes = found.boxes[kept], found.classes[kept]
+    if len(kept) and classes[0] == LEUKOCYTE:
+        boxes = voted(found.boxes, found.scores, kept, SAME_OBJECT_IOU)
+    return Found(boxes, found.scores[kept], classes)
+
+
+def _concatenated(parts: list[Found]) -> Found:
+    return Found(*(np.concatenate([getattr(p, k) for p in parts]) for k in ("boxes", "scores", "classes")))
 
 
 def _nothing() -> Found:

@@ -243,6 +243,16 @@ def test_the_quick_suppression_keeps_what_the_plain_one_keeps():
     assert thin_out(boxes[:0], scores[:0], 0.5).shape == (0,)
 
 
+def test_a_kept_box_is_the_weighted_mean_of_those_that_place_the_same_object():
+    from detectors.boxes import voted
+
+    boxes = np.array([[0, 0, 20, 20], [2, 0, 22, 20], [0, 0, 20, 60], [50, 50, 50, 50]], np.float32)
+    scores = np.array([0.6, 0.2, 0.9, 0.5], np.float32)
+    mean = voted(boxes, scores, np.array([0, 2, 3]), 0.7)
+    np.testing.assert_allclose(mean[0], [0.5, 0, 20.5, 20], atol=1e-5)  # three parts of one, one of the other
+    np.testing.assert_allclose(mean[1:], boxes[2:])  # nobody agrees; a box without area stays
+
+
 def test_many_boxes_are_merged_in_little_memory_as_a_square_table_would_merge_them() -> None:
     import tracemalloc
 
