@@ -1,10 +1,8 @@
-"""Make the shipped classifier of two trainings: the mean of their weights, calibrated on what neither saw.
+"""Make the shipped classifier of a training: its card's text, calibrated on what training never saw.
 
-    python -m benchmarks.classification_ship RUN RUN --out DIR
+    python -m benchmarks.classification_ship RUN --out DIR
 
-RUN is a package of `smearflow train classifier`; all are of one recipe but for its augmentation, one split
-and one start.  Networks tuned from the same start lie in one basin, and the mean of their weights holds
-better than each on images that are unlike the training's (model soups, Wortsman et al., ICML 2022).
+RUN is a package of `smearflow train classifier` with the recipe `leukocytes`.
 """
 
 from __future__ import annotations
@@ -21,12 +19,13 @@ from classifiers.networks import CellNet
 from classifiers.readers import read_cells
 from classifiers.recipes import Recipe
 from classifiers.sources import level_classes, split_by_group
+from classifiers.timm_classifier import load_strictly
 from classifiers.training import cell_set
 from pipeline.errors import BadInput
 from storage.packages import find_package
 
 TEXT = {
-    "version": "0.3.0",
+    "version": "0.4.0",
     "intended_use": "Research: naming single leukocytes, erythroblasts and platelets in brightfield images "
     "of MGG, Giemsa or Wright stained blood smears, at any scale.",
     "training_data": (
@@ -49,40 +48,21 @@ TEXT = {
 }
 
 
-def mean_state(
-    states: list[dict[str, torch.Tensor]], own: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The mean of state dicts, in the types of `own`; whole numbers are the first one's."""
-    return {
-        k: (
-            torch.stack([s[k].float() for s in states]).mean(0) if v.is_floating_point() else states[0][k]
-        ).to(v.dtype)
-        for k, v in own.items()
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("run", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    packages = [find_package(str(run)) for run in options.runs]
-    if any(p is None for p in packages):
-        raise BadInput("each RUN has to be a folder with a model package.")
-    trainings = [p.card.training for p in packages]
-    if len({(t["seed"], t["holdout"], t["recipe"]["backbone"]) for t in trainings}) > 1:
-        raise BadInput("the runs differ in split or backbone; average only runs of one split.")
-    recipe, first = Recipe.load("leukocytes"), trainings[0]
+    package = find_package(str(options.run))
+    if package is None:
+        raise BadInput(f"{options.run}: no model package; give a folder of `smearflow train classifier`.")
+    recipe, training = Recipe.load("leukocytes"), package.card.training
     net = CellNet(recipe.backbone, len(level_classes(recipe.level)), locator=True, none_output=True)
-    net.load_state_dict(mean_state([p.state_dict() for p in packages], net.state_dict()))
+    load_strictly(net, package.state_dict(), str(options.run))
     samples = read_cells(DATA, "project")
-    train, held = split_by_group(samples, first["holdout"], first["seed"])
+    train, held = split_by_group(samples, training["holdout"], training["seed"])
     cells = cell_set([samples[i] for i in train], recipe, net.eval())
-    training = {
-        "mean_of": [{"recipe": t["recipe"], "pretrained": t["pretrained"]} for t in trainings],
-        **{k: first[k] for k in ("seed", "holdout", "trained_cells", "recipe")},
-    }
     metrics = finish_package(
         net, cells, [samples[i] for i in held], recipe, options.out, "leukocyte-classes", training, TEXT
     )

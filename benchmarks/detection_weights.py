@@ -7,8 +7,9 @@ and needs more epochs.  Brightfield, in three stages: `smears` as labelled; the 
 labels by the first stage and the classical detector, with the single cells of `wbc-masks` (70 %) added; a
 short last stage with little augmentation.  DIC: on DIC computed from the stained images (phantoms.optics,
 optics drawn at random for every piece), images with small leukocytes twice as often; then the same with
-fields of drawn DIC (benchmarks.detection_drawn) among them, from that stage or from a DIC package (--start).
-Each stage resumes where it was stopped.
+fields of drawn DIC (benchmarks.detection_drawn) among them, from that stage or from a DIC package (--start),
+and a mean of the weights before and after, as drawn cells alone cost some of the computed.  Each stage
+resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.detection_accuracy import ROOT, SEED, single_cells
+
+DRAWN_SHARE = 0.4  # of the weights after drawn DIC; the rest are those before
 
 
 def as_detector(first_stage: Path, out: Path) -> Any:
@@ -65,6 +68,22 @@ def has_small_leukocyte(sample: Any) -> bool:
     return bool(((sides > 7) & (sides < 11.5)).any())
 
 
+def mix(start: Path, end: Path, samples: list[Any], recipe: Any, out: Path) -> None:
+    """Weights between those that a stage began and ended with (WiSE-FT, Wortsman et al., CVPR 2022)."""
+    import torch
+
+    from detectors.starting import starting_weights
+    from detectors.training import build_network, dic_look, first_canvases
+
+    first = starting_weights(start, build_network(), lambda: first_canvases(samples, recipe, dic_look))
+    last = torch.load(end, weights_only=True)
+    mixed = {
+        k: first[k].lerp(v, DRAWN_SHARE) if v.is_floating_point() else v for k, v in last["model"].items()
+    }
+    out.parent.mkdir(exist_ok=True)
+    torch.save(last | {"model": mixed}, out)
+
+
 def train_dic(data: Path, out: Path, arguments: argparse.Namespace) -> None:
     """The stages of the DIC detector; labels are reviewed by the shipped brightfield detector."""
     from benchmarks.detection_drawn import drawn_samples, write_fields
@@ -87,6 +106,7 @@ def train_dic(data: Path, out: Path, arguments: argparse.Namespace) -> None:
         modality="dic", epochs=arguments.drawn, strength=0.6, learning_rate=6e-4, warmup_steps=60, seed=8
     )
     train(parts, out / "drawn", recipe, start=start, resume=True)
+    mix(start, out / "drawn" / "best.pt", parts["train"], recipe, out / "mixed" / "best.pt")
 
 
 def main() -> None:

@@ -99,7 +99,7 @@ def _batch(recipe: Recipe, epoch: int, step: int, stream: Any, look: Look | None
     }
 
 
-def _first_canvases(samples: list[Sample], recipe: Recipe, look: Look | None, batches: int = 8) -> Any:
+def first_canvases(samples: list[Sample], recipe: Recipe, look: Look | None, batches: int = 8) -> Any:
     """Canvases of the first steps, (N, 3, H, W) in [0, 1]."""
     import torch
 
@@ -144,7 +144,7 @@ def train(
         look = dic_look
     if start is not None and not (resume and (out_dir / "last.pt").is_file()):
         network.load_state_dict(
-            starting_weights(start, network, lambda: _first_canvases(samples["train"], recipe, look))
+            starting_weights(start, network, lambda: first_canvases(samples["train"], recipe, look))
         )
     optimizer = torch.optim.AdamW(_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
     ema = ModelEMA(network, decay=recipe.ema_decay, tau=200)
