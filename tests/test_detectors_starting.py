@@ -125,10 +125,7 @@ def test_train_detector_starts_from_the_wheel_or_a_shipped_detector(
     (card,) = (tmp_path / "o" / "package").glob("*/card.json")
     begun = [line for line in json.loads(card.read_text())["training_data"] if "begun from" in line]
     assert begun
-    assert all(
-        ("TXL-PBC" in line or "COCO" in line or "segm" in line) == (start == "leukocyte-dic")
-        for line in begun
-    )
+    assert any("TXL-PBC" in line for line in begun) == (start == "leukocyte-dic")  # what the package had seen
 
 
 @pytest.mark.parametrize("name", ["leukocyte-dic", "leukocyte-brightfield"])
