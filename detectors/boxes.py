@@ -20,9 +20,10 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 
 def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.prod(np.maximum(high - low, 0), axis=2)
+    # One table a side: a product over a last axis of two takes three times as long.
+    wide = np.minimum(a[:, None, 2], b[None, :, 2]) - np.maximum(a[:, None, 0], b[None, :, 0])
+    high = np.minimum(a[:, None, 3], b[None, :, 3]) - np.maximum(a[:, None, 1], b[None, :, 1])
+    return np.maximum(wide, 0) * np.maximum(high, 0)
 
 
 def decode(raw: np.ndarray, minimum: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
