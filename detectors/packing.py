@@ -101,9 +101,8 @@ def pack(
         cached = round(min(1.0, factor * 2), 5)
         image = _at_scale(sample.path, cached)
         full = factor * scale_jitter(rng, strength)
-        if (
-            look is not None and ALREADY_DIC not in sample.tags
-        ):  # before the resize, so that blur and noise have their physical size
+        # Before the resize, so that blur and noise have their physical size.
+        if look is not None and ALREADY_DIC not in sample.tags:
             image = look(image, sample.pixel_size_um / cached, rng)
         image = resample(image, full / cached)
         shrink = (image.shape[1] / sample.width_px, image.shape[0] / sample.height_px)

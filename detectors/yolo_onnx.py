@@ -8,7 +8,7 @@ neighbour sees that cell and its surroundings whole.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +36,11 @@ class Found:
     classes: np.ndarray
 
     def of(self, cls: int, minimum: float = 0.0) -> Found:
-        keep = (self.classes == cls) & (self.scores >= minimum)
-        return Found(self.boxes[keep], self.scores[keep], self.classes[keep])
+        return self.at((self.classes == cls) & (self.scores >= minimum))
+
+    def at(self, index: np.ndarray) -> Found:
+        """Those of a mask or of indices, in their order."""
+        return Found(self.boxes[index], self.scores[index], self.classes[index])
 
 
 def check_image(image: np.ndarray, who: str) -> np.ndarray:
@@ -192,19 +195,13 @@ class YoloOnnxDetector:
         return _concatenated([_thinned(found.of(c)) for c in (LEUKOCYTE, RED_CELL, PLATELET)])
 
     def _suppress_each(self, found: Found, max_iou: float, max_inside: float) -> Found:
-        kept = [
-            np.flatnonzero(found.classes == c)[
-                suppress(
-                    found.boxes[found.classes == c],
-                    found.scores[found.classes == c],
-                    max_iou,
-                    max_inside if c == LEUKOCYTE else None,
-                )
-            ]
-            for c in (LEUKOCYTE, RED_CELL, PLATELET)
-        ]
-        index = np.concatenate(kept)
-        return Found(found.boxes[index], found.scores[index], found.classes[index])
+        parts = []
+        for c in (LEUKOCYTE, RED_CELL, PLATELET):
+            mine = found.of(c)
+            parts.append(
+                mine.at(suppress(mine.boxes, mine.scores, max_iou, max_inside if c == LEUKOCYTE else None))
+            )
+        return _concatenated(parts)
 
     def _leave_to_neighbours(
         self, part: Found, area: tuple[int, int, int, int], width: int, height: int, factor: float
@@ -228,7 +225,7 @@ class YoloOnnxDetector:
         )
         longest = np.maximum(b[:, 2] - b[:, 0], b[:, 3] - b[:, 1])
         keep = ~theirs | (longest > 2 * near)
-        return Found(b[keep], part.scores[keep], part.classes[keep])
+        return part.at(keep)
 
     def _merge(self, found: Found) -> Found:
         """One box a cell over all windows and classes, by falling score."""
@@ -243,18 +240,18 @@ class YoloOnnxDetector:
                 surer = found.scores[b] > found.scores[a]
                 keep[a[surer]] = False
                 keep[b[~surer]] = False
-            found = Found(found.boxes[keep], found.scores[keep], found.classes[keep])
+            found = found.at(keep)
         order = np.lexsort((found.boxes[:, 1], found.boxes[:, 0], -found.scores))
-        return Found(found.boxes[order], found.scores[order], found.classes[order])
+        return found.at(order)
 
 
 def _thinned(found: Found) -> Found:
     """One class's boxes without those that place a surer one's object again; a leukocyte's are averaged."""
     kept = thin_out(found.boxes, found.scores, SAME_OBJECT_IOU)
-    boxes, classes = found.boxes[kept], found.classes[kept]
-    if len(kept) and classes[0] == LEUKOCYTE:
-        boxes = voted(found.boxes, found.scores, kept, SAME_OBJECT_IOU)
-    return Found(boxes, found.scores[kept], classes)
+    thin = found.at(kept)
+    if len(kept) and thin.classes[0] == LEUKOCYTE:
+        return replace(thin, boxes=voted(found.boxes, found.scores, kept, SAME_OBJECT_IOU))
+    return thin
 
 
 def _concatenated(parts: list[Found]) -> Found:
