@@ -3,6 +3,10 @@
 The image is resampled to the package's pixel size window by window, so that a slide of any size takes
 bounded memory.  Windows overlap by more than a cell: a box near a window's inner edge is dropped, as the
 neighbour sees that cell and its surroundings whole.
+
+A card may ask for several views of an image (`views`: a list of scales, relative to the card's pixel size,
+and of axes along which the window is mirrored), whose boxes are fused.  A mirrored DIC image is the DIC image
+of another direction of shear.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from detectors.boxes import decode, overlapping_pairs, suppress, thin_out, voted
+from detectors.boxes import decode, fused, overlapping_pairs, suppress, thin_out, voted
 from pipeline.errors import BadInput, BadModelPackage
 
 if TYPE_CHECKING:
@@ -23,7 +27,9 @@ LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
 STRIDE = 32
 OTHERS_MIN_SCORE = 0.1
 SAME_OBJECT_IOU = 0.7  # boxes of one object, as its several anchors place it
+SAME_IN_VIEWS_IOU = 0.55  # boxes of one object in several views; as Solovyev et al. 2021
 SEAM_DOUBT_PX = 4
+MIRRORS = ("", "x", "y", "xy")
 MIN_PIXEL_SIZE_UM, MAX_PIXEL_SIZE_UM = 0.005, 2.0
 
 
@@ -66,8 +72,12 @@ def check_pixel_size(pixel_size_um: float, who: str) -> float:
     return float(pixel_size_um)
 
 
-def rescale(image: np.ndarray, factor: float) -> tuple[np.ndarray, tuple[float, float]]:
+def rescale(
+    image: np.ndarray, factor: float, max_stretch: float = 0.0
+) -> tuple[np.ndarray, tuple[float, float]]:
     """An image (H, W, 3) uint8 at another scale, and the exact factors across and down.
+
+    A side within `max_stretch` of whole strides becomes that: a network works on its padding, too.
 
     Shrinks by whole pixels first (their mean), then by the little that is left, bilinear: the mean over
     fractional areas is thirty times slower, and half a grey level away.
@@ -86,10 +96,15 @@ def rescale(image: np.ndarray, factor: float) -> tuple[np.ndarray, tuple[float, 
     rest = factor * block
     if rest < 0.75:  # no pixel may stand for its neighbours
         image = cv2.GaussianBlur(image, (3, 3), 0.4 / rest)
-    size = (max(1, round(image.shape[1] * rest)), max(1, round(image.shape[0] * rest)))
+    size = _side(image.shape[1] * rest, max_stretch), _side(image.shape[0] * rest, max_stretch)
     if size != (image.shape[1], image.shape[0]):
         image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     return image, (size[0] / width, size[1] / height)
+
+
+def _side(wanted: float, max_stretch: float) -> int:
+    strides = round(wanted / STRIDE) * STRIDE
+    return strides if abs(strides - wanted) <= max_stretch * wanted else max(1, round(wanted))
 
 
 class YoloOnnxDetector:
@@ -113,6 +128,8 @@ class YoloOnnxDetector:
         self.max_iou = float(parameters.get("max_iou", 0.5))
         self.max_inside = float(parameters.get("max_inside", 0.9))
         self.threshold = float(parameters.get("threshold", 0.4))
+        self.max_stretch = float(parameters.get("max_stretch", 0.0))
+        self.views = _views(parameters.get("views", [[1.0, ""]]), str(package.folder))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
         options.inter_op_num_threads = 1
@@ -142,17 +159,32 @@ class YoloOnnxDetector:
         """`look`; without `everywhere` the red cells and platelets that compete with a leukocyte suffice."""
         image = check_image(image, self.name)
         factor = check_pixel_size(pixel_size_um, self.name) / self.pixel_size_um
-        height, width = image.shape[:2]
-        if min(height, width) < 1:
+        if min(image.shape[:2]) < 1:
             return _nothing()
+        views = [self._view(image, factor / scale, mirror, everywhere) for scale, mirror in self.views]
+        return views[0] if len(views) == 1 else self._merge(self._fused(views))
+
+    def _view(self, image: np.ndarray, factor: float, mirror: str, everywhere: bool) -> Found:
+        """What one view of an image shows, window by window."""
+        height, width = image.shape[:2]
         parts = []
         sizes = self.window_px / factor, self.overlap_px / factor, STRIDE / factor
         for y0, y1 in _spans(height, *sizes):
             for x0, x1 in _spans(width, *sizes):
-                part = self._window(np.asarray(image[y0:y1, x0:x1]), factor, everywhere)
+                part = self._window(np.asarray(image[y0:y1, x0:x1]), factor, mirror, everywhere)
                 part.boxes[:] += np.array([x0, y0, x0, y0], np.float32)
                 parts.append(self._leave_to_neighbours(part, (x0, y0, x1, y1), width, height, factor))
         return self._merge(_concatenated(parts))
+
+    def _fused(self, views: list[Found]) -> Found:
+        """The views' boxes, each class by itself, one an object."""
+        parts = []
+        for c in (LEUKOCYTE, RED_CELL, PLATELET):
+            mine = [view.of(c) for view in views]
+            boxes, scores = fused([(m.boxes, m.scores) for m in mine], SAME_IN_VIEWS_IOU)
+            part = Found(boxes, scores, np.full(len(scores), c, np.int64))
+            parts.append(part.of(c, self.min_score))
+        return _concatenated(parts)
 
     def _run(self, image: np.ndarray, everywhere: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes, scores and classes of an image (H, W, 3) uint8 at the network's scale, unsuppressed."""
@@ -176,11 +208,11 @@ class YoloOnnxDetector:
         worth = scores > np.where(classes == LEUKOCYTE, self.min_score, OTHERS_MIN_SCORE)
         return boxes[worth], scores[worth], classes[worth]
 
-    def _window(self, image: np.ndarray, factor: float, everywhere: bool) -> Found:
-        """One window through the network; boxes in pixels of the window."""
+    def _window(self, image: np.ndarray, factor: float, mirror: str, everywhere: bool) -> Found:
+        """One window, mirrored, through the network; boxes in pixels of the window as it was."""
         import cv2
 
-        small, (across, down) = rescale(image, factor)
+        small, (across, down) = rescale(_mirrored(image, mirror), factor, self.max_stretch)
         size = (small.shape[1], small.shape[0])
         fill = np.median(small.reshape(-1, 3)[:: max(1, small.size // 6000)], axis=0).astype(np.uint8)
         below, right = -size[1] % STRIDE, -size[0] % STRIDE
@@ -191,6 +223,8 @@ class YoloOnnxDetector:
         boxes = np.clip(boxes[keep], 0, np.tile(np.array(size, np.float32), 2))
         boxes *= np.tile(np.array([1 / across, 1 / down], np.float32), 2)
         boxes = np.clip(boxes, 0, np.tile(np.array(image.shape[1::-1], np.float32), 2))
+        for axis in (k for k, name in enumerate("xy") if name in mirror):
+            boxes[:, [axis, axis + 2]] = image.shape[1 - axis] - boxes[:, [axis + 2, axis]]
         found = Found(boxes.astype(np.float32), scores[keep], classes[keep])
         return _concatenated([_thinned(found.of(c)) for c in (LEUKOCYTE, RED_CELL, PLATELET)])
 
@@ -243,6 +277,24 @@ class YoloOnnxDetector:
             found = found.at(keep)
         order = np.lexsort((found.boxes[:, 1], found.boxes[:, 0], -found.scores))
         return found.at(order)
+
+
+def _views(given: Any, where: str) -> tuple[tuple[float, str], ...]:
+    """The scales and mirrorings of a card's `views`; raises BadModelPackage for anything else."""
+    try:
+        views = tuple((float(scale), str(mirror)) for scale, mirror in given)
+    except (TypeError, ValueError):
+        views = ()
+    if not views or any(mirror not in MIRRORS or not 0.25 <= scale <= 4 for scale, mirror in views):
+        raise BadModelPackage(
+            f'{where}: views {given!r} are no list of [scale of 0.25 to 4, "", "x", "y" or "xy"]; '
+            "restore the package or correct its card."
+        )
+    return views
+
+
+def _mirrored(image: np.ndarray, mirror: str) -> np.ndarray:
+    return image[:: -1 if "y" in mirror else 1, :: -1 if "x" in mirror else 1]
 
 
 def _thinned(found: Found) -> Found:

@@ -24,7 +24,7 @@ from storage.fingerprint import fingerprint
 VERSIONS = {
     "intake": 2,
     "registration": 4,
-    "detection": 5,
+    "detection": 6,
     "cells": 2,
     "patches": 1,
     "staining": 4,

@@ -145,7 +145,7 @@ def test_each_place_belongs_to_the_window_that_sees_more_around_it(network):
     network.window_px, network.overlap_px, network.pixel_size_um = 96, 48, 0.25
     cells = np.array([(x, y) for x in range(8, width - 8, 17) for y in range(8, height - 8, 19)], float)
 
-    def window(crop, factor, everywhere):
+    def window(crop, factor, mirror, everywhere):
         high, wide = crop.shape[:2]
         seen = cells - crop[0, 0, :2]
         seen = seen[((seen > -8) & (seen < (wide + 8, high + 8))).all(1)]
@@ -160,6 +160,56 @@ def test_each_place_belongs_to_the_window_that_sees_more_around_it(network):
     boxes, _ = network.detect(image, 0.25)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     assert sorted(map(tuple, centres.tolist())) == sorted(map(tuple, cells.tolist()))
+
+
+def test_views_along_every_axis_make_the_answer_the_same_for_a_mirrored_image(network):
+    image, truth = smear((96, 80), CELLS_UM, 0.25)
+    image = image[:384, :320]  # whole strides: padding would tell one side from the other
+    plain, _ = network.detect(image, 0.25)
+    network.views = tuple((1.0, mirror) for mirror in ("", "x", "y", "xy"))
+    boxes, scores = network.detect(image, 0.25)
+    turned, again = network.detect(np.ascontiguousarray(image[::-1, ::-1]), 0.25)
+    height, width = image.shape[:2]
+    back = (np.array([width, height, width, height]) - turned)[:, [2, 3, 0, 1]]
+    assert len(boxes) == len(back) >= len(truth)
+    nearest = iou_matrix(boxes, back).argmax(1)
+    np.testing.assert_allclose(boxes, back[nearest], atol=0.05)
+    np.testing.assert_allclose(scores, again[nearest], atol=1e-3)
+    assert not np.array_equal(boxes[: len(plain)], plain[: len(boxes)])  # each view had its say
+
+
+def test_a_view_at_another_scale_places_a_cell_where_it_is(network):
+    image, truth = smear((90, 90), CELLS_UM, 0.2)
+    network.views = ((0.8, "y"),)
+    boxes = found(network, image, 0.2)
+    assert len(boxes) == len(truth)
+    assert (iou_matrix(truth, boxes).max(1) > 0.6).all()
+
+
+def test_a_side_near_whole_strides_is_stretched_to_them_and_its_factor_says_so():
+    from detectors.yolo_onnx import rescale
+
+    image = np.zeros((1544, 2064, 3), np.uint8)
+    small, factors = rescale(image, 0.4)
+    assert small.shape == (618, 826, 3)
+    small, factors = rescale(image, 0.4, 0.02)
+    assert small.shape == (608, 832, 3)
+    np.testing.assert_allclose(factors, (832 / 2064, 608 / 1544))
+    assert rescale(image, 0.4, 0.01)[0].shape == (618, 832, 3)  # 608 is further than a hundredth
+    assert rescale(image[:3, :3], 0.4, 0.02)[0].shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("views", [[], None, [[1.0, "z"]], [[0.0, ""]], [["wide", ""]], [1.0]])
+def test_a_card_with_views_that_cannot_be_looked_at_is_refused_with_its_folder(tmp_path, views):
+    from pipeline.errors import BadModelPackage
+    from storage.packages import find_package, write_package
+
+    shipped = find_package("leukocyte-dic")
+    card = shipped.card.model_dump()
+    card["parameters"] = {**card["parameters"], "views": views}
+    package = write_package(tmp_path / "leukocyte-dic", card, shipped.weights_path)
+    with pytest.raises(BadModelPackage, match=r"leukocyte-dic: views .*\.$"):
+        type(load("detector", "leukocyte-dic"))(package)
 
 
 def test_memory_is_bounded_as_a_slide_is_read_window_by_window(network):
@@ -251,6 +301,22 @@ def test_a_kept_box_is_the_weighted_mean_of_those_that_place_the_same_object():
     mean = voted(boxes, scores, np.array([0, 2, 3]), 0.7)
     np.testing.assert_allclose(mean[0], [0.5, 0, 20.5, 20], atol=1e-5)  # three parts of one, one of the other
     np.testing.assert_allclose(mean[1:], boxes[2:])  # nobody agrees; a box without area stays
+
+
+def test_boxes_of_several_views_become_their_mean_and_lose_what_a_view_does_not_show():
+    from detectors.boxes import fused
+
+    seen = np.array([[0, 0, 20, 20], [100, 0, 120, 20]], np.float32), np.array([0.6, 0.8], np.float32)
+    also = np.array([[2, 0, 22, 20], [0, 1, 20, 21], [5, 5, 5, 5]], np.float32), np.array([0.2, 0.1, 0.9])
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+    boxes, scores = fused([seen, also], 0.55)
+    order = np.argsort(boxes[:, 0])
+    # Three parts of one view and one of the other; of two boxes of a view the surer; no box without area.
+    np.testing.assert_allclose(boxes[order], [[0.5, 0, 20.5, 20], [100, 0, 120, 20]], atol=1e-5)
+    np.testing.assert_allclose(scores[order], [0.4, 0.4], atol=1e-6)
+    assert np.sort(fused([also, seen], 0.55)[1]).tolist() == np.sort(scores).tolist()
+    np.testing.assert_allclose(fused([seen, nothing], 0.55)[1].max(), 0.4)
+    assert [part.shape for part in fused([nothing, nothing], 0.55)] == [(0, 4), (0,)]
 
 
 def test_many_boxes_are_merged_in_little_memory_as_a_square_table_would_merge_them() -> None:
