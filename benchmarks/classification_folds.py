@@ -1,11 +1,11 @@
 """The classifier's recipe on every labelled cell: cross-validation over folds of whole groups.
 
-    python -m benchmarks.classification_folds --out DIR --start BACKBONE [--folds 5] [--epochs 9]
-        [--docs PAGE]
+    python -m benchmarks.classification_folds --out DIR --start BACKBONE [--folds 5] [--epochs N]
+        [--only FOLD …] [--docs PAGE]
 
 Forty-two held-out cells of a hospital cannot tell 0.85 from 0.95.  Here each labelled cell is named by a
-network that saw neither it nor its near-duplicates, and the shipped recipe, with fewer epochs and without
-the mean of two runs, is measured on all of them.  Temperatures are fitted on the other folds' cells, each
+network that saw neither it nor its near-duplicates, and the shipped recipe is measured on all of them (on
+those of some folds with --only, at least two).  Temperatures are fitted on the other folds' cells, each
 named by a network that had not seen it.  The places of the Barcelona cells are the shipped locator's, which
 knows boxes of all sources.  Nothing is chosen on what is tested.  Intervals: Wilson for top-1, bootstrap over
 cells for macro-F1.  A finished fold is kept in DIR.
@@ -66,17 +66,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, required=True, help="Folder of `smearflow train backbone`.")
     parser.add_argument("--folds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--epochs", type=int, help="[the recipe's]")
+    parser.add_argument("--only", type=int, nargs="*", help="Folds to run, from 0 [all].")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--docs", type=Path, default=None, help="Page whose table is written again.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    recipe = replace(Recipe.load("leukocytes"), epochs=options.epochs)
+    recipe = Recipe.load("leukocytes")
+    recipe = replace(recipe, epochs=options.epochs or recipe.epochs)
+    only = range(options.folds) if options.only is None else sorted(set(options.only))
+    if len(only) < 2 or not 0 <= only[0] <= only[-1] < options.folds:
+        parser.error(f"--only {options.only}: name at least two folds of 0 to {options.folds - 1}")
     classes = level_classes(recipe.level)
     samples = placed_samples()
     read = []
     for number, held in enumerate(folds_by_group(samples, options.folds, options.seed)):
+        if number not in only:
+            continue
         kept = options.out / f"fold-{number}.npz"
         if not kept.is_file():
             inside = set(held)
@@ -88,8 +95,8 @@ def main() -> None:
     truth = np.concatenate([f["truth"] for f in read])
     sources = np.concatenate([f["source"] for f in read])
     lines = [
-        f"`python -m benchmarks.classification_folds --folds {options.folds} --epochs {options.epochs}`,"
-        f" {date.today()}, one core, seed {options.seed}.",
+        f"`python -m benchmarks.classification_folds --folds {options.folds}`, {recipe.epochs} epochs, folds "
+        f"{', '.join(map(str, only))}, {date.today()}, one core, seed {options.seed}.",
         "",
         "| source | cells | top-1 | macro-F1 | ECE | least recall |",
         "|---|---|---|---|---|---|",

@@ -228,6 +228,7 @@ class PairOptions:
     spoilt_share: float = 0.08  # inputs with a part missing or out of focus, for the expected error
     level_light: bool = False  # bring every target image to the median glass of its stain
     wide_optics: bool = False  # laws from stain to path far beyond what is measured on
+    other_looks: float = 0.0  # share of pairs whose stain is brought to the look of another domain
     pool: int = 0  # above 0: this many pairs are made once and kept, each draw a new crop of one of them
 
 
@@ -239,6 +240,11 @@ class PairSampler:
         if not any(self.by_domain):
             raise ValueError("no smears to draw pairs from")
         self.options, self.seed = options, seed
+        self._looks: dict[str, Array] = {}
+        if options.other_looks > 0:
+            from stainers.looks import measure_looks
+
+            self._looks = measure_looks(smears)
         self._kept: dict[int, tuple[Array, Array, int]] = {}
 
     def draw(self, number: int) -> tuple[Array, Array, int]:
@@ -285,7 +291,20 @@ class PairSampler:
         if rng.random() < options.spoilt_share:
             normalised = spoil(normalised, rng)
         channels = np.stack([normalised, integrate(normalised, turn.angle(estimate))])
+        if self._looks and rng.random() < options.other_looks:
+            stained, domain = self._in_another_look(stained, smear, rng)
         return channels.astype(np.float16), stained, domain
+
+    def _in_another_look(self, stained: Array, smear: Smear, rng: np.random.Generator) -> tuple[Array, int]:
+        """The crop in the look of a domain drawn from the others, and that domain's index."""
+        from stainers.looks import in_look
+
+        others = [d for d in self._looks if d != smear.domain]
+        if not others or smear.domain not in self._looks:
+            return stained, DOMAINS.index(smear.domain)
+        other = others[rng.integers(len(others))]
+        looks = self._looks[smear.domain], self._looks[other]
+        return in_look(stained, smear.background_rgb, *looks), DOMAINS.index(other)
 
 
 def spoil(normalised: Array, rng: np.random.Generator) -> Array:
