@@ -33,7 +33,7 @@ VERSIONS = {
     "patient": 2,
     "sideroblasts": 1,
     "virtual_perls": 2,
-    "report": 8,
+    "report": 9,
 }
 
 FieldKey = tuple[str, str]

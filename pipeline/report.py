@@ -103,7 +103,7 @@ def build_result(
         ),
         flags=raise_flags(facts),
         not_assessed=(
-            *_not_seen(case, bool(virtual), run),
+            *_not_seen(case, bool(virtual), run, settings),
             *_cut_cells(cells, settings),
             *counted.not_assessed,
             *(
@@ -264,18 +264,18 @@ def _gallery_cell(cell: Cell, found: CellClass | None, reviewed: Mapping[str, st
     )
 
 
-def _not_seen(case: Case, virtual: bool, run: RunInfo) -> list[NotAssessed]:
+def _not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> list[NotAssessed]:
     """What the images of this case cannot show."""
     notes = []
     kinds = {(i.modality, i.stain) for i in case.images}
     slides_dic = {(i.slide, i.field) for i in case.images if i.modality == "dic"}
     stained = {(i.slide, i.field) for i in case.images if i.modality == "brightfield" and i.stain == "MGG"}
     if not stained and slides_dic:
-        why = "the case has DIC images only; classes are read from a virtual stain"
+        why = f"the case has DIC images only; classes are read from {_virtual_stain(settings)}"
         notes.append(NotAssessed(code="DIC_ONLY", what="The real stain of any cell", why=why))
     elif virtual:
         n = len(slides_dic - stained)
-        why = f"{n} fields have DIC only; classes there are read from a virtual stain"
+        why = f"{n} fields have DIC only; classes there are read from {_virtual_stain(settings)}"
         notes.append(NotAssessed(code="PARTLY_VIRTUAL", what="The real stain of some cells", why=why))
     if stained and not slides_dic:
         why = "the case has no DIC images; there was nothing to align, and no unstained view to compare with"
@@ -293,6 +293,16 @@ def _not_seen(case: Case, virtual: bool, run: RunInfo) -> list[NotAssessed]:
         why = "the classifier states no calibrated confidence, so no cell can be called under it"
         notes.append(NotAssessed(code="NO_CALIBRATION", what="Share of cells of low confidence", why=why))
     return notes
+
+
+def _virtual_stain(settings: Settings) -> str:
+    """Which stain is painted: names hang on it (docs/staining.md, "Which target")."""
+    if settings.staining.target is not None:
+        return f"a virtual stain, '{settings.staining.target}'"
+    return (
+        "a virtual stain, the first that the stainer paints; names hang on it, so set staining.target to the "
+        "stain most like your laboratory's"
+    )
 
 
 def _cut_cells(cells: Sequence[Cell], settings: Settings) -> list[NotAssessed]:

@@ -14,7 +14,7 @@ from pipeline.report_inputs import ModelUse, Quality
 from pipeline.report_text import render_text
 from pipeline.result import USE_LABEL
 from pipeline.result_schema import json_schema, read_result, schema_text, validate_document
-from pipeline.settings import CountingSettings, ReportSettings, Settings
+from pipeline.settings import CountingSettings, ReportSettings, Settings, StainingSettings
 from pipeline.types import Problem, Registration
 from tests.report_cases import (
     BLOOD,
@@ -140,6 +140,17 @@ def test_a_dic_only_case_says_that_its_classes_come_from_a_virtual_stain():
         ("brightfield", True, "unstained"),
     ]
     assert all(c.virtual for g in result.galleries for c in g.cells)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"), [(None, "set staining.target"), ("bccd", "a virtual stain, 'bccd'")]
+)
+def test_a_dic_only_case_says_which_stain_was_painted_for_names_hang_on_it(target, said):
+    settings = QUICK.model_copy(update={"staining": StainingSettings(target=target)})
+    case = a_case(images=tuple(image(f"F{i + 1}", "dic", "unstained") for i in range(4)), mode="dic")
+    read = cells_of(BLOOD, 4, modality="dic", stain="unstained", virtual=True)
+    result = a_result(settings=settings, case=case, read=read)
+    assert said in next(n.why for n in result.not_assessed if n.code == "DIC_ONLY")
 
 
 def test_a_brightfield_only_case_says_that_nothing_could_be_aligned():
