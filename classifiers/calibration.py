@@ -191,8 +191,8 @@ def finish_package(
         "training": training,
         "metrics": metrics,
         "limits": ("Other specimens, stains and classes than those of its training were never tried.",),
-        "parameters": parameters,
         **card,
+        "parameters": {**parameters, **card.get("parameters", {})},
     }
     write_package(out_dir, full, packed_state(net))
     return metrics

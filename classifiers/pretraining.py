@@ -227,8 +227,14 @@ def write_backbone(out_dir: Path, state: dict[str, Tensor], notes: dict[str, Any
 
 
 def how_pretrained(path: Path) -> dict[str, Any] | str:
-    """What the notes of a pretraining folder say; the name where there are none."""
+    """What the notes of a pretraining folder say; a classifier's package with its version; else the name."""
     import json
+
+    from storage.packages import find_package
+
+    if (package := find_package(str(path))) is not None:
+        card = package.card
+        return {"package": card.name, "version": card.version, "sha256": card.sha256}
 
     notes = path / NOTES
     return json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else path.name

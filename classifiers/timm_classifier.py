@@ -8,6 +8,7 @@ exactly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -220,11 +221,34 @@ def locator_weights(name: str) -> dict[str, torch.Tensor]:
     from storage.packages import find_package
 
     package = find_package(name)
-    state = {} if package is None else package.state_dict()
-    found = {k.removeprefix("locator."): v.float() for k, v in state.items() if k.startswith("locator.")}
-    if not found:
+    found = None if package is None else own_locator(package)
+    if found is None:
         raise BadInput(f"{name}: no classifier with a locator; `smearflow models` lists the packages.")
     return found
+
+
+def own_locator(package: ModelPackage) -> dict[str, torch.Tensor] | None:
+    """The locator's weights of a package; None where it has none."""
+    found = package.state_dict().items()
+    return {k.removeprefix("locator."): v.float() for k, v in found if k.startswith("locator.")} or None
+
+
+def go_on_from(network: torch.nn.Module, package: ModelPackage, classes: Sequence[str]) -> None:
+    """Give a backbone with its outputs the weights of a classifier of the same classes.
+
+    Raises BadInput for a package of another kind or of other classes, BadModelPackage where its weights do
+    not fit.
+    """
+    card = package.card
+    if card.task != "classifier" or tuple(card.classes) != tuple(classes):
+        raise BadInput(
+            f"{package.folder}: a {card.task} of {', '.join(card.classes) or 'no classes'}; training can go "
+            f"on from a classifier of the recipe's classes alone: {', '.join(classes)}."
+        )
+    state = {
+        k.removeprefix("network."): v for k, v in package.state_dict().items() if k.startswith("network.")
+    }
+    load_strictly(network, state, str(package.folder))
 
 
 def load_strictly(net: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:

@@ -270,6 +270,7 @@ def train_classifier(
     stop_after: int | None = None,
     reader: str | None = None,
     start: Path | None = None,
+    held_out: Sequence[Sample] | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train on labelled cells and write a model package to `out_dir`; returns its folder.
@@ -282,16 +283,27 @@ def train_classifier(
     from dataclasses import replace
 
     from classifiers.calibration import finish_package
+    from classifiers.pretraining import how_pretrained, read_backbone, start_from
     from classifiers.readers import read_cells, reader_of
     from classifiers.sources import split_by_group
+    from classifiers.timm_classifier import go_on_from, own_locator
+    from storage.packages import find_package
 
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs)
     name_of_reader = reader or recipe.reader
     samples = read_cells(data, name_of_reader) if isinstance(data, Path) else list(data)
-    train, held = split_by_group(samples, holdout, seed)
+    if held_out is None:
+        train, held = split_by_group(samples, holdout, seed)
+        learned, held_out = [samples[i] for i in train], [samples[i] for i in held]
+        share: float | None = holdout
+    else:
+        learned, share = samples, None  # no share that the card could state, to be drawn again
     classes = level_classes(recipe.level)
+    before = None if start is None else find_package(str(start))
+    if before is not None and locator is None:
+        locator = own_locator(before)
     torch.manual_seed(seed)
     net = CellNet(
         recipe.backbone,
@@ -302,11 +314,11 @@ def train_classifier(
     )
     if net.locator is not None and locator is not None:
         net.locator.load_state_dict(locator)
-    if start is not None:
-        from classifiers.pretraining import how_pretrained, read_backbone, start_from
-
+    if before is not None:
+        go_on_from(net.network, before, classes)
+    elif start is not None:
         start_from(net.network, read_backbone(start), str(start))
-    cells = cell_set([samples[i] for i in train], recipe, net)
+    cells = cell_set(learned, recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"
     net = fit(
@@ -323,14 +335,12 @@ def train_classifier(
         "seed": seed,
         "recipe": asdict(recipe),
         "trained_cells": len(cells.labels),
-        "holdout": holdout,
+        "holdout": share,
         "pretrained": None if start is None else how_pretrained(start),
     }
     if isinstance(data, Path):
         source = reader_of(name_of_reader)
         stated = f"{source.citation}; licence: {source.licence}; {len(samples)} cells"
         card = {"training_data": (stated,), **(card or {})}
-    finish_package(
-        net, cells, [samples[i] for i in held], recipe, out_dir, name or out_dir.name, training, card or {}
-    )
+    finish_package(net, cells, held_out, recipe, out_dir, name or out_dir.name, training, card or {})
     return out_dir

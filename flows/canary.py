@@ -121,6 +121,7 @@ def key_of(settings: Settings) -> str:
             stages.model_sha("detector", settings.detection.dic_detector),
             stages.model_sha("stainer", settings.staining.dic_stainer),
             stages.model_sha("classifier", used.classifier),
+            stages.model_sha("classifier", used.namer(virtual=True)),
             stages.model_sha("segmenter", used.segmenter),
         ],
     )

@@ -31,15 +31,16 @@ config_option = click.option(
 
 def pixel_size_option(
     text: str = "Micrometres a pixel [from the file, else the scale is taken from the image].",
+    name: str = "--pixel-size",
 ) -> Callable[..., Any]:
-    """`--pixel-size UM` with its help; a size that no image of a smear can have is refused."""
+    """`--pixel-size UM` or another `name`; a size that no image of a smear can have is refused."""
 
     def checked(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
         from pipeline.intake_files import check_pixel_size
 
-        return None if value is None else check_pixel_size("--pixel-size", value)
+        return None if value is None else check_pixel_size(name, value)
 
-    return click.option("--pixel-size", type=float, default=None, callback=checked, help=text)
+    return click.option(name, type=float, default=None, callback=checked, help=text)
 
 
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:

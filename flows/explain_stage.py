@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from flows import work
+from flows.naming import calibrated_confidence, namers, naming_settings
 from flows.records import CaseRun, Item, StageFailed, safe_key
 from flows.stages import VERSIONS, model_sha
 from pipeline.settings import Settings
@@ -15,18 +16,6 @@ from storage.fingerprint import fingerprint
 
 STAGE, METHOD = "explanation", "grad-cam"  # the fastest of those that pass (docs/classification.md)
 PICTURE_PX = 160
-
-
-def calibrated_confidence(settings: Settings) -> float | None:
-    """The confidence below which a cell is in doubt: the settings', else the classifier's own, else None."""
-    from storage.packages import ModelPackage
-    from storage.registry import describe
-
-    if settings.classification.min_confidence is not None:
-        return settings.classification.min_confidence
-    found = describe("classifier", settings.classification.classifier)
-    stated = found.card.parameters.get("min_confidence") if isinstance(found, ModelPackage) else None
-    return None if stated is None else float(stated)
 
 
 def in_doubt(
@@ -57,7 +46,9 @@ def explanation(
     from storage.case_store import plan_units, shard_rows
 
     settings = run.settings
-    chosen = set(in_doubt(found, classes, calibrated_confidence(settings), settings.report.explained_cells))
+    chosen = set(
+        in_doubt(found, classes, calibrated_confidence(settings, found), settings.report.explained_cells)
+    )
     if not chosen:
         return ()
     labels = {c.cell_id: c.label for c in classes if c.cell_id in chosen}
@@ -66,8 +57,8 @@ def explanation(
         VERSIONS[STAGE],
         patches_mark,
         staining_mark,
-        settings.classification,
-        model_sha("classifier", settings.classification.classifier),
+        naming_settings(settings),
+        *(model_sha("classifier", name) for name in namers(settings, found)),
     )
     items = []
     for unit in plan_units("patches", len(found), shard_rows(settings.patches)):
@@ -115,14 +106,14 @@ def explain_unit(
     from storage.store import Store
 
     work.limit_threads()
-    classifier = load("classifier", settings.classification.classifier)
-    if not isinstance(classifier, Explainable):
-        return {"cells": []}
     patches = work.patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
     size_um = settings.patches.pixel_size_um
     done = []
     for cell, patch in zip(cells, patches, strict=True):
         if cell.cell_id not in labels:
+            continue
+        classifier = load("classifier", settings.classification.namer(virtual=cell.modality == "dic"))
+        if not isinstance(classifier, Explainable):
             continue
         # A label that the stage gave and the classifier does not know (unidentified) has no heat of its own.
         label: str | None = labels[cell.cell_id]

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
-from flows import stages, virtual_perls_stage, work
-from flows.explain_stage import calibrated_confidence
+from flows import stages
 from flows.identity import deidentified, deidentified_text, pseudonym
+from flows.naming import calibrated_confidence, known_classes
 from flows.provenance import source_commit
 from flows.records import CaseRun
+from flows.report_pictures import (
+    explained_pictures,
+    field_pictures,
+    registration_pictures,
+    slide_pictures,
+    thumbnails,
+)
 from flows.review_acts import acts_of
 from flows.runs import settings_mark
 from pipeline.review import (
@@ -136,7 +140,11 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
         named.append(("stainer", settings.staining.dic_stainer, (("dic", "unstained"),)))
     if any(k[1] != "Perls" for k in kinds):
         named.append(("segmenter", settings.classification.segmenter, (("brightfield", "MGG"),)))
-        named.append(("classifier", settings.classification.classifier, (("brightfield", "MGG"),)))
+        own = settings.classification.virtual_classifier
+        if own is None or ("brightfield", "MGG") in kinds:
+            named.append(("classifier", settings.classification.classifier, (("brightfield", "MGG"),)))
+        if own is not None and any(k[0] == "dic" for k in kinds):
+            named.append(("classifier", own, (("dic", "unstained"),)))
     perls_stainer = settings.staining.perls_stainer
     if perls_stainer is not None and any(c.rs_virtual for c in findings.classes):
         named.append(("stainer", perls_stainer, (("brightfield", "MGG"),)))
@@ -198,6 +206,8 @@ def report_mark(run: CaseRun, findings: Findings) -> str:
         findings,
         models,
         pseudonym(run.case_id),
+        run.settings.classification,
+        run.settings.staining,
         run.settings.counting,
         run.settings.report,
     )
@@ -218,12 +228,9 @@ def write_report(
     from pipeline.report_cells import cells_table, parquet_bytes
     from pipeline.report_html import render_html
     from pipeline.report_inputs import Quality, RunInfo
-    from storage.packages import ModelPackage
-    from storage.registry import describe
     from storage.results_db import ResultsDatabase
 
-    classifier = describe("classifier", run.settings.classification.classifier)
-    card = classifier.card if isinstance(classifier, ModelPackage) else None
+    classes = known_classes(run.settings, findings.cells)
     told = deidentified_text(findings.case)
     case = deidentified(findings.case)
     state = review_state(acts)
@@ -252,8 +259,8 @@ def write_report(
             models=models_used(run, findings),
             version=version("smearflow"),
             commit=source_commit(),
-            known_classes=card.classes if card else None,
-            min_confidence=calibrated_confidence(run.settings),
+            known_classes=classes,
+            min_confidence=calibrated_confidence(run.settings, findings.cells),
         ),
         run.settings,
         status=state.status(content or mark),
@@ -283,9 +290,7 @@ def write_report(
             slides=slide_pictures(run, findings),
             explanations=explained_pictures(run, findings),
         ).encode(),
-        TABLE: parquet_bytes(
-            cells_table(findings.cells, findings.classes, card.classes if card else None, reviewed)
-        ),
+        TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, classes, reviewed)),
     }
     for name, data in files.items():
         run.store.write_bytes(f"{run.case_id}/{name}", data)
@@ -299,102 +304,3 @@ def kept_findings(run: CaseRun) -> Findings | None:
     """The findings of the case's last finished run, or None."""
     key = f"{run.case_id}/{FINDINGS}"
     return Findings.model_validate(run.store.read_json(key)) if run.store.exists(key) else None
-
-
-def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.ndarray]:
-    """A square cut around each gallery cell: (H, W, 3) uint8 by cell id; on Perls the iron is marked."""
-    from storage.case_store import CaseStore, shard_rows
-
-    wanted = {cell.cell_id for gallery in result.galleries for cell in gallery.cells}
-    store = CaseStore(run.store, run.case_id)
-    found: dict[str, np.ndarray] = {}
-    # By runs of one shard, so that memory does not grow with the case.
-    step = shard_rows(run.settings.patches)
-    for start in range(0, len(findings.cells), step):
-        some = list(findings.cells[start : start + step])
-        if not any(c.cell_id in wanted for c in some):
-            continue
-        for cell, patch in zip(some, work.patches_to_read(store, some, start, run.settings), strict=True):
-            if cell.cell_id in wanted:
-                marked = _with_iron(run, patch) if cell.stain == "Perls" else patch
-                found[cell.cell_id] = _around(marked, cell, findings.case, run.settings.patches.pixel_size_um)
-    return found | virtual_perls_stage.pictures(run, findings.cells, wanted)
-
-
-def _with_iron(run: CaseRun, patch: np.ndarray) -> np.ndarray:
-    """The patch with the nucleus and the granules that the reader saw."""
-    from pipeline.sideroblasts import draw_reading, read_sideroblasts
-    from storage.registry import load
-
-    reader = load("sideroblast-reader", run.settings.classification.sideroblast_reader)
-    return draw_reading(patch, read_sideroblasts(patch[None], run.settings.patches.pixel_size_um, reader)[0])
-
-
-def _around(patch: np.ndarray, cell: Cell, case: Case, patch_pixel_size_um: float) -> np.ndarray:
-    """The cell with a rim; grey where its field ends."""
-    from pipeline.report_images import around_cell
-
-    image = case.image(cell.slide, cell.field, cell.modality, cell.stain)
-    if image is None:
-        return around_cell(patch, cell.bbox_px, None, 1.0)
-    scale = image.pixel_size_um / patch_pixel_size_um
-    return around_cell(patch, cell.bbox_px, (image.width_px, image.height_px), scale)
-
-
-def _picture(run: CaseRun, key: str) -> np.ndarray:
-    """A picture that a worker left in the store, (H, W, 3) uint8 RGB."""
-    import cv2
-
-    data = np.frombuffer(run.store.read_bytes(key), np.uint8)
-    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB))
-
-
-def field_pictures(run: CaseRun, findings: Findings) -> Iterator[Any]:
-    """The reduced field images; the page draws the boxes."""
-    from pipeline.report_images import FieldPicture
-
-    for item in findings.images:
-        if item.picture is None or item.modality is None:
-            continue
-        image = findings.case.image(item.slide, item.field, item.modality, item.stain)
-        if image is None or not run.store.exists(item.picture):
-            continue
-        yield FieldPicture(
-            slide=item.slide,
-            field=item.field,
-            modality=item.modality,
-            stain=image.stain,
-            picture=partial(_picture, run, item.picture),
-            width_px=image.width_px,
-        )
-
-
-def slide_pictures(run: CaseRun, findings: Findings) -> list[Any]:
-    """Whole slides with the fields that were read."""
-    from pipeline.report_slides import SlidePicture
-
-    return [
-        SlidePicture(choice, _picture(run, choice.picture))
-        for choice in findings.case.slide_choices
-        if choice.picture is not None and run.store.exists(choice.picture)
-    ]
-
-
-def explained_pictures(run: CaseRun, findings: Findings) -> list[Any]:
-    """Pictures of what speaks for the names of cells in doubt."""
-    from pipeline.report_explanations import ExplainedPicture
-
-    return [
-        ExplainedPicture(cell, _picture(run, cell.picture))
-        for cell in findings.explained
-        if run.store.exists(cell.picture)
-    ]
-
-
-def registration_pictures(run: CaseRun, findings: Findings) -> dict[stages.FieldKey, np.ndarray]:
-    """Pictures of registrations in doubt, by (slide, field)."""
-    return {
-        (f.slide, f.field): _picture(run, f.picture)
-        for f in findings.registrations
-        if f.picture is not None and run.store.exists(f.picture)
-    }

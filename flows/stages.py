@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows import work
+from flows.naming import check_painter
 from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
 from pipeline.types import (
     Case,
@@ -28,7 +29,7 @@ VERSIONS = {
     "cells": 2,
     "patches": 1,
     "staining": 4,
-    "classification": 4,
+    "classification": 5,
     "explanation": 2,
     "patient": 2,
     "sideroblasts": 1,
@@ -64,6 +65,8 @@ def intake(run: CaseRun) -> Case:
     declared = declare(run.case_dir, run.settings.intake, pixel_size_um=run.pixel_size_um)
     refuse_missing_pixel_size(run.case_dir, declared)
     refuse_unusable_slides(run.case_dir, declared, run.settings.intake)
+    if any(s.modality == "dic" for s in declared.sources):
+        check_painter(run.settings)
     items = []
     for source in declared.sources:
         sha256 = source.hash_file(run.case_dir)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flows import work
+from flows.naming import namers, naming_settings
 from flows.records import CaseRun, Item, Outcome, StageFailed
 from flows.stages import VERSIONS, model_sha
 from pipeline.types import Case, Cell, CellClass
@@ -151,8 +152,8 @@ def classification(
         VERSIONS["classification"],
         patches_mark,
         staining_mark,
-        settings,
-        model_sha("classifier", settings.classifier),
+        naming_settings(run.settings),
+        *(model_sha("classifier", name) for name in namers(run.settings, found)),
         model_sha("segmenter", settings.segmenter),
         model_sha("sideroblast-reader", settings.sideroblast_reader),
         None

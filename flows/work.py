@@ -330,19 +330,23 @@ def classify_unit(
     named = [i for i, c in enumerate(cells) if c.stain != "Perls"]
     documents: list[dict[str, Any]] = [{} for _ in cells]
     if named:
-        classifier = load("classifier", settings.classification.classifier)
         segmenter = load("segmenter", settings.classification.segmenter)
-        found = classify_patches(patches[named], size_um, classifier, settings.classification)
         measures = measure_cells(segmenter.segment(patches[named], size_um), patches[named], size_um)
-        names = found.cells([cells[i].cell_id for i in named])
-        for i, result, measure in zip(named, names, measures, strict=True):
-            documents[i] = {
+        for i, measure in zip(named, measures, strict=True):
+            documents[i] = rounded_measures(measure)
+    for virtual in (False, True):
+        mine = [i for i in named if (cells[i].modality == "dic") is virtual]
+        if not mine:
+            continue
+        classifier = load("classifier", settings.classification.namer(virtual=virtual))
+        found = classify_patches(patches[mine], size_um, classifier, settings.classification)
+        for i, result in zip(mine, found.cells([cells[i].cell_id for i in mine]), strict=True):
+            documents[i] |= {
                 "label": result.label,
                 "probabilities": {k: round(v, 6) for k, v in result.probabilities.items()},
                 "confidence": round(result.confidence, 6),
                 "ood": round(result.ood, 6),
-                "virtual": cells[i].modality == "dic",
-                **rounded_measures(measure),
+                "virtual": virtual,
             }
     if perls:
         # On Perls the question is the iron of an erythroblast, not the class: the finder looks for

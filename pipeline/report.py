@@ -296,13 +296,13 @@ def _not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> li
 
 
 def _virtual_stain(settings: Settings) -> str:
-    """Which stain is painted: names hang on it (docs/staining.md, "Which target")."""
+    """Which stain is painted: a classifier of real stain hangs on it (docs/virtual-naming.md)."""
     if settings.staining.target is not None:
         return f"a virtual stain, '{settings.staining.target}'"
-    return (
-        "a virtual stain, the first that the stainer paints; names hang on it, so set staining.target to the "
-        "stain most like your laboratory's"
-    )
+    first = "a virtual stain, the first that the stainer paints"
+    if settings.classification.virtual_classifier is not None:
+        return first
+    return f"{first}; names hang on it, so set staining.target to the stain most like your laboratory's"
 
 
 def _cut_cells(cells: Sequence[Cell], settings: Settings) -> list[NotAssessed]:

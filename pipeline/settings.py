@@ -110,6 +110,9 @@ class ClassificationSettings(Section):
     """Naming cells."""
 
     classifier: str = "leukocyte-classes"
+    virtual_classifier: str | None = (
+        "virtual-leukocytes"  # names what dic_stainer paints; None: the classifier
+    )
     segmenter: str = "nucleus-cytoplasm"
     sideroblast_reader: str = "rule"  # of iron on Perls: what it says is counted
     sideroblast_second_reader: str | None = "iron-types"  # read beside it, never counted; None: none
@@ -118,6 +121,10 @@ class ClassificationSettings(Section):
     min_confidence: float | None = None  # None: the calibrated figure of the model's card
     min_child_share: float = Field(0.6, ge=0.5, le=1)  # of its parent's probability, for a child to be named
     min_seen: float = Field(0.4, ge=0, le=1)  # of a cell that an edge cuts; with less of it, it is not named
+
+    def namer(self, *, virtual: bool) -> str:
+        """The classifier that names a cell of real or of virtual stain."""
+        return self.virtual_classifier if virtual and self.virtual_classifier is not None else self.classifier
 
 
 class PatientSettings(Section):

@@ -89,13 +89,16 @@ def _disturb(latent: Tensor, mask: Tensor, options: NoiseOptions, generator: tor
 def disturbed_outputs(
     net: EncoderDecoder, x: Tensor, target: int, options: NoiseOptions
 ) -> tuple[Tensor, Tensor]:
-    """Output without noise (C, H, W) and k outputs with noise (k, C, H, W) for an input (1, c, H, W).
+    """Output without noise (C, H, W) and k outputs with noise (k, C, H, W) for an input (1, c, H, W); k may
+    be 0.
 
     The noise depends on the seed and the shape alone, so that equal patches get equal scores.
     """
     latent = net.encode(x)
     index = torch.tensor([target], device=x.device)
     primary = net.decode(latent, index)
+    if options.samples == 0:
+        return primary[0], primary[:0]
     grey = primary[:, :3].mean(dim=1, keepdim=True)
     shown = (grey < torch.quantile(grey.flatten()[::7], 0.98) - 0.06).float()
     generator = torch.Generator().manual_seed(options.seed)

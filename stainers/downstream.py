@@ -59,13 +59,17 @@ def names(
     stained: Sequence[Array],
     real: Sequence[Array],
     dic: Sequence[Array],
+    classify_virtual: Callable[[Array], Sequence[str]] | None = None,
 ) -> dict[str, Array]:
-    """Whether (N,) the classifier gives the virtual stain, and the DIC itself, the name of the real one."""
+    """Whether (N,) the classifier gives the virtual stain, and the DIC itself, the name of the real one; and
+    whether the classifier made for this stainer's pictures (`classify_virtual`) gives that name, too."""
     truth = [classify(p[None])[0] for p in real]
     found = {
         "after": [classify(p[None])[0] for p in stained],
         "before": [classify(as_rgb(p)[None])[0] for p in dic],
     }
+    if classify_virtual is not None:
+        found["by_virtual_classifier"] = [classify_virtual(p[None])[0] for p in stained]
     return {
         f"same_class_{when}": np.asarray([a == b for a, b in zip(given, truth, strict=True)], float)
         for when, given in found.items()

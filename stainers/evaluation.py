@@ -84,6 +84,7 @@ def evaluate_pairs(
     *,
     measured_on: str = "computed DIC",
     classify: Callable[[Array], Sequence[str]] | None = None,
+    classify_virtual: Callable[[Array], Sequence[str]] | None = None,
     segment: Callable[[Array, float], Array] | None = None,
     encoder: Callable[[], Encoder] | None = None,
     weights_dir: Path | None = None,
@@ -94,7 +95,8 @@ def evaluate_pairs(
 ) -> dict[str, Any]:
     """Measure a stainer on pairs.
 
-    `classify` takes (N, H, W, 3) uint8 to labels, `segment` takes them and a pixel size to labels of pixels,
+    `classify` takes (N, H, W, 3) uint8 to labels, `classify_virtual` does so as the classifier made for this
+    stainer's pictures, `segment` takes them and a pixel size to labels of pixels,
     `encoder` makes the network of the feature distances where ImageNet's are not to be had; each adds its
     figures.  Returns image errors overall, per target and per class, raw and in one light; correlation of the
     confidence with the errors, per target, and with spoilt inputs among them; AUROC for each kind of spoilt
@@ -110,7 +112,7 @@ def evaluate_pairs(
     columns = dict(clean.errors)
     of_sets: dict[str, Any] = {}
     if classify is not None:
-        columns |= names(classify, clean.images, real, dic)
+        columns |= names(classify, clean.images, real, dic, classify_virtual)
     if segment is not None:
         columns |= outlines(segment, clean.images, real, dic)
     if len({p.stained.shape for p in pairs}) == 1 and (encoder is not None or weights_dir is not None):
@@ -179,6 +181,7 @@ def evaluate_stainer(
     limit: int = 60,
     seed: int = 0,
     classifier: Any = None,
+    virtual_classifier: Any = None,
     segmenter: Any = None,
     weights_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -208,13 +211,14 @@ def evaluate_stainer(
     pairs = found.pairs
     fields = sum(max(p.dic.shape) > PATCH_LIMIT_PX for p in pairs)
     if fields:  # the judges look at one cell
-        classifier = segmenter = None
+        classifier = virtual_classifier = segmenter = None
     kept: list[tuple[Measured, dict[str, Measured]]] = []
     report = evaluate_pairs(
         stainer,
         pairs,
         measured_on=found.measured_on,
         classify=None if classifier is None else class_namer(classifier),
+        classify_virtual=None if virtual_classifier is None else class_namer(virtual_classifier),
         segment=None if segmenter is None else segmenter.segment,
         encoder=None if classifier is None else lambda: Encoder(classifier, PIXEL_SIZE_UM),
         weights_dir=weights_dir,
@@ -223,7 +227,13 @@ def evaluate_stainer(
         keep=lambda clean, spoilt: kept.append((clean, spoilt)),
     )
     report["judges"] = {
-        k: m.name for k, m in (("classifier", classifier), ("segmenter", segmenter)) if m is not None
+        k: m.name
+        for k, m in (
+            ("classifier", classifier),
+            ("virtual_classifier", virtual_classifier),
+            ("segmenter", segmenter),
+        )
+        if m is not None
     }
     if fields:
         report["not_measured"] = (

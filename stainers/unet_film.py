@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from stainers.dic_input import (
 )
 from stainers.levels import level_background
 from stainers.networks import PolarityNet, build_generator
-from stainers.patch_stainer import Patch, PatchStainer, checked_patches, reflected_index
+from stainers.patch_stainer import Patch, PatchStainer, checked_patches, reflected_index, to_uint8
 from stainers.polarity import find_shear, upright_logit
 
 Array = np.ndarray[Any, Any]
@@ -100,6 +100,12 @@ class DicStainer(PatchStainer):
             return self.stain_grey(grey, index, angle)
 
         return self.each_patch(patches, one)
+
+    def paint(self, patch: Array, target: str | None = None, *, shear_angle_deg: float) -> Array:
+        """One patch (H, W[, C]) as `stain` paints it, (H, W, 3) uint8; three times as fast, no confidence."""
+        grey, none = to_grey(patch), replace(self.noise, samples=0)
+        found = self.disturbed(grey, self.target_index(target), shear_angle_deg, none)
+        return to_uint8(found.turn.undo(found.stained.transpose(1, 2, 0)))
 
     def open_field(
         self, image: Array, target: str | None = None, *, shear_angle_deg: float | None = None

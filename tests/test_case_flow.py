@@ -126,6 +126,17 @@ def test_a_changed_counting_setting_recomputes_the_report_alone(
     assert outcome.result["method"]["interval"] != processed[1].result["method"]["interval"]
 
 
+def test_another_limit_of_doubt_is_reported_and_no_cell_is_named_again(
+    phantom_case: Path, processed: tuple[Path, CaseOutcome], workers: Workers, tmp_path: Path
+) -> None:
+    shutil.copytree(processed[0], tmp_path / "store")
+    limits = {"min_confidence": 0.02, "min_seen": 0.1}
+    outcome = process(phantom_case, tmp_path / "store", workers, settings={"classification": limits})
+    assert "report" in outcome.computed
+    assert "classification" not in outcome.computed
+    assert outcome.result["method"]["min_confidence"] == 0.02
+
+
 def test_a_deleted_shard_is_cut_again_and_the_result_stays(
     phantom_case: Path, processed: tuple[Path, CaseOutcome], workers: Workers, tmp_path: Path
 ) -> None:

@@ -270,3 +270,19 @@ def test_the_confidence_of_doubt_is_where_half_of_the_cells_below_are_wrong():
     assert confidence_threshold(confidence, right) == pytest.approx(0.72, abs=0.011)
     assert confidence_threshold(confidence, np.ones(701, bool)) == 0.5
     assert confidence_threshold(confidence[-5:], np.zeros(5, bool)) == 0.5
+
+
+def test_training_goes_on_from_a_classifier_of_the_same_classes_and_no_other(folder, tmp_path):
+    first = train_classifier(folder, tmp_path / "first", TINY, epochs=1, holdout=0.3)
+    still = replace(TINY, learning_rate=1e-9, ema=0.0)
+    samples = read_samples(folder)
+    second = train_classifier(samples[:8], tmp_path / "second", still, start=first, held_out=samples[8:])
+    card = read_package(second).card
+    assert card.training["pretrained"]["sha256"] == read_package(first).card.sha256
+    assert (card.metrics["all"]["n"], card.training["trained_cells"]) == (4, 8)
+    assert card.training["holdout"] is None  # what was given is no share that could be drawn again
+    before, after = (read_package(p).state_dict() for p in (first, second))
+    head = next(k for k in before if k.startswith("network.fc") and k.endswith("weight"))
+    np.testing.assert_allclose(after[head].float(), before[head].float(), atol=1e-3)  # its outputs, too
+    with pytest.raises(BadInput, match="of the recipe's classes alone"):
+        train_classifier(samples, tmp_path / "third", replace(TINY, level="top"), start=first)

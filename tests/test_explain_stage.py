@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flows.explain_stage import calibrated_confidence, explanation, in_doubt, pair_picture
+from flows.explain_stage import explanation, in_doubt, pair_picture
+from flows.naming import calibrated_confidence
 from flows.records import CaseRun
 from pipeline.report_explanations import ExplainedPicture
 from pipeline.report_html import render_html
@@ -92,8 +93,9 @@ def test_the_least_sure_are_explained_and_no_more_than_the_settings_allow():
 
 def test_the_confidence_is_the_cards_unless_the_settings_say_otherwise():
     card = describe("classifier", Settings().classification.classifier).card
-    assert calibrated_confidence(Settings()) == card.parameters["min_confidence"]
-    assert calibrated_confidence(Settings(classification=ClassificationSettings(min_confidence=0.33))) == 0.33
+    assert calibrated_confidence(Settings(), ()) == card.parameters["min_confidence"]
+    own = Settings(classification=ClassificationSettings(min_confidence=0.33))
+    assert calibrated_confidence(own, ()) == 0.33
 
 
 def explained(cell_id: str, *, virtual: bool = False) -> ExplainedPicture:

@@ -14,7 +14,13 @@ from pipeline.report_inputs import ModelUse, Quality
 from pipeline.report_text import render_text
 from pipeline.result import USE_LABEL
 from pipeline.result_schema import json_schema, read_result, schema_text, validate_document
-from pipeline.settings import CountingSettings, ReportSettings, Settings, StainingSettings
+from pipeline.settings import (
+    ClassificationSettings,
+    CountingSettings,
+    ReportSettings,
+    Settings,
+    StainingSettings,
+)
 from pipeline.types import Problem, Registration
 from tests.report_cases import (
     BLOOD,
@@ -143,14 +149,26 @@ def test_a_dic_only_case_says_that_its_classes_come_from_a_virtual_stain():
 
 
 @pytest.mark.parametrize(
-    ("target", "said"), [(None, "set staining.target"), ("bccd", "a virtual stain, 'bccd'")]
+    ("target", "namer", "said"),
+    [
+        (None, None, "set staining.target"),
+        (None, "virtual-leukocytes", "a virtual stain, the first that the stainer paints"),
+        ("bccd", None, "a virtual stain, 'bccd'"),
+    ],
 )
-def test_a_dic_only_case_says_which_stain_was_painted_for_names_hang_on_it(target, said):
-    settings = QUICK.model_copy(update={"staining": StainingSettings(target=target)})
+def test_a_dic_only_case_says_which_stain_was_painted_and_whether_names_hang_on_it(target, namer, said):
+    settings = QUICK.model_copy(
+        update={
+            "staining": StainingSettings(target=target),
+            "classification": ClassificationSettings(virtual_classifier=namer),
+        }
+    )
     case = a_case(images=tuple(image(f"F{i + 1}", "dic", "unstained") for i in range(4)), mode="dic")
     read = cells_of(BLOOD, 4, modality="dic", stain="unstained", virtual=True)
     result = a_result(settings=settings, case=case, read=read)
-    assert said in next(n.why for n in result.not_assessed if n.code == "DIC_ONLY")
+    why = next(n.why for n in result.not_assessed if n.code == "DIC_ONLY")
+    assert said in why
+    assert ("names hang on it" in why) is (target is None and namer is None)
 
 
 def test_a_brightfield_only_case_says_that_nothing_could_be_aligned():

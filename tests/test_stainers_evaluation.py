@@ -198,6 +198,21 @@ def test_the_evaluation_of_a_folder_writes_figures_and_pictures(tmp_path):
     assert Image.open(tmp_path / "out" / "reliability.png").size[0] > 500
 
 
+def test_the_classifier_made_for_the_pictures_is_judged_by_the_names_of_the_real_stain(tmp_path):
+    from stainers.evaluation import evaluate_stainer
+
+    class Contrary(FakeClassifier):
+        name, classes = "contrary", ("dark", "light")
+
+    pairs = write_folder(tmp_path / "pairs", 4)
+    found = evaluate_stainer(
+        FakeStainer(), pairs, tmp_path / "out", classifier=FakeClassifier(), virtual_classifier=Contrary()
+    )
+    shares = [found["all"][f"same_class_{how}"][0] for how in ("after", "by_virtual_classifier")]
+    assert sum(shares) == pytest.approx(1)
+    assert found["judges"] == {"classifier": "fake-classifier", "virtual_classifier": "contrary"}
+
+
 def test_fields_are_measured_and_judges_of_single_cells_are_left_out(tmp_path):
     from PIL import Image
 

@@ -106,6 +106,7 @@ def check_weights() -> list[Finding]:
         ("detector", settings.detection.dic_detector),
         ("stainer", settings.staining.dic_stainer),
         ("classifier", settings.classification.classifier),
+        ("classifier", settings.classification.namer(virtual=True)),
         ("segmenter", settings.classification.segmenter),
     ):
         try:

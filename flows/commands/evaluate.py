@@ -128,6 +128,7 @@ def stainer(
     DATA is a folder with dic/ and stained/ (files of the same name), a pairs.csv, a case folder with a known
     matrix, or a folder of stained smears, of which the DIC is computed; docs/stain-evaluation.md says more.
     """
+    from flows.naming import made_for
     from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from stainers.evaluation import evaluate_stainer
@@ -144,13 +145,15 @@ def stainer(
     with output(as_json) as show:
         output_folder(out)
         judges = settings.classification
+        name, own = model or settings.staining.dic_stainer, judges.virtual_classifier
         figures = evaluate_stainer(
-            load("stainer", model or settings.staining.dic_stainer),
+            load("stainer", name),
             place,
             out,
             target=target,
             limit=limit,
             classifier=load("classifier", judges.classifier),
+            virtual_classifier=load("classifier", own) if own is not None and made_for(own, name) else None,
             segmenter=load("segmenter", judges.segmenter),
             weights_dir=imagenet_weights,
         )

@@ -1,4 +1,4 @@
-"""`smearflow train detector | segmenter | stainer | classifier`."""
+"""`smearflow train detector | segmenter | stainer | classifier | virtual-classifier | backbone`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flows.console import existing, json_option, output, output_folder
+from flows.console import existing, json_option, output, output_folder, pixel_size_option
 
 SEED = 20261121
 
@@ -182,7 +182,12 @@ def stainer(
 @click.option(
     "--reader", default=None, help="How DATA is laid out; see docs/classification.md [the recipe's]."
 )
-@click.option("--start", type=click.Path(path_type=Path), default=None, help="Backbone of `train backbone`.")
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Begin from: a backbone of `train backbone`, or a classifier's name or package.",
+)
 @click.option("--locator", default=None, help="Classifier whose locator is taken over [none].")
 @options(epochs=None)
 def classifier(
@@ -220,6 +225,79 @@ def classifier(
         return {"package": str(package)}
 
     _done(as_json, "classifier", out, train)
+
+
+@command.command(name="virtual-classifier")
+@click.option("--stainer", default=None, help="Stainer whose pictures it reads [the settings' choice].")
+@click.option("--namer", default=None, help="Classifier of real stain that teaches [the settings' choice].")
+@click.option(
+    "--recipe",
+    default="virtual-leukocytes",
+    show_default=True,
+    help="Recipe file, or the name of a shipped one.",
+)
+@click.option(
+    "--crops",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Labelled crops of single cells (class folders or labels.csv) beside the smears [none].",
+)
+@pixel_size_option("Micrometres a pixel of the crops [0.1].", "--crops-pixel-size")
+@click.option("--draws", type=click.IntRange(1), default=None, help="Pictures of each cell [6].")
+@options(epochs=None)
+def virtual_classifier(
+    data: Path,
+    out: Path,
+    length: int | None,
+    seed: int,
+    resume: bool,
+    as_json: bool,
+    stainer: str | None,
+    namer: str | None,
+    recipe: str,
+    crops: Path | None,
+    crops_pixel_size: float | None,
+    draws: int | None,
+) -> None:
+    """Train the classifier of what a DIC stainer paints, on boxed stained smears (YOLO-format folder).
+
+    Their DIC is computed, painted towards every target, and named as the real stain is.
+    """
+    from pipeline.errors import BadInput
+    from pipeline.settings import Settings
+    from pipeline.virtual_naming import train_virtual_classifier
+    from storage.packages import ModelPackage
+    from storage.registry import describe, load
+
+    existing(data, "folder")
+    if crops is not None:
+        existing(crops, "folder")
+    chosen = Settings()
+
+    def found(task: Any, name: str) -> tuple[Any, ModelPackage]:
+        described = describe(task, name)
+        if not isinstance(described, ModelPackage):
+            raise BadInput(f"{name}: a method without weights; name a {task}'s package.")
+        return load(task, name), described
+
+    def train() -> dict[str, Any]:
+        package = train_virtual_classifier(
+            data,
+            out,
+            stainer=found("stainer", stainer or chosen.staining.dic_stainer),
+            namer=found("classifier", namer or chosen.classification.classifier),
+            crops=crops,
+            crops_pixel_size_um=crops_pixel_size,
+            recipe=recipe,
+            epochs=length,
+            draws=draws,
+            seed=seed,
+            resume=resume,
+            report=_say,
+        )
+        return {"package": str(package)}
+
+    _done(as_json, "virtual-classifier", out, train)
 
 
 @command.command(name="backbone")
