@@ -6,6 +6,7 @@ A sample is a place in an image with a canonical label.  Images are read lazily;
 from __future__ import annotations
 
 import csv
+import glob
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,8 +160,9 @@ def _boxes(folder: Path) -> Iterator[tuple[Path, str, int, list[tuple[int, float
     from PIL import Image
 
     for labels in sorted(folder.glob("labels/*/*.txt")):
-        path = folder / "images" / labels.parent.name / (labels.stem + ".jpg")
-        if not path.is_file():
+        beside = (folder / "images" / labels.parent.name).glob(f"{glob.escape(labels.stem)}.*")
+        path = next((p for p in sorted(beside) if p.suffix.lower() in IMAGE_SUFFIXES), None)
+        if path is None:
             continue
         with Image.open(path) as image:
             width, height = image.size

@@ -8,6 +8,7 @@ their red cells (7.5 µm); near-duplicates are kept on one side of every split.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ Array = np.ndarray[Any, Any]
 
 PIXEL_SIZE_UM = 0.1
 RED_CELL_UM = 7.5
-DOMAINS = ("barcelona", "bccd", "raabin")  # alphabetical; the stain targets
+DOMAINS = ("barcelona", "bccd", "raabin")  # alphabetical; the sources of TXL-PBC, each a stain target
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 SAME_FIELD = 0.92  # correlation of squashed thumbnails above which two fields are one photograph
 SPLITS = ("train", "validation", "test")
 
@@ -80,6 +82,18 @@ def domain_of(width: int, height: int) -> str | None:
     return None
 
 
+def own_domain(data_dir: Path) -> str:
+    """The stain of a laboratory's own smears, by the name of their folder: letters, digits and hyphens."""
+    name = re.sub(r"[^a-z0-9]+", "-", data_dir.resolve().name.lower()).strip("-")
+    return name or "own"
+
+
+def targets_of(smears: Sequence[Smear]) -> tuple[str, ...]:
+    """The targets of a generator that learns from smears: all sources of TXL-PBC, or what there is."""
+    found = {s.domain for s in smears}
+    return DOMAINS if found <= set(DOMAINS) else tuple(sorted(found))
+
+
 def read_boxes(path: Path, width: int, height: int) -> Array:
     """A YOLO label file as (n, 5) float32: class, x0, y0, x1, y1 in pixels; no file, no boxes."""
     if not path.is_file():
@@ -95,7 +109,8 @@ def read_boxes(path: Path, width: int, height: int) -> Array:
 
 def smear_files(data_dir: Path) -> list[tuple[Path, Path]]:
     """(image, label file) of every smear under `data_dir`/images, sorted by name."""
-    images = sorted((data_dir / "images").rglob("*.jpg"), key=lambda p: p.name)
+    found = (p for p in (data_dir / "images").rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    images = sorted(found, key=lambda p: p.name)
     return [(p, data_dir / "labels" / p.parent.name / f"{p.stem}.txt") for p in images]
 
 
@@ -109,23 +124,23 @@ def split_of(group_name: str, seed: int = 0, shares: tuple[float, float] = (0.80
 def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> list[Smear]:
     """Every usable smear of `data_dir` (a folder with images/ and labels/), split in groups.
 
-    Smears with fewer than three boxed red cells have no scale and are left out.
+    Where every image has a size of TXL-PBC they are its three sources; else all are of one stain, named after
+    the folder.  Smears with fewer than three boxed red cells have no scale and are left out.
     """
     import cv2
 
-    raw: list[tuple[str, str, Array, Array]] = []
+    raw: list[tuple[str, str | None, Array, Array]] = []
     thumbnails = []
     for path, label_path in smear_files(data_dir)[:limit]:
         bgr = cv2.imread(str(path))
         if bgr is None:
             continue
         height, width = bgr.shape[:2]
-        domain = domain_of(width, height)
         boxes = read_boxes(label_path, width, height)
         red = boxes[boxes[:, 0] == 1]
         # cells cut by the border are too small to measure
         inside = (red[:, 1] > 2) & (red[:, 2] > 2) & (red[:, 3] < width - 2) & (red[:, 4] < height - 2)
-        if domain is None or inside.sum() < 3:
+        if inside.sum() < 3:
             continue
         sides = red[inside, 3:5] - red[inside, 1:3]
         size_px = float(np.median(np.sqrt(sides[:, 0] * sides[:, 1])))
@@ -133,13 +148,15 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
         interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
         rgb = cv2.resize(bgr, None, fx=factor, fy=factor, interpolation=interpolation)[..., ::-1]
         boxes[:, 1:] *= factor
-        raw.append((path.stem, domain, np.ascontiguousarray(rgb), boxes))
+        raw.append((path.stem, domain_of(width, height), np.ascontiguousarray(rgb), boxes))
         grey = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
         thumbnails.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA))
     if not raw:
         raise BadInput(
-            f"{data_dir} holds no smears to learn from: give a YOLO-format folder with images/ and labels/."
+            f"{data_dir} holds no smears to learn from: give a YOLO-format folder with images/ and "
+            "labels/, in which a field has at least three whole boxed red cells (class 1), its scale."
         )
+    own = own_domain(data_dir) if any(domain is None for _, domain, _, _ in raw) else None
     groups = near_duplicate_groups(np.stack(thumbnails), SAME_FIELD, turned=False)
     smears = []
     for (stem, domain, rgb, boxes), group in zip(raw, groups, strict=True):
@@ -147,7 +164,7 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
         smears.append(
             Smear(
                 file=stem,
-                domain=domain,
+                domain=own or domain or "",
                 split=split_of(raw[group][0], seed),
                 image=rgb,
                 leukocytes=boxes[boxes[:, 0] == 0, 1:],
@@ -235,8 +252,15 @@ class PairOptions:
 class PairSampler:
     """Endless pairs of a seed; draw number n is the same whenever and wherever it is made."""
 
-    def __init__(self, smears: Sequence[Smear], options: PairOptions, seed: int) -> None:
-        self.by_domain = [[s for s in smears if s.domain == d] for d in DOMAINS]
+    def __init__(
+        self,
+        smears: Sequence[Smear],
+        options: PairOptions,
+        seed: int,
+        targets: Sequence[str] | None = None,
+    ) -> None:
+        self.targets = tuple(targets or targets_of(smears))
+        self.by_domain = [[s for s in smears if s.domain == d] for d in self.targets]
         if not any(self.by_domain):
             raise ValueError("no smears to draw pairs from")
         self.options, self.seed = options, seed
@@ -301,10 +325,10 @@ class PairSampler:
 
         others = [d for d in self._looks if d != smear.domain]
         if not others or smear.domain not in self._looks:
-            return stained, DOMAINS.index(smear.domain)
+            return stained, self.targets.index(smear.domain)
         other = others[rng.integers(len(others))]
         looks = self._looks[smear.domain], self._looks[other]
-        return in_look(stained, smear.background_rgb, *looks), DOMAINS.index(other)
+        return in_look(stained, smear.background_rgb, *looks), self.targets.index(other)
 
 
 def spoil(normalised: Array, rng: np.random.Generator) -> Array:

@@ -56,7 +56,11 @@ def dic_set(
         groups.append(smear.file)
         splits.append(smear.split)
     if not sources:
-        raise BadInput(f"the smears hold no leukocytes of the domain '{domain}'.")
+        held = ", ".join(sorted({s.domain for s in smears})) or "none"
+        raise BadInput(
+            f"the smears hold no leukocytes of the stain '{domain}', theirs are: {held}; set the recipe's "
+            "data.target to one of these."
+        )
     shared = (("",) * len(sources), tuple(groups), tuple(splits))
     return DicSet(
         Cells("dic", tuple(sources), *shared, modality="dic"),

@@ -19,7 +19,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.cell_sets import as_planes, dic_picture
-from stainers.data import DOMAINS, PairOptions, PairSampler, Smear
+from stainers.data import DOMAINS, PairOptions, PairSampler, Smear, targets_of
 
 Array = np.ndarray[Any, Any]
 Name = Callable[[Array], Sequence[str]]  # pictures (N, H, W, 3) uint8 -> class of each, "" for none
@@ -108,6 +108,11 @@ def computed_domains(
 
     `name` and `outline` give classes and masks of stained cells: pseudo-labels, and counted as such.
     """
+    if (stains := targets_of(smears)) != DOMAINS:
+        raise BadInput(
+            f"smears of {', '.join(stains)}: this recipe learns the stains {', '.join(DOMAINS)} beside each "
+            "other; train the recipe unet-film on your own."
+        )
     pairs = PairOptions(
         crop_px=options.context_px,
         context_px=options.context_px,

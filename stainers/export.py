@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stainers.confidence import NoiseOptions, fit_calibration
-from stainers.data import DOMAINS, PIXEL_SIZE_UM, Smear
+from stainers.data import DOMAINS, PIXEL_SIZE_UM, Smear, targets_of
 from stainers.evaluation import evaluate_pairs
 from stainers.image_errors import image_errors
 from stainers.networks import PolarityNet, UNetFilm, count_parameters
@@ -25,10 +25,8 @@ from storage.packages import ModelPackage, write_package
 Array = np.ndarray[Any, Any]
 
 MIN_CONFIDENCE = 0.5  # the calibration puts the 99th percentile of unspoilt validation patches here
-TRAINING_DATA = (
-    "TXL-PBC smears (MIT): Raabin, Barcelona and BCCD stained blood fields, {n} images used; their DIC is "
-    "computed by phantoms.optics with random optics, never photographed",
-)
+TXL_PBC = "TXL-PBC smears (MIT): Raabin, Barcelona and BCCD stained blood fields"
+COMPUTED = "their DIC is computed by phantoms.optics with random optics, never photographed"
 LIMITS = (
     "Trained on computed DIC alone: never tried on photographed DIC of the same cells.",
     "The colour of the glass and the strength of a stain differ between images of one target and cannot be "
@@ -66,20 +64,26 @@ def export_package(
     recipe: Recipe,
     folder: Path,
     *,
-    name: str = "dic-to-mgg",
+    name: str | None = None,
     version: str = "1",
     noise: NoiseOptions | None = None,
     steps_done: int,
     cells_per_domain: int = 40,
     extra_metrics: dict[str, Any] | None = None,
 ) -> ModelPackage:
-    """Calibrate on the validation smears, measure on the test smears, write the package."""
-    noise = noise or NoiseOptions()
+    """Calibrate on the validation smears, measure on the test smears, write the package.
+
+    Without a name it is `dic-to-mgg`, or that of the smears' own stains.
+    """
+    noise, targets = noise or NoiseOptions(), targets_of(smears)
+    name = name or ("dic-to-mgg" if targets == DOMAINS else f"dic-to-{'-'.join(targets)}")
+    used = sum(s.split == "train" for s in smears)
+    given = TXL_PBC if targets == DOMAINS else f"stained smears of the user's own: {', '.join(targets)}"
     stainer = DicStainer(
         generator.cpu().eval(),
         polarity.cpu().eval(),
         name=name,
-        targets=DOMAINS,
+        targets=targets,
         noise=noise,
         calibration=None,
         min_confidence=MIN_CONFIDENCE,
@@ -106,7 +110,7 @@ def export_package(
         "pixel_size_um": PIXEL_SIZE_UM,
         "input_px": None,
         "channels": 1,
-        "training_data": tuple(t.format(n=sum(s.split == "train" for s in smears)) for t in TRAINING_DATA),
+        "training_data": (f"{given}, {used} images used; {COMPUTED}",),
         "training": {
             "recipe": asdict(recipe),
             "steps_done": steps_done,
@@ -117,7 +121,7 @@ def export_package(
         "metrics": {**metrics, **(extra_metrics or {})},
         "limits": LIMITS,
         "parameters": {
-            "targets": DOMAINS,
+            "targets": targets,
             "network": asdict(recipe.network),
             "noise": asdict(noise),
             "confidence": stainer.calibration.to_card(stainer.features),

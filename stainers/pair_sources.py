@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,8 @@ def find_pairs(
     * a CSV, or a folder with `pairs.csv`: columns dic, stained, and optionally target, class, source;
     * a folder with `dic/` and `stained/`: files of the same stem;
     * a case folder with `manifest.csv` and `truth.json` (leukocyte boxes, matrix brightfield px -> DIC px);
-    * a YOLO-format folder of stained smears: their DIC is computed, on the part never trained on.
+    * a YOLO-format folder of stained smears: their DIC is computed, on the part never trained on; smears of a
+      stain that the stainer does not have are compared with `target`, which then has to be given.
 
     `target` is the stain of pairs that do not name theirs; None is the stainer's first.  Raises BadInput.
     """
@@ -97,7 +98,15 @@ def find_pairs(
     elif (place / "manifest.csv").is_file():
         found, measured_on = _case(place, wanted), "leukocytes of a case, aligned by its known matrices"
     else:
-        smears = [s for s in load_smears(place) if s.split == "test" and s.domain in targets]
+        smears = [s for s in load_smears(place) if s.split == "test"]
+        if target is not None and not any(s.domain in targets for s in smears):
+            smears = [replace(s, domain=target) for s in smears]  # a stain that the stainer does not know
+        if smears and not any(s.domain in targets for s in smears):
+            raise BadInput(
+                f"{place}: smears of {', '.join(sorted({s.domain for s in smears}))}, which are none of this "
+                f"stainer's stains ({', '.join(targets)}); name that to compare with (--target)."
+            )
+        smears = [s for s in smears if s.domain in targets]
         found, measured_on = computed_pairs(smears, seed=seed, limit=limit), "computed DIC"
     unknown = sorted({p.target for p in found} - set(targets))
     if unknown:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
-from stainers.data import DOMAINS, PairSampler, Smear, level_light, load_smears
+from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
@@ -80,8 +80,13 @@ def load_start(name: str) -> Any:
     return stainer
 
 
-def _take_over(generator: nn.Module, stainer: Any, name: str) -> None:
-    own, given = generator.state_dict(), stainer.generator.state_dict()
+def _take_over(generator: nn.Module, stainer: Any, name: str, targets: Sequence[str]) -> None:
+    """The weights of a stainer; a target that it does not have begins as the mean of those that it has."""
+    own, given = generator.state_dict(), dict(stainer.generator.state_dict())
+    rows, known = given["embedding.weight"], list(stainer.targets)
+    given["embedding.weight"] = torch.stack(
+        [rows[known.index(t)] if t in known else rows.mean(dim=0) for t in targets]
+    )
     if own.keys() != given.keys() or any(own[k].shape != v.shape for k, v in given.items()):
         raise BadInput(f"{name} has another network than the recipe; give the recipe its widths and blocks.")
     generator.load_state_dict(given)
@@ -93,14 +98,20 @@ class Run:
     It begins with the weights of `checkpoint`, else of the recipe's `start`, else with random ones.
     """
 
-    def __init__(self, recipe: Recipe, device: torch.device, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        checkpoint: Path | None = None,
+        targets: Sequence[str] = DOMAINS,
+    ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device, self.step = recipe, device, 0
+        self.recipe, self.device, self.step, self.targets = recipe, device, 0, tuple(targets)
         options = asdict(recipe.network)
-        self.generator = build_generator(recipe.architecture, len(DOMAINS), **options).to(device)
+        self.generator = build_generator(recipe.architecture, len(self.targets), **options).to(device)
         if recipe.start and checkpoint is None:
-            _take_over(self.generator, load_start(recipe.start), recipe.start)
-        self.average = build_generator(recipe.architecture, len(DOMAINS), **options).to(device)
+            _take_over(self.generator, load_start(recipe.start), recipe.start, self.targets)
+        self.average = build_generator(recipe.architecture, len(self.targets), **options).to(device)
         self.average.load_state_dict(self.generator.state_dict())
         self.average.eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
@@ -108,7 +119,7 @@ class Run:
         )
         self.judge: nn.Module | None = None
         if recipe.losses.adversarial > 0:
-            self.judge = PatchDiscriminator(len(DOMAINS)).to(device)
+            self.judge = PatchDiscriminator(len(self.targets)).to(device)
             self.judge_optimiser = torch.optim.Adam(self.judge.parameters(), lr=2e-4, betas=(0.5, 0.9))
         self.perceptual: PerceptualLoss | None = None
         if recipe.losses.feature > 0 or recipe.losses.named > 0:
@@ -175,6 +186,7 @@ class Run:
         state = {
             "step": self.step,
             "recipe": repr(self.recipe),
+            "targets": list(self.targets),
             "generator": self.generator.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -194,6 +206,11 @@ class Run:
         if state["recipe"] != repr(self.recipe):
             raise BadInput(
                 f"{path} was made with another recipe; resume with that one, or train into another folder."
+            )
+        if tuple(state.get("targets", DOMAINS)) != self.targets:  # earlier checkpoints knew no others
+            raise BadInput(
+                f"{path} was made for the stains {', '.join(state['targets'])}, these smears are of "
+                f"{', '.join(self.targets)}; resume with those, or train into another folder."
             )
         self.generator.load_state_dict(state["generator"])
         self.average.load_state_dict(state["average"])
@@ -218,13 +235,14 @@ def train_generator(
     out_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir / "checkpoint.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = Run(recipe, device, checkpoint if resume and checkpoint.is_file() else None)
+    targets = targets_of(smears)
+    run = Run(recipe, device, checkpoint if resume and checkpoint.is_file() else None, targets)
     last = min(recipe.steps, stop_at or recipe.steps)
     if recipe.pairs.level_light:
         smears = level_light(smears)
-    sampler = PairSampler([s for s in smears if s.split == "train"], recipe.pairs, recipe.seed)
+    sampler = PairSampler([s for s in smears if s.split == "train"], recipe.pairs, recipe.seed, targets)
     held_out = PairSampler(
-        [s for s in smears if s.split == "validation"] or smears, recipe.pairs, recipe.seed + 1
+        [s for s in smears if s.split == "validation"] or smears, recipe.pairs, recipe.seed + 1, targets
     )
     loader = torch.utils.data.DataLoader(
         PairDataset(sampler, run.step * recipe.batch, last * recipe.batch),
@@ -309,6 +327,12 @@ def train_stainer(
         architecture=plan.architecture if architecture is None else architecture,
     )
     smears = load_smears(data_dir, limit=limit)
+    for part in SPLITS:
+        if not any(len(s.leukocytes) for s in smears if s.split == part):
+            raise BadInput(
+                f"{data_dir}: of its {len(smears)} smears none with a boxed leukocyte falls into the {part} "
+                "part (80 / 8 / 12 % train / validation / test, by name); give more, fifty are enough."
+            )
     run = train_generator(smears, out_dir, plan, resume=resume, workers=workers, progress=progress)
     if plan.start:
         polarity = load_start(plan.start).polarity

@@ -30,14 +30,19 @@ def dic_patches(n: int, size: int = 64, seed: int = 0) -> np.ndarray:
     return np.stack([dic_image(size, size, 4, seed * 1000 + i) for i in range(n)])[..., None]
 
 
-def smear_folder(root: Path, n_per_domain: int = 3, seed: int = 0) -> Path:
-    """A YOLO-format folder of drawn smears in the sizes of the three sources."""
+PUBLIC_SIZES = ((575, 120), (364, 70), (416, 80))  # side of a field and diameter of a red cell, px
+
+
+def smear_folder(
+    root: Path, n_per_domain: int = 3, seed: int = 0, sizes: tuple[tuple[int, int], ...] = PUBLIC_SIZES
+) -> Path:
+    """A YOLO-format folder of drawn smears in the sizes of the three sources, or others."""
     import cv2
 
     rng = np.random.default_rng(seed)
     for name in ("images", "labels"):
         (root / name / "train").mkdir(parents=True)
-    for size, diameter in ((575, 120), (364, 70), (416, 80)):
+    for size, diameter in sizes:
         for i in range(n_per_domain):
             image = np.full((size, size, 3), (215, 225, 235), np.uint8)
             rows = []

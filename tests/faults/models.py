@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "staining": {"dic_stainer": "fault-stainer", "size_px": SIZE_PX},
     "classification": {
         "classifier": "fault-classes",
+        "virtual_classifier": None,
         "segmenter": "fault-segmenter",
         "patch_px": SIZE_PX,
     },
