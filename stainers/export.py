@@ -77,6 +77,7 @@ def export_package(
     """
     noise, targets = noise or NoiseOptions(), targets_of(smears)
     name = name or ("dic-to-mgg" if targets == DOMAINS else f"dic-to-{'-'.join(targets)}")
+    trained_on = str(next(generator.parameters()).device)
     used = sum(s.split == "train" for s in smears)
     given = TXL_PBC if targets == DOMAINS else f"stained smears of the user's own: {', '.join(targets)}"
     stainer = DicStainer(
@@ -116,7 +117,7 @@ def export_package(
             "steps_done": steps_done,
             "parameters": count_parameters(generator),
             "split": "by source image, near-duplicates together; 80 / 8 / 12 % train / validation / test",
-            "trained_on": "CPU",
+            "trained_on": trained_on,
         },
         "metrics": {**metrics, **(extra_metrics or {})},
         "limits": LIMITS,
