@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from classifiers.sources import IMAGE_SUFFIXES, Sample, group_duplicates, project_samples, read_samples
+from classifiers.sources import Sample, group_duplicates, project_samples, read_samples
 from classifiers.taxonomy import DIALECTS, compatible, from_file_prefix, is_a, to_canonical
 from pipeline.errors import BadInput, UnknownName
+from storage.image_folders import is_image
 
 DISAGREEMENT_WEIGHT = 0.5  # trust in a label that an expert of the set read otherwise
 
@@ -99,9 +100,7 @@ def _root(data: Path, names: Sequence[str], what: str) -> Path:
 
 def _images(folder: Path) -> list[Path]:
     """Image files of a folder and all below it; hidden files, of which the archives hold some, are none."""
-    return sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
-    )
+    return sorted(p for p in folder.rglob("*") if is_image(p))
 
 
 def _folders(root: Path) -> Iterator[tuple[str, list[Path]]]:

@@ -6,7 +6,6 @@ A sample is a place in an image with a canonical label.  Images are read lazily;
 from __future__ import annotations
 
 import csv
-import glob
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ import numpy as np
 
 from classifiers.taxonomy import CELL_TYPES, DIALECTS, LEVELS, roll_up, to_canonical
 from pipeline.errors import BadInput, UnknownName, UnreadableImage
+from storage.image_folders import is_image, label_path, read_rows, yolo_images
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 SMEAR_LABELS = Path(__file__).parent / "labels" / "smears_leukocytes.csv"
 
 
@@ -102,7 +101,7 @@ def read_samples(data: Path) -> list[Sample]:
         Sample(path, canonical(folder.name), data.name, group=str(path))
         for folder in sorted(p for p in data.iterdir() if p.is_dir())
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES
+        if is_image(path)
     ]
     if not samples:
         raise BadInput(f"{data}: no images in class folders; name each folder after a class.")
@@ -159,29 +158,16 @@ def _boxes(folder: Path) -> Iterator[tuple[Path, str, int, list[tuple[int, float
     """Image, source, width and boxes (class, x, y, side in px) of every labelled field of a YOLO folder."""
     from PIL import Image
 
-    for labels in sorted(folder.glob("labels/*/*.txt")):
-        beside = (folder / "images" / labels.parent.name).glob(f"{glob.escape(labels.stem)}.*")
-        path = next((p for p in sorted(beside) if p.suffix.lower() in IMAGE_SUFFIXES), None)
-        if path is None:
+    for labels, path in sorted((label_path(p), p) for p in yolo_images(folder)):
+        if not labels.is_file():
             continue
         with Image.open(path) as image:
             width, height = image.size
         source = {575: "raabin", 416: "bccd", 640: "bccd"}.get(width, "barcelona")
-        lines = [line.split() for line in labels.read_text().splitlines() if line.strip()]
-        yield (
-            path,
-            source,
-            width,
-            [
-                (
-                    int(b[0]),
-                    float(b[1]) * width,
-                    float(b[2]) * height,
-                    max(float(b[3]) * width, float(b[4]) * height),
-                )
-                for b in lines
-            ],
-        )
+        boxes = [
+            (int(c), x * width, y * height, max(w * width, h * height)) for c, x, y, w, h in read_rows(labels)
+        ]
+        yield path, source, width, boxes
 
 
 def _smear_boxes(folder: Path, red_cells: float = 0.05) -> Iterator[Sample]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadInput, UnreadableImage
+from storage.image_folders import label_path, read_rows, yolo_images
 from storage.near_duplicates import near_duplicate_groups
 
 CLASSES = ("leukocyte", "red_cell", "platelet")
@@ -22,7 +23,6 @@ LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
 RED_CELL_UM = 7.5  # median diameter of a red cell on a dry smear, 7-8 µm
 LEUKOCYTE_UM = 14.5  # median box side of leukocytes of the same smears: 1.93 red cells
 SAME_FIELD = 0.9  # correlation of thumbnails above which two fields are one photograph
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,12 @@ def inner(boxes: np.ndarray, width: int, height: int, margin: float = 1.5) -> np
     )
 
 
-def label_path(image: Path) -> Path:
-    """`…/images/train/a.jpg` -> `…/labels/train/a.txt`."""
-    parts = list(image.parts)
-    for i in range(len(parts) - 2, -1, -1):
-        if parts[i] == "images":
-            parts[i] = "labels"
-            return Path(*parts).with_suffix(".txt")
-    return image.with_suffix(".txt")
-
-
 def read_labels(path: Path, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) float32 in pixels and classes (N,) int64; an absent file is an image without cells."""
-    if not path.is_file():
-        return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            c, x, y, w, h = (float(v) for v in line.split()[:5])
-        except ValueError:
-            raise BadInput(
-                f"{path}, line {number}: '{line[:60]}' is not 'class x y width height'; correct the line."
-            ) from None
-        rows.append((c, (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height))
+    rows = [
+        (c, (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
+        for c, x, y, w, h in read_rows(path)
+    ]
     table = np.array(rows, np.float32).reshape(-1, 5)
     boxes = np.clip(table[:, 1:], 0, [width, height, width, height]).astype(np.float32)
     keep = (boxes[:, 2] - boxes[:, 0] > 1) & (boxes[:, 3] - boxes[:, 1] > 1)
@@ -122,8 +103,7 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
     import cv2
 
     data_dir = Path(data_dir)
-    root = data_dir / "images" if (data_dir / "images").is_dir() else data_dir
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    paths = yolo_images(data_dir)
     if not paths:
         raise BadInput(f"{data_dir} holds no images; a YOLO folder has images/ and labels/ of equal names.")
     samples, thumbs = [], []

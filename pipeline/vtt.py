@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput
+from storage.image_folders import is_image
 
 KEY_FORMAT = "smearflow-vtt-key/1"
 GROUPS = (("real", "positive"), ("real", "negative"), ("virtual", "positive"), ("virtual", "negative"))
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 SHOWN_PX = 512  # the side at which the page shows an image, in CSS pixels
 
 
@@ -85,7 +85,7 @@ def read_candidates(source: Path) -> list[Candidate]:
                     f"{source}: there is no folder {origin}/{label}; a test needs real/positive, "
                     "real/negative, virtual/positive and virtual/negative."
                 )
-            files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+            files = sorted(p for p in folder.iterdir() if is_image(p))
             found += [Candidate(p, origin == "real", label == "positive") for p in files]
         return found
     if not source.is_file():

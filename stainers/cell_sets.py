@@ -16,12 +16,12 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.data import split_of
+from storage.image_folders import is_image
 from storage.near_duplicates import near_duplicate_groups
 
 Array = np.ndarray[Any, Any]
 Modality = Literal["brightfield", "dic"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DIC_GAINS = (1 / 8, 0.15)  # of normalised DIC (within +-4 spreads) and of its integral, into [0, 1]
 
 
@@ -128,7 +128,7 @@ def _listed(folder: Path, domain: str) -> list[tuple[Path, str]]:
     place = folder / domain
     if not place.is_dir():
         raise BadInput(f"{folder} has neither a folder '{domain}' nor a labels.csv that names that source.")
-    files = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(p for p in place.rglob("*") if is_image(p))
     files = [p for p in files if not p.stem.endswith("_mask")]
     return [(p, "" if p.parent == place else p.parent.name) for p in files]
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
+from storage.image_folders import label_path, read_rows, yolo_images
 from storage.near_duplicates import near_duplicate_groups
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ Array = np.ndarray[Any, Any]
 PIXEL_SIZE_UM = 0.1
 RED_CELL_UM = 7.5
 DOMAINS = ("barcelona", "bccd", "raabin")  # alphabetical; the sources of TXL-PBC, each a stain target
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 SAME_FIELD = 0.92  # correlation of squashed thumbnails above which two fields are one photograph
 SPLITS = ("train", "validation", "test")
 
@@ -96,22 +96,10 @@ def targets_of(smears: Sequence[Smear]) -> tuple[str, ...]:
 
 def read_boxes(path: Path, width: int, height: int) -> Array:
     """A YOLO label file as (n, 5) float32: class, x0, y0, x1, y1 in pixels; no file, no boxes."""
-    if not path.is_file():
-        return np.zeros((0, 5), np.float32)
-    rows = [[float(v) for v in line.split()[:5]] for line in path.read_text().splitlines() if line.strip()]
-    if not rows:
-        return np.zeros((0, 5), np.float32)
-    table = np.asarray(rows, np.float32)
+    table = np.asarray(read_rows(path), np.float32).reshape(-1, 5)
     centre, size = table[:, 1:3], table[:, 3:5]
     scale = np.asarray([width, height], np.float32)
     return np.concatenate([table[:, :1], (centre - size / 2) * scale, (centre + size / 2) * scale], axis=1)
-
-
-def smear_files(data_dir: Path) -> list[tuple[Path, Path]]:
-    """(image, label file) of every smear under `data_dir`/images, sorted by name."""
-    found = (p for p in (data_dir / "images").rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    images = sorted(found, key=lambda p: p.name)
-    return [(p, data_dir / "labels" / p.parent.name / f"{p.stem}.txt") for p in images]
 
 
 def split_of(group_name: str, seed: int = 0, shares: tuple[float, float] = (0.80, 0.08)) -> str:
@@ -131,12 +119,12 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
 
     raw: list[tuple[str, str | None, Array, Array]] = []
     thumbnails = []
-    for path, label_path in smear_files(data_dir)[:limit]:
+    for path in sorted(yolo_images(data_dir), key=lambda p: p.name)[:limit]:
         bgr = cv2.imread(str(path))
         if bgr is None:
             continue
         height, width = bgr.shape[:2]
-        boxes = read_boxes(label_path, width, height)
+        boxes = read_boxes(label_path(path), width, height)
         red = boxes[boxes[:, 0] == 1]
         # cells cut by the border are too small to measure
         inside = (red[:, 1] > 2) & (red[:, 2] > 2) & (red[:, 3] < width - 2) & (red[:, 4] < height - 2)

@@ -17,10 +17,10 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.data import Smear, leukocyte_windows, load_smears, window
+from storage.image_folders import is_image
 
 Array = np.ndarray[Any, Any]
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 CASE_PATCH_PX = 256
 
 
@@ -149,7 +149,7 @@ def _read_pair(dic_path: Path, stained_path: Path, target: str, source: str, lab
 
 def _folders(place: Path, target: str) -> list[Pair]:
     def files(name: str) -> dict[str, Path]:
-        return {p.stem: p for p in sorted((place / name).iterdir()) if p.suffix.lower() in SUFFIXES}
+        return {p.stem: p for p in sorted((place / name).iterdir()) if is_image(p)}
 
     dic, stained = files("dic"), files("stained")
     lonely = sorted(dic.keys() ^ stained.keys())

@@ -65,7 +65,7 @@ def test_leukocytes_come_first_red_cells_fill_up_and_platelets_never(smears):
     assert sorted(round(s.side) for s in found) == [50, 50, 90, 90]
     assert len(boxed_cells(smears, 100)) == 8
     with pytest.raises(BadInput, match="no boxed cells"):
-        boxed_cells(smears / "images", 4)
+        boxed_cells(smears / "labels", 4)  # no images in it
 
 
 def test_training_lowers_the_loss_and_a_resumed_run_ends_the_same(smears, tmp_path):

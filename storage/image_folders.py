@@ -1,0 +1,56 @@
+"""Folders of images as people lay them out: what is an image, and the labels beside it in YOLO's format.
+
+YOLO's two layouts are both read: `images/<part>/a.jpg` with `labels/<part>/a.txt`, and `<part>/images/a.jpg`
+with `<part>/labels/a.txt`.  A row is `class x y width height`, as shares of the image.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.errors import BadInput
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"))
+Row = tuple[float, float, float, float, float]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its name; hidden ones (`._a.jpg` of a Mac) are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def yolo_images(data_dir: Path) -> list[Path]:
+    """Every image of a YOLO folder, sorted by its path."""
+    root = data_dir / "images" if (data_dir / "images").is_dir() else data_dir
+    return sorted(p for p in root.rglob("*") if is_image(p))
+
+
+def label_path(image: Path) -> Path:
+    """`…/images/train/a.jpg` -> `…/labels/train/a.txt`; beside the image where no folder is called images."""
+    parts = list(image.parts)
+    for i in range(len(parts) - 2, -1, -1):
+        if parts[i] == "images":
+            parts[i] = "labels"
+            return Path(*parts).with_suffix(".txt")
+    return image.with_suffix(".txt")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Class, centre x and y, width and height of each box; an absent file is an image without cells.
+
+    Raises BadInput naming the file and the line that is none.
+    """
+    if not path.is_file():
+        return []
+    rows: list[Row] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            c, x, y, w, h = (float(v) for v in line.split()[:5])
+        except ValueError:
+            raise BadInput(
+                f"{path}, line {number}: '{line[:60]}' is not 'class x y width height'; correct the line."
+            ) from None
+        rows.append((c, x, y, w, h))
+    return rows
