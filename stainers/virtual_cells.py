@@ -8,6 +8,7 @@ laboratory in the stain of another.  Here cells of stained smears get computed D
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,8 +126,11 @@ def write_virtual_cells(
 
     A cell whose real image `name_of` doubts is left out.  Pictures that are there already are kept: a run
     that was cut off goes on.  A picture depends on the seed, the cell and the draw alone.  Raises BadInput
-    where nothing is left.
+    where nothing is left, or where two images have one name, for a picture is known by it.
     """
+    twice = [name for name, n in Counter(c.key for c in cells).items() if n > 1]
+    if twice:
+        raise BadInput(f"{folder}: two images hold a cell '{twice[0]}'; give each image a name of its own.")
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, str, str]] = []
     for n, cell in enumerate(cells):

@@ -93,6 +93,13 @@ def test_a_cell_that_the_namer_doubts_teaches_nothing(smears, tmp_path):
         write_virtual_cells(cells, FakeStainer(), lambda patch: None, tmp_path / "b", TWO)
 
 
+def test_two_images_of_one_name_are_refused_for_their_pictures_would_be_mixed_up(smears, tmp_path):
+    with pytest.raises(BadInput, match="two images hold a cell '416-0-0'"):
+        write_virtual_cells(
+            subjects([smears[0], smears[0]]), FakeStainer(), lambda patch: "neutrophil", tmp_path, TWO
+        )
+
+
 def test_a_run_that_was_cut_off_goes_on_and_ends_with_the_same_pictures(smears, tmp_path):
     cells = subjects(smears)[:3]
 
