@@ -101,13 +101,16 @@ def test_an_explanation_changes_with_the_weights_and_repeats_with_them(name, met
     assert np.isfinite(first.heat).all()
     told = classifier.classify(patch[None], None).probabilities[0]
     assert first.probability == pytest.approx(told.max(), abs=1e-4)
-    blind = copy.deepcopy(classifier)
-    torch.manual_seed(0)
-    for module in blind._net.network.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-    other = explain(blind, patch, None, first.label, method).heat
-    assert np.corrcoef(first.heat.ravel(), other.ravel())[0, 1] < 0.8
+    alike = []
+    for seed in range(3):  # a map a few pixels wide is like that of one blind network by chance, up to 0.97
+        blind = copy.deepcopy(classifier)
+        torch.manual_seed(seed)
+        for module in blind._net.network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        other = explain(blind, patch, None, first.label, method).heat
+        alike.append(np.corrcoef(first.heat.ravel(), other.ravel())[0, 1])
+    assert np.mean(alike) < 0.8
 
 
 @pytest.mark.real
