@@ -1,6 +1,6 @@
 """Names of virtual cells: by the classifier of real stain, and by the one made for what the stainer paints.
 
-    python -m benchmarks.virtual_naming --out DIR [--virtual PACKAGE] [--cells 30] [--docs PAGE]
+    python -m benchmarks.virtual_naming --out DIR [--virtual PACKAGE] [--cells 30] [--docs PAGE] [--write]
 
 Each cell is painted from its DIC towards every target; alike is a name that the classifier of real stain
 gives the real stain, too.  Cells: of test smears, under the optics of training and under wider ones; of the
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.classification_cells import DATA, write_section
-from benchmarks.stain_confidence import source_splits
+from benchmarks.stain_confidence import source_splits, write_card
 from classifiers.metrics import expected_calibration_error
 from pipeline.settings import Settings
 from pipeline.statistics import wilson
@@ -33,6 +33,7 @@ from storage.registry import load
 CASES = {"S001": "bccd", "S002": "barcelona", "S003": "raabin"}
 OF_A_CASE = 50
 OWN = "its own"
+HELD = "cases, smears not trained on"
 
 
 def sets_of_pairs(cells: int, out: Path, targets: Sequence[str]) -> dict[str, list[Pair]]:
@@ -45,7 +46,7 @@ def sets_of_pairs(cells: int, out: Path, targets: Sequence[str]) -> dict[str, li
     every = {c: find_pairs(DATA / "cases" / c, targets, target=own).pairs for c, own in CASES.items()}
     split = source_splits([p for pairs in every.values() for p in pairs], smears, out / "case-splits.json")
     held = [p for pairs in every.values() for p in pairs if split[p.source] != "train"]
-    found["cases, smears not trained on"] = held
+    found[HELD] = held
     for case, pairs in every.items():
         order = np.random.default_rng(1).permutation(len(pairs))[:OF_A_CASE]
         found[f"{case} ({CASES[case]})"] = [pairs[i] for i in order]
@@ -103,12 +104,20 @@ def table(found: dict[str, dict[str, Any]], targets: Sequence[str], names: dict[
     return "\n".join(lines)
 
 
+def card_of(found: dict[str, Any], targets: Sequence[str]) -> dict[str, Any]:
+    """What a report tells of a virtual name: of held-out cells, how many were named like the real stain."""
+    n, alike = found["cells"], {t: found["alike"]["virtual"][t] for t in targets}
+    where = f"{n} cells of computed DIC, another optical model"
+    return {"named_like_real_stain": {"n": n, "alike": alike, "measured_on": where}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--virtual", default=Settings().classification.namer(virtual=True))
     parser.add_argument("--cells", type=int, default=30, help="of each stain of the test smears")
     parser.add_argument("--docs", type=Path)
+    parser.add_argument("--write", action="store_true", help="into the card of the package at --virtual")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -122,6 +131,8 @@ def main() -> None:
         print(what, json.dumps(found[what]), flush=True)
     text = table(found, stainer.targets, {"real": real.name, "virtual": virtual.name})
     print(text)
+    if asked.write:
+        write_card(Path(asked.virtual), card_of(found[HELD], stainer.targets))
     if asked.docs is not None:
         said = (
             f"`python -m benchmarks.virtual_naming`, {date.today().isoformat()}, one core, computed DIC.\n\n"

@@ -34,7 +34,7 @@ VERSIONS = {
     "patient": 2,
     "sideroblasts": 1,
     "virtual_perls": 2,
-    "report": 9,
+    "report": 10,
 }
 
 FieldKey = tuple[str, str]

@@ -272,10 +272,12 @@ def _not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> li
     stained = {(i.slide, i.field) for i in case.images if i.modality == "brightfield" and i.stain == "MGG"}
     if not stained and slides_dic:
         why = f"the case has DIC images only; classes are read from {_virtual_stain(settings)}"
+        why += _named_alike(run, settings)
         notes.append(NotAssessed(code="DIC_ONLY", what="The real stain of any cell", why=why))
     elif virtual:
         n = len(slides_dic - stained)
         why = f"{n} fields have DIC only; classes there are read from {_virtual_stain(settings)}"
+        why += _named_alike(run, settings)
         notes.append(NotAssessed(code="PARTLY_VIRTUAL", what="The real stain of some cells", why=why))
     if stained and not slides_dic:
         why = "the case has no DIC images; there was nothing to align, and no unstained view to compare with"
@@ -293,6 +295,20 @@ def _not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> li
         why = "the classifier states no calibrated confidence, so no cell can be called under it"
         notes.append(NotAssessed(code="NO_CALIBRATION", what="Share of cells of low confidence", why=why))
     return notes
+
+
+def _named_alike(run: RunInfo, settings: Settings) -> str:
+    """How often such a name was that of the real stain, where the classifier's card says so."""
+    for model in run.models:
+        measured = model.card.metrics.get("named_like_real_stain") if model.card is not None else None
+        if measured is None:
+            continue
+        alike: dict[str, int] = measured["alike"]  # by target, in the stainer's order
+        target = settings.staining.target or next(iter(alike))
+        if target in alike:
+            share = round(100 * alike[target] / measured["n"])
+            return f"; {share} % of such names were those of the real stain on {measured['measured_on']}"
+    return ""
 
 
 def _virtual_stain(settings: Settings) -> str:

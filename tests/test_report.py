@@ -28,6 +28,7 @@ from tests.report_cases import (
     KNOWN,
     a_card,
     a_case,
+    a_model,
     a_result,
     a_run,
     aligned,
@@ -169,6 +170,25 @@ def test_a_dic_only_case_says_which_stain_was_painted_and_whether_names_hang_on_
     why = next(n.why for n in result.not_assessed if n.code == "DIC_ONLY")
     assert said in why
     assert ("names hang on it" in why) is (target is None and namer is None)
+
+
+def test_a_dic_only_case_says_how_often_such_names_were_right_where_that_was_measured():
+    case = a_case(images=tuple(image(f"F{i + 1}", "dic", "unstained") for i in range(4)), mode="dic")
+    read = cells_of(BLOOD, 4, modality="dic", stain="unstained", virtual=True)
+    alike = {"n": 40, "alike": {"barcelona": 30, "bccd": 20}, "measured_on": "40 cells of computed DIC"}
+    measured = a_model(card=a_card(metrics={"named_like_real_stain": alike}))
+
+    def why(target, model):
+        settings = QUICK.model_copy(update={"staining": StainingSettings(target=target)})
+        result = a_result(settings=settings, case=case, read=read, run=a_run(models=(model,)))
+        return next(n.why for n in result.not_assessed if n.code == "DIC_ONLY")
+
+    assert why(None, measured).endswith(
+        "; 75 % of such names were those of the real stain on 40 cells of computed DIC"
+    )
+    assert "; 50 % of such names" in why("bccd", measured)
+    assert "such names" not in why("own-lab", measured)
+    assert "such names" not in why(None, a_model())
 
 
 def test_a_brightfield_only_case_says_that_nothing_could_be_aligned():
