@@ -28,7 +28,7 @@ from pipeline.statistics import wilson
 from stainers.data import PIXEL_SIZE_UM, load_smears
 from stainers.downstream import as_rgb
 from stainers.pair_sources import Pair, computed_pairs, find_pairs
-from storage.registry import load
+from storage.registry import describe, load
 
 CASES = {"S001": "bccd", "S002": "barcelona", "S003": "raabin"}
 OF_A_CASE = 50
@@ -132,7 +132,7 @@ def main() -> None:
     text = table(found, stainer.targets, {"real": real.name, "virtual": virtual.name})
     print(text)
     if asked.write:
-        write_card(Path(asked.virtual), card_of(found[HELD], stainer.targets))
+        write_card(describe("classifier", asked.virtual).folder, card_of(found[HELD], stainer.targets))
     if asked.docs is not None:
         said = (
             f"`python -m benchmarks.virtual_naming`, {date.today().isoformat()}, one core, computed DIC.\n\n"

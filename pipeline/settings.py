@@ -110,9 +110,7 @@ class ClassificationSettings(Section):
     """Naming cells."""
 
     classifier: str = "leukocyte-classes"
-    virtual_classifier: str | None = (
-        "virtual-leukocytes"  # names what dic_stainer paints; None: the classifier
-    )
+    virtual_classifier: str | None = "virtual-leukocytes"  # names what is painted; None: the classifier
     segmenter: str = "nucleus-cytoplasm"
     sideroblast_reader: str = "rule"  # of iron on Perls: what it says is counted
     sideroblast_second_reader: str | None = "iron-types"  # read beside it, never counted; None: none
