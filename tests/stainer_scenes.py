@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stainers.data import PairOptions
 from stainers.pair_sources import Pair
+from stainers.recipes import NetworkRecipe, Recipe
 
 torch = pytest.importorskip("torch")
 
@@ -128,3 +130,17 @@ def pairs_of(n: int = 12) -> list[Pair]:
         Pair(p, stained_of(p), TARGETS[i % 2], f"image-{i // 2}", ("light", "dark")[i % 2])
         for i, p in enumerate(patches)
     ]
+
+
+def tiny_recipe(steps: int) -> Recipe:
+    """A `unet-film` recipe of a few steps that keeps a checkpoint half way and draws samples at its end."""
+    return Recipe(
+        steps=steps,
+        batch=2,
+        warm_up=1,
+        checkpoint_every=steps // 2,
+        sample_every=steps,
+        polarity_steps=2,
+        network=NetworkRecipe(widths=(4, 4, 8, 8), blocks=(1, 1, 1, 1), embedding=4),
+        pairs=PairOptions(crop_px=48, context_px=64),
+    )

@@ -8,24 +8,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BadInput
-from stainers.data import DOMAINS, PairOptions, load_smears, own_domain, targets_of
+from stainers.data import DOMAINS, load_smears, own_domain, targets_of
 from stainers.pair_sources import find_pairs
 from stainers.recipes import NetworkRecipe, Recipe
 from storage.packages import find_package, read_package
 from storage.registry import load
-from tests.stainer_scenes import dic_patches, smear_folder
+from tests.stainer_scenes import dic_patches, smear_folder, tiny_recipe
 
 torch = pytest.importorskip("torch")
-RECIPE = Recipe(
-    steps=2,
-    batch=2,
-    warm_up=1,
-    checkpoint_every=1,
-    sample_every=2,
-    polarity_steps=2,
-    network=NetworkRecipe(widths=(4, 4, 8, 8), blocks=(1, 1, 1, 1), embedding=4),
-    pairs=PairOptions(crop_px=48, context_px=64),
-)
+RECIPE = tiny_recipe(2)
 
 
 @pytest.fixture(scope="module")

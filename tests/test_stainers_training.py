@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BadInput
-from tests.stainer_scenes import dic_image, dic_patches, smear_folder
+from tests.stainer_scenes import dic_image, dic_patches, smear_folder, tiny_recipe
 
 torch = pytest.importorskip("torch")
 
@@ -36,19 +36,7 @@ def smears(folder):
 
 @pytest.fixture(scope="module")
 def recipe():
-    from stainers.data import PairOptions
-    from stainers.recipes import NetworkRecipe, Recipe
-
-    return Recipe(
-        steps=4,
-        batch=2,
-        warm_up=1,
-        checkpoint_every=2,
-        sample_every=4,
-        polarity_steps=2,
-        network=NetworkRecipe(widths=(4, 4, 8, 8), blocks=(1, 1, 1, 1), embedding=4),
-        pairs=PairOptions(crop_px=48, context_px=64),
-    )
+    return tiny_recipe(4)
 
 
 def test_a_confidence_is_fitted_on_validation_cells_alone_each_under_six_optics(smears):
