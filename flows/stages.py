@@ -28,7 +28,7 @@ VERSIONS = {
     "detection": 6,
     "cells": 2,
     "patches": 1,
-    "staining": 4,
+    "staining": 5,
     "classification": 5,
     "explanation": 2,
     "patient": 2,

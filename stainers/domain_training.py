@@ -40,6 +40,16 @@ class DomainBatch:
     partner: Tensor
     paired: Tensor
 
+    def real_targets(self) -> Tensor:
+        """A real picture of each item's target domain (B, 3, h, w): its partner where it has one, else the
+        first of the batch that lies there.  Without one, which a permutation of the batch's domains rules
+        out, ValueError."""
+        there = self.domain[None] == self.target[:, None]
+        if not bool((there.any(dim=1) | self.paired).all()):
+            raise ValueError("a batch has no picture of one of its target domains")
+        found = self.picture[there.int().argmax(dim=1)]
+        return torch.where(self.paired[:, None, None, None], self.partner, found)
+
 
 def to_domain_batch(examples: Sequence[DomainExample], device: torch.device) -> DomainBatch:
     def stack(name: str) -> Tensor:

@@ -19,6 +19,7 @@ from stainers.confidence import (
     feature_row,
     input_features,
     output_features,
+    part_missing,
 )
 from stainers.dic_input import (
     Scale,
@@ -106,6 +107,12 @@ class DicStainer(PatchStainer):
         grey, none = to_grey(patch), replace(self.noise, samples=0)
         found = self.disturbed(grey, self.target_index(target), shear_angle_deg, none)
         return to_uint8(found.turn.undo(found.stained.transpose(1, 2, 0)))
+
+    def confidence(self, rows: Array) -> Array:
+        """See PatchStainer; relief is clipped at thin edges at most, so a flat part is a missing one."""
+        if self.calibration is None or not len(rows):
+            return super().confidence(rows)
+        return self.calibration.confidence(rows, part_missing(rows, self.features))
 
     def open_field(
         self, image: Array, target: str | None = None, *, shear_angle_deg: float | None = None

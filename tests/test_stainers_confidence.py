@@ -114,6 +114,29 @@ def test_a_missing_part_is_a_blob_and_clipped_relief_is_none():
     assert blob_share(np.ones((4, 4), bool)) == 0
 
 
+def test_a_patch_with_a_part_missing_is_never_trusted_like_a_whole_one():
+    from stainers.confidence import DIC_FEATURES, Calibration, input_features, part_missing
+    from stainers.unet_film import DicStainer
+
+    grey = np.random.default_rng(0).normal(128, 12, (128, 128)).clip(1, 254)
+    holed = grey.copy()
+    holed[30:60, 30:60] = 0
+    k, at = len(DIC_FEATURES), DIC_FEATURES.index("input_saturated_blob")
+    rows = np.zeros((2, k))
+    for row, image in zip(rows, (grey, holed), strict=True):
+        row[at] = input_features(image, (image - 128) / 12, 12.0, 0.5)["input_saturated_blob"]
+    assert part_missing(rows, DIC_FEATURES).tolist() == [False, True]
+
+    blind = Calibration((0.0,) * k, (1.0,) * k, (*(0.0,) * k, np.log(0.05)), 0.1, (0.0,) * (2 * k) + (-9.0,))
+    stainer = DicStainer(
+        torch.nn.Identity(), torch.nn.Identity(), name="x", targets=("a",), noise=None, calibration=blind,
+        min_confidence=0.5,
+    )  # fmt: skip
+    whole, missing = stainer.confidence(rows)
+    assert whole == pytest.approx(0.75, abs=0.01)
+    assert missing == pytest.approx(0.375, abs=0.01)
+
+
 def test_an_expected_error_and_a_spoilt_input_each_cost_confidence():
     from stainers.confidence import FEATURES, Calibration
 

@@ -246,6 +246,32 @@ def test_the_adversarial_loss_has_the_three_kinds_of_pictures(recipe, batch):
     assert all(not torch.allclose(a, b) for a, b in zip(made, other, strict=True))
 
 
+def test_no_head_of_the_judge_gains_by_a_verdict_that_is_the_same_for_all_pictures(recipe, batch):
+    """Else it runs away wherever a batch asks a domain of it more often than it holds one."""
+    run = make_run(recipe)
+    uneven = replace(batch, target=torch.zeros_like(batch.target), paired=torch.zeros_like(batch.paired))
+    run.random.manual_seed(1)
+    before = run.judged(uneven)[1]["critic"]
+    with torch.no_grad():
+        run.nets["judge"].heads.bias += torch.tensor([100.0, -50.0, 0.0, 7.0])
+    run.random.manual_seed(1)
+    torch.testing.assert_close(run.judged(uneven)[1]["critic"], before, atol=1e-3, rtol=0)
+
+
+def test_a_made_picture_is_weighed_against_a_real_one_of_its_target(batch):
+    reals = batch.real_targets()
+    for i, target in enumerate(batch.target.tolist()):
+        if batch.paired[i]:
+            assert torch.equal(reals[i], batch.partner[i])
+        else:
+            assert any(
+                torch.equal(reals[i], batch.picture[j]) for j in (batch.domain == target).nonzero()[:, 0]
+            )
+    alone = replace(batch, domain=torch.full_like(batch.domain, 3), target=torch.zeros_like(batch.target))
+    with pytest.raises(ValueError, match="target domains"):
+        replace(alone, paired=torch.zeros_like(batch.paired)).real_targets()
+
+
 def test_statistics_are_settled_in_the_last_part(recipe, batch):
     from stainers.norms import SettledNorm
 

@@ -100,21 +100,29 @@ class DisentangledRun(DomainRun):
         )
 
     def judged(self, batch: DomainBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """6.1 for the discriminator, as Wasserstein with penalty, on the three kinds of pictures."""
+        """6.1 for the discriminator, as Wasserstein with penalty, on the three kinds of pictures.
+
+        A picture is weighed against a real one by the same head, and the slope is held to one between the
+        two.  Otherwise a head that meets more made than real pictures in a batch is free to run away.
+        """
         net: Any = self.nets["stain"]
         judge = self.call["judge"]
         with torch.no_grad():
             made = three_kinds(net, self.codes(batch))
         domains = (batch.target, batch.domain, batch.target)
-        real = judge(batch.picture, batch.domain)
-        verdicts = torch.stack([judge(g, d).mean() for g, d in zip(made, domains, strict=True)])
-        # every head is held to a slope of one where it judges: the source's on the real and the picture that
-        # keeps its style, the target's on the way to the picture that was given another
-        slopes = [
-            gradient_penalty(lambda x, d=d: judge(x, d), batch.picture, g, self.random)
-            for g, d in ((made[1], batch.domain), (made[0], batch.target))
-        ]
-        parts = {"critic": critic_loss(real, verdicts), "penalty": torch.stack(slopes).sum()}
+        there = batch.real_targets()
+        reals = (there, batch.picture, there)
+        parts = {
+            "critic": torch.stack(
+                [critic_loss(judge(r, d), judge(g, d)) for r, g, d in zip(reals, made, domains, strict=True)]
+            ).mean(),
+            "penalty": torch.stack(
+                [
+                    gradient_penalty(lambda x, d=d: judge(x, d), r, g, self.random)
+                    for r, g, d in zip(reals, made, domains, strict=True)
+                ]
+            ).mean(),
+        }
         return parts["critic"] + self.recipe.losses.penalty * parts["penalty"], parts
 
     def translated(self, batch: DomainBatch) -> tuple[Tensor, dict[str, Tensor]]:
