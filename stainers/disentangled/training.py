@@ -109,20 +109,18 @@ class DisentangledRun(DomainRun):
         judge = self.call["judge"]
         with torch.no_grad():
             made = three_kinds(net, self.codes(batch))
-        domains = (batch.target, batch.domain, batch.target)
         there = batch.real_targets()
-        reals = (there, batch.picture, there)
-        parts = {
-            "critic": torch.stack(
-                [critic_loss(judge(r, d), judge(g, d)) for r, g, d in zip(reals, made, domains, strict=True)]
-            ).mean(),
-            "penalty": torch.stack(
-                [
-                    gradient_penalty(lambda x, d=d: judge(x, d), r, g, self.random)
-                    for r, g, d in zip(reals, made, domains, strict=True)
-                ]
-            ).mean(),
-        }
+        compared = list(
+            zip(
+                (there, batch.picture, there),
+                made,
+                (batch.target, batch.domain, batch.target),
+                strict=True,
+            )
+        )
+        verdicts = [critic_loss(judge(r, d), judge(g, d)) for r, g, d in compared]
+        slopes = [gradient_penalty(lambda x, d=d: judge(x, d), r, g, self.random) for r, g, d in compared]
+        parts = {"critic": torch.stack(verdicts).mean(), "penalty": torch.stack(slopes).mean()}
         return parts["critic"] + self.recipe.losses.penalty * parts["penalty"], parts
 
     def translated(self, batch: DomainBatch) -> tuple[Tensor, dict[str, Tensor]]:
