@@ -247,12 +247,12 @@ class Calibration:
         odds = _squared(self.standardised(features)) @ np.asarray(self.spoilt_weights)
         return 1 / (1 + np.exp(-np.clip(odds, -40, 40)))
 
-    def confidence(self, features: Array, spoilt: Array | None = None) -> Array:
-        """(n,) float32 in [0, 1] of features (n, k); `spoilt` (n,) bool marks inputs known to be."""
+    def confidence(self, features: Array, known_spoilt: Array | None = None) -> Array:
+        """(n,) float32 in [0, 1] of features (n, k); `known_spoilt` (n,) bool marks inputs known to be."""
         sound = np.clip(1 - 0.5 * self.expected_error(features) / self.error_edge, 0, 1)
         cost = SPOILT_COST * _late(self.spoilt(features)) / _late(1.0)
-        if spoilt is not None:
-            cost = np.where(spoilt, SPOILT_COST, cost)
+        if known_spoilt is not None:
+            cost = np.where(known_spoilt, SPOILT_COST, cost)
         return (sound * (1 - cost)).astype(np.float32)
 
     def to_card(self, features: Sequence[str] = FEATURES) -> dict[str, Any]:

@@ -107,7 +107,14 @@ class PatchStainer(nn.Module):
         """(n,) float32 of feature rows; a package without a calibration trusts nothing."""
         if self.calibration is None:
             return np.zeros(len(rows), np.float32)
-        return self.calibration.confidence(rows) if len(rows) else np.zeros(0, np.float32)
+        if not len(rows):
+            return np.zeros(0, np.float32)
+        return self.calibration.confidence(rows, self.known_spoilt(rows))
+
+    def known_spoilt(self, rows: Array) -> Array | None:
+        """(n,) bool: inputs that a rule of the family calls spoilt, whatever the calibration; or None."""
+        del rows
+        return None
 
     def each_patch(self, patches: Array, one: Callable[[int, Array], Patch]) -> Stained:
         """`one` of every patch, put together."""

@@ -108,11 +108,9 @@ class DicStainer(PatchStainer):
         found = self.disturbed(grey, self.target_index(target), shear_angle_deg, none)
         return to_uint8(found.turn.undo(found.stained.transpose(1, 2, 0)))
 
-    def confidence(self, rows: Array) -> Array:
+    def known_spoilt(self, rows: Array) -> Array:
         """See PatchStainer; relief is clipped at thin edges at most, so a flat part is a missing one."""
-        if self.calibration is None or not len(rows):
-            return super().confidence(rows)
-        return self.calibration.confidence(rows, part_missing(rows, self.features))
+        return part_missing(rows, self.features)
 
     def open_field(
         self, image: Array, target: str | None = None, *, shear_angle_deg: float | None = None

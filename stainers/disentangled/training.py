@@ -103,21 +103,14 @@ class DisentangledRun(DomainRun):
         """6.1 for the discriminator, as Wasserstein with penalty, on the three kinds of pictures.
 
         A picture is weighed against a real one by the same head, and the slope is held to one between the
-        two.  Otherwise a head that meets more made than real pictures in a batch is free to run away.
+        two: a head that met more made than real pictures in a batch would gain by a constant verdict.
         """
         net: Any = self.nets["stain"]
         judge = self.call["judge"]
         with torch.no_grad():
             made = three_kinds(net, self.codes(batch))
         there = batch.real_targets()
-        compared = list(
-            zip(
-                (there, batch.picture, there),
-                made,
-                (batch.target, batch.domain, batch.target),
-                strict=True,
-            )
-        )
+        compared = list(zip((there, batch.picture, there), made, domains_of_kinds(batch), strict=True))
         verdicts = [critic_loss(judge(r, d), judge(g, d)) for r, g, d in compared]
         slopes = [gradient_penalty(lambda x, d=d: judge(x, d), r, g, self.random) for r, g, d in compared]
         parts = {"critic": torch.stack(verdicts).mean(), "penalty": torch.stack(slopes).mean()}
@@ -131,10 +124,9 @@ class DisentangledRun(DomainRun):
         both, _, other_style = made
         other = three_kinds(net, code, 1)
         judge = self.call["judge"]
-        domains = (batch.target, batch.domain, batch.target)
         parts = {
             "adversarial": torch.stack(
-                [generator_loss(judge(g, d)) for g, d in zip(made, domains, strict=True)]
+                [generator_loss(judge(g, d)) for g, d in zip(made, domains_of_kinds(batch), strict=True)]
             ).sum(),
             "style": style_loss(code.styles[0], *(net.style(g) for g in (other_style, both))),
             "structure": self.outlined(batch, other_style, both),
@@ -156,6 +148,11 @@ class DisentangledRun(DomainRun):
         thin = batch.mask.shape[1] // first.shape[2]
         labels = batch.mask[stained][:, ::thin, ::thin]
         return structure_loss(first, labels) + structure_loss(second, labels, surroundings_only=True)
+
+
+def domains_of_kinds(batch: DomainBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Which domain each of the `three_kinds` is to look like."""
+    return batch.target, batch.domain, batch.target
 
 
 def three_kinds(net: Any, code: Codes, which: int = 0) -> tuple[Tensor, Tensor, Tensor]:
