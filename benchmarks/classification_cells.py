@@ -14,8 +14,8 @@ import torch
 from classifiers.augment import Augmentation, geometry
 from classifiers.networks import CellNet
 from classifiers.pretraining import read_backbone, start_from
-from classifiers.sources import Sample, group_duplicates, level_classes, project_samples, read_image
-from classifiers.training import MEAN, STD, CellSet, Recipe, fit
+from classifiers.sources import Sample, group_duplicates, project_samples, read_image
+from classifiers.training import MEAN, STD, CellSet, Recipe, fit, new_net
 from classifiers.views import dihedral
 
 DATA = Path(os.environ.get("SMEARFLOW_DATA", "../shared/data"))
@@ -54,11 +54,10 @@ def trained(
     report: Callable[[str], None],
 ) -> CellNet:
     """A network without a locator, from a backbone's weights or random ones; resumes from `checkpoint`."""
-    torch.manual_seed(seed)
-    classes = len(level_classes(recipe.level))
-    net = CellNet(recipe.backbone, classes, locator=False, none_output=True, drop_rate=recipe.drop_rate)
+    net = new_net(recipe, locator=False, seed=seed)
     if start is not None:
-        start_from(net.network, read_backbone(start), str(start))
+        for network in net.members:
+            start_from(network, read_backbone(start), str(start))
     return fit(net, cells, recipe, seed=seed, checkpoint=checkpoint, resume=True, report=report)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def main() -> None:
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
     recipe = Recipe.load("leukocytes")
-    recipe = replace(recipe, epochs=options.epochs or recipe.epochs)
+    recipe = recipe.with_epochs(options.epochs or recipe.epochs)
     only = range(options.folds) if options.only is None else sorted(set(options.only))
     if len(only) < 2 or not 0 <= only[0] <= only[-1] < options.folds:
         parser.error(f"--only {options.only}: name at least two folds of 0 to {options.folds - 1}")

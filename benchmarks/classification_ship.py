@@ -15,17 +15,16 @@ import torch
 
 from benchmarks.classification_cells import DATA
 from classifiers.calibration import finish_package
-from classifiers.networks import CellNet
 from classifiers.readers import read_cells
 from classifiers.recipes import Recipe
-from classifiers.sources import level_classes, split_by_group
+from classifiers.sources import split_by_group
 from classifiers.timm_classifier import load_strictly
-from classifiers.training import cell_set
+from classifiers.training import cell_set, new_net
 from pipeline.errors import BadInput
 from storage.packages import find_package
 
 TEXT = {
-    "version": "0.4.0",
+    "version": "0.5.0",
     "intended_use": "Research: naming single leukocytes, erythroblasts and platelets in brightfield images "
     "of MGG, Giemsa or Wright stained blood smears, at any scale.",
     "training_data": (
@@ -58,7 +57,7 @@ def main() -> None:
     if package is None:
         raise BadInput(f"{options.run}: no model package; give a folder of `smearflow train classifier`.")
     recipe, training = Recipe.load("leukocytes"), package.card.training
-    net = CellNet(recipe.backbone, len(level_classes(recipe.level)), locator=True, none_output=True)
+    net = new_net(recipe, locator=True, seed=0)
     load_strictly(net, package.state_dict(), str(options.run))
     samples = read_cells(DATA, "project")
     train, held = split_by_group(samples, training["holdout"], training["seed"])

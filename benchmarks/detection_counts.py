@@ -5,7 +5,7 @@
 The fields of SMEARFLOW_DATA/cases (2064 x 1544 px at 0.1 µm are 832 x 624 px at the detectors' 0.25 µm, one
 window) are read whole and in smaller windows, so that cells lie on seams.  Counted is every leukocyte over
 the card's threshold.  The error of a case is found over true, less one; its interval a bootstrap over fields.
-True is the truth of the case, and again that truth as reviewed (benchmarks.detection_accuracy).
+True is the truth of the case, and again that truth as read again by eye (benchmarks.detection_accuracy).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.detection_accuracy import field_boxes, reviewed_fields
+from benchmarks.detection_accuracy import field_boxes, read_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 Counts = dict[str, list[tuple[int, int, int]]]
 
 
-def counts(detector: Any, data: Path, modality: str, reviewed: dict[tuple[str, str], np.ndarray]) -> Counts:
-    """(found, true, true by the reviewed truth) leukocytes of every field, by case."""
+def counts(detector: Any, data: Path, modality: str, read: dict[tuple[str, str], np.ndarray]) -> Counts:
+    """(found, true, true as read again) leukocytes of every field, by case."""
     from detectors.datasets import read_image
 
     out: Counts = {}
@@ -41,7 +41,7 @@ def counts(detector: Any, data: Path, modality: str, reviewed: dict[tuple[str, s
             _, scores = detector.detect(image, truth["pixel_size_um"])
             there = [
                 len(field_boxes(entry, modality, image.shape, boxes))
-                for boxes in (None, reviewed[folder.name, name])
+                for boxes in (None, read[folder.name, name])
             ]
             found = int((scores >= detector.threshold).sum())
             out.setdefault(folder.name, []).append((found, *there))
@@ -71,16 +71,16 @@ def main() -> None:
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
     print("| detector | window, px | case | fields | truth | true | found | count error (95 %) |")
     print("|---|---|---|---|---|---|---|---|")
-    reviewed = reviewed_fields(data)
+    read = read_fields(data)
     for name in arguments.detector:
         detector = copy.copy(load("detector", name))
         for window in arguments.windows:
             detector.window_px = window
             for modality in detector.modalities:
-                by_case = counts(detector, data, modality, reviewed)
+                by_case = counts(detector, data, modality, read)
                 for case, fields in [*by_case.items(), ("all", list(chain(*by_case.values())))]:
                     table = np.array(fields)
-                    for column, truth in ((1, "as it is"), (2, "reviewed")):
+                    for column, truth in ((1, "as it is"), (2, "read again")):
                         error, low, high = count_error(table[:, [0, column]])
                         print(
                             f"| {name} | {window} | {case} | {len(fields)} | {truth} | "

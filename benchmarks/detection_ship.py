@@ -21,7 +21,7 @@ from benchmarks.detection_accuracy import (
     SEED,
     held_out_cells,
     measure,
-    reviewed_fields,
+    read_fields,
     reviewed_test,
     single_cells,
     table,
@@ -139,7 +139,7 @@ def main() -> None:
         if not in_8_bits:
             convert(str(plain.folder), arguments.out, parts, to_float=True)
     package = read_package(arguments.out / name)
-    truth = held_out_cells(data), reviewed_test(parts), reviewed_fields(data)
+    truth = held_out_cells(data), reviewed_test(parts), read_fields(data)
     rows = measure(str(package.folder), data, parts, *truth, None)
     write_package(package.folder, package.card.model_dump() | {"metrics": rows}, package.weights_path)
     print(table(rows))

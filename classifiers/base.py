@@ -45,13 +45,13 @@ class AttributionInput:
 
     `view` (3, S, S) in [0, 1] is what the network reads of the patch, `frame` its centre x, y and its side
     in pixels of the patch; `probabilities` takes views (B, 3, S, S) to the reported, calibrated (B, K) and
-    can be differentiated; `layer` is the last convolutional stage that is still finer than the cell.
+    can be differentiated; `layers` are, of each network, the last stage still finer than the cell.
     """
 
     view: torch.Tensor
     frame: tuple[float, float, float]
     probabilities: Callable[[torch.Tensor], torch.Tensor]
-    layer: torch.nn.Module
+    layers: tuple[torch.nn.Module, ...]
 
 
 @runtime_checkable

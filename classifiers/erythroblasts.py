@@ -123,7 +123,7 @@ class ErythroblastClassifier:
 
         height, width = patch.shape[:2]
         frame = (width / 2, height / 2, INPUT_PX * PIXEL_SIZE_UM / size)
-        return AttributionInput(seen, frame, probabilities, self._net.network.features[4])
+        return AttributionInput(seen, frame, probabilities, (self._net.network.features[4],))
 
 
 class Turned(nn.Module):

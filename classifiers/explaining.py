@@ -110,7 +110,7 @@ def attribution(given: AttributionInput, chosen: Sequence[int], method: str) -> 
         return _occlusion(probability, view, glass)
     if method == "integrated-gradients":
         return _integrated_gradients(probability, view, glass)
-    return _grad_cam(probability, view, given.layer)
+    return _grad_cam(probability, view, given.layers)
 
 
 def _glass(view: Tensor) -> Tensor:
@@ -153,16 +153,21 @@ def _integrated_gradients(probability: Callable[[Tensor], Tensor], view: Tensor,
     return F.avg_pool2d(F.avg_pool2d(heat, size, 1, radius), size, 1, radius)[0, 0]
 
 
-def _grad_cam(probability: Callable[[Tensor], Tensor], view: Tensor, layer: torch.nn.Module) -> Tensor:
-    """Grad-CAM (Selvaraju et al. 2017) on the last features of at least 5 px, enlarged to the view.
+def _grad_cam(
+    probability: Callable[[Tensor], Tensor], view: Tensor, layers: Sequence[torch.nn.Module]
+) -> Tensor:
+    """Grad-CAM (Selvaraju et al. 2017) on the last fine features, enlarged to the view, networks averaged.
 
     The symmetric views run as one batch inside the network; their maps are turned back and averaged.
     """
     from captum.attr import LayerGradCam
 
-    maps = LayerGradCam(probability, layer).attribute(view).detach().float()
-    maps = F.interpolate(maps, view.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
-    return _turned_back(maps).mean(0)
+    heat = []
+    for layer in layers:
+        maps = LayerGradCam(probability, layer).attribute(view).detach().float()
+        maps = F.interpolate(maps, view.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        heat.append(_turned_back(maps).mean(0))
+    return torch.stack(heat).mean(0)
 
 
 def _turned_back(maps: Tensor) -> Tensor:

@@ -117,10 +117,12 @@ class Familiarity(nn.Module):
 
 
 class CellNet(nn.Module):
-    """Backbone, locator and familiarity in one state dict, so that a package is one file.
+    """Backbones, locator and familiarity in one state dict, so that a package is one file.
 
-    The network's outputs are one logit a class and, last, one for "none of these" where
-    `none_output` is set.
+    Of several backbones, trained apart, the embeddings stand end to end and the logits are averaged: a deep
+    ensemble, which errs less than each on images unlike the training's (Lakshminarayanan et al. 2017; Ovadia
+    et al. 2019).  Their outputs are one logit a class and, last, one for "none of these" where `none_output`
+    is set.
     """
 
     def __init__(
@@ -132,33 +134,48 @@ class CellNet(nn.Module):
         none_output: bool = False,
         components: int = 48,
         drop_rate: float = 0.0,
+        members: int = 1,
     ) -> None:
         super().__init__()
         self.classes, self.none_output = classes, none_output
         self.network = build_backbone(backbone, classes + int(none_output), drop_rate)
+        self.companions = nn.ModuleList(
+            build_backbone(backbone, classes + int(none_output), drop_rate) for _ in range(members - 1)
+        )
         self.locator = Locator() if locator else None
-        self.familiarity = Familiarity(int(self.network.num_features), classes, components)
+        self.familiarity = Familiarity(members * int(self.network.num_features), classes, components)
 
-    def embed(self, views: Tensor) -> Tensor:
-        """Embeddings (N, D) of normalised views (N, 3, S, S)."""
-        return self.network.forward_head(self.network.forward_features(views), pre_logits=True)
+    @property
+    def members(self) -> tuple[nn.Module, ...]:
+        """The backbones; most networks have one."""
+        return self.network, *self.companions
+
+    def embed(self, views: Tensor, *, first_alone: bool = False) -> Tensor:
+        """Embeddings (N, D) of normalised views (N, 3, S, S), of all backbones or of the first alone."""
+        members = self.members[:1] if first_alone else self.members
+        return torch.cat([m.forward_head(m.forward_features(views), pre_logits=True) for m in members], 1)
 
     def logits(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits (N, K) and none-logits (N,) of embeddings; the latter 0 without such an output."""
-        out = self.network.get_classifier()(embedding)
+        """Class logits (N, K) and none-logits (N,) of embeddings, of all backbones or of the first alone.
+
+        None-logits are 0 without such an output.
+        """
+        parts = embedding.split(int(self.network.num_features), 1)
+        each = [m.get_classifier()(part) for m, part in zip(self.members, parts, strict=False)]
+        out = torch.stack(each).mean(0)
         if not self.none_output:
             return out, torch.zeros(len(out))
         classes = out[:, : self.classes]
         return classes, out[:, -1] - classes.logsumexp(1)
 
-    def fine_layer(self, input_px: int, least_px: int = 4) -> nn.Module:
-        """The deepest stage whose features are still `least_px` wide, for Grad-CAM.
+    def fine_layers(self, input_px: int, least_px: int = 4) -> tuple[nn.Module, ...]:
+        """Of each backbone the deepest stage whose features are still `least_px` wide, for Grad-CAM.
 
         A deep stage knows the class, a shallow one the edges: of EfficientNet-Lite0 at 128 px the last stage
         (4 px) explains names far better than the one before (8 px).
         """
         stages = [f for f in self.network.feature_info if input_px / f["reduction"] >= least_px]
-        return self.network.get_submodule(stages[-1]["module"])
+        return tuple(m.get_submodule(stages[-1]["module"]) for m in self.members)
 
     def forward(self, views: Tensor) -> Tensor:
-        return self.network(views)
+        return torch.stack([network(views) for network in self.members]).mean(0)

@@ -1,9 +1,9 @@
 """Cell classifiers on timm backbones, behind the `Classifier` protocol.
 
 The card's `parameters` say everything that the weights do not: `backbone`, `temperature`, `views`,
-`zoom`, `view_um`, `nuclear_hue`, `min_confidence`, `locator`, `none_output`, `components`.  Floating weights
-may be stored as float16 to keep a package small; they are widened on loading, names and shapes must fit
-exactly.
+`zoom`, `view_um`, `nuclear_hue`, `min_confidence`, `locator`, `none_output`, `components`, `members`.
+Floating weights may be stored as float16 to keep a package small; they are widened on loading, names and
+shapes must fit exactly.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class TimmClassifier:
         self.min_confidence = float(parameters.get("min_confidence", 0.5))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net = net.eval().to(self._device)
-        self._net.network.to(memory_format=torch.channels_last)  # depthwise convolutions take half the time
+        for network in self._net.members:
+            network.to(memory_format=torch.channels_last)  # depthwise convolutions take half the time
         self._mean = torch.tensor(mean)[:, None, None]
         self._std = torch.tensor(std)[:, None, None]
 
@@ -88,6 +89,7 @@ class TimmClassifier:
             locator=bool(card.parameters.get("locator", True)),
             none_output=bool(card.parameters.get("none_output", False)),
             components=int(card.parameters.get("components", 48)),
+            members=int(card.parameters.get("members", 1)),
         )
         load_strictly(net, package.state_dict(), str(package.folder))
         return cls(
@@ -133,7 +135,7 @@ class TimmClassifier:
             mean = logits.unflatten(0, (len(views), self.views)).mean(1)
             return (mean / self.temperature).softmax(1).cpu()
 
-        return AttributionInput(view, frame, probabilities, self._net.fine_layer(self.input_px))
+        return AttributionInput(view, frame, probabilities, self._net.fine_layers(self.input_px))
 
     def embed_views(self, views: torch.Tensor) -> np.ndarray:
         """Embeddings (N, D) of views (N, 3, S, S) in [0, 1], one each, without symmetric copies."""
@@ -141,7 +143,7 @@ class TimmClassifier:
             return self._net.embed(((views - self._mean) / self._std).to(self._device)).cpu().numpy()
 
     def as_judge(self) -> dict[str, Any]:
-        """The network and how it looks at images, for losses that ask what it makes of them.
+        """The (first) network and how it looks at images, for losses that ask what it makes of them.
 
         Such a loss gives it whole patches, not centred on the cell.  `gain_of` is None or takes a
         white-balanced view (3, H, W) to the gains (3,) of its optical densities (`views.nuclear_gain`).
@@ -161,15 +163,16 @@ class TimmClassifier:
     def bag(self, patches: np.ndarray, pixel_size_um: float | None) -> tuple[np.ndarray, np.ndarray]:
         """Embeddings (N, D) and probabilities (N, K), float32, for patient-level readers.
 
-        One view a cell, not its symmetric copies: a bag of cells is less in need of the last digit, and this
-        is what such readers were trained on.
+        One view a cell, not its symmetric copies, by the first network alone: a bag of cells is less in need
+        of the last digit, and this is what such readers were trained on.
         """
-        rows = [self.embed_views(self.view(patch, pixel_size_um)[None])[0] for patch in patches]
-        embeddings = np.stack(rows).astype(np.float32)
         with torch.inference_mode():
-            logits, _ = self._net.logits(torch.from_numpy(embeddings).to(self._device))
+            views = [(self.view(patch, pixel_size_um) - self._mean) / self._std for patch in patches]
+            rows = [self._net.embed(view[None].to(self._device), first_alone=True) for view in views]
+            embeddings = torch.cat(rows).float()
+            logits, _ = self._net.logits(embeddings)
             probabilities = (logits.double() / self.temperature).softmax(1)
-        return embeddings, probabilities.cpu().numpy().astype(np.float32)
+        return embeddings.cpu().numpy(), probabilities.cpu().numpy().astype(np.float32)
 
     def embed(
         self, patches: np.ndarray, pixel_size_um: float | None
@@ -233,11 +236,11 @@ def own_locator(package: ModelPackage) -> dict[str, torch.Tensor] | None:
     return {k.removeprefix("locator."): v.float() for k, v in found if k.startswith("locator.")} or None
 
 
-def go_on_from(network: torch.nn.Module, package: ModelPackage, classes: Sequence[str]) -> None:
-    """Give a backbone with its outputs the weights of a classifier of the same classes.
+def go_on_from(members: Sequence[torch.nn.Module], package: ModelPackage, classes: Sequence[str]) -> None:
+    """Give backbones with their outputs the weights of a classifier of the same classes, in order.
 
-    Raises BadInput for a package of another kind or of other classes, BadModelPackage where its weights do
-    not fit.
+    Where more are asked for than the package has, its first serves again.  Raises BadInput for a package of
+    another kind or of other classes, BadModelPackage where its weights do not fit.
     """
     card = package.card
     if card.task != "classifier" or tuple(card.classes) != tuple(classes):
@@ -245,10 +248,13 @@ def go_on_from(network: torch.nn.Module, package: ModelPackage, classes: Sequenc
             f"{package.folder}: a {card.task} of {', '.join(card.classes) or 'no classes'}; training can go "
             f"on from a classifier of the recipe's classes alone: {', '.join(classes)}."
         )
-    state = {
-        k.removeprefix("network."): v for k, v in package.state_dict().items() if k.startswith("network.")
-    }
-    load_strictly(network, state, str(package.folder))
+    weights = package.state_dict()
+    for number, network in enumerate(members):
+        prefix = f"companions.{number - 1}."
+        if not any(k.startswith(prefix) for k in weights):
+            prefix = "network."
+        state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        load_strictly(network, state, str(package.folder))
 
 
 def load_strictly(net: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
@@ -276,6 +282,8 @@ def load_strictly(net: torch.nn.Module, state: dict[str, torch.Tensor], where: s
 def packed_state(net: CellNet) -> dict[str, torch.Tensor]:
     """The state dict to store: float16 for the backbone's weights, float32 for statistics and the rest."""
     return {
-        k: v.half() if k.startswith("network.") and v.is_floating_point() and v.ndim > 1 else v
+        k: v.half()
+        if k.startswith(("network.", "companions.")) and v.is_floating_point() and v.ndim > 1
+        else v
         for k, v in net.state_dict().items()
     }

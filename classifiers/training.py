@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from classifiers.augment import augment
-from classifiers.networks import CellNet
+from classifiers.networks import CellNet, build_backbone
 from classifiers.recipes import RECIPES, Recipe
 from classifiers.sources import Sample, level_classes, read_image, to_level
 from classifiers.timm_classifier import MAX_OFFSET, MAX_SIDE, MAX_VIEW, MIN_SIDE, MIN_VIEW
@@ -149,16 +149,35 @@ def batches(
     return draw
 
 
-def peak_rate(net: CellNet, cells: CellSet, recipe: Recipe, seed: int) -> float:
+def new_net(recipe: Recipe, *, locator: bool, seed: int) -> CellNet:
+    """A network to train by a recipe; each member begins as a single one of `seed`, `seed` + 1, ... would."""
+    classes = len(level_classes(recipe.level))
+    torch.manual_seed(seed)
+    net = CellNet(
+        recipe.backbone,
+        classes,
+        locator=locator,
+        none_output=True,
+        drop_rate=recipe.drop_rate,
+        members=len(recipe.members),
+    )
+    for number, companion in enumerate(net.companions, 1):
+        torch.manual_seed(seed + number)
+        alike = build_backbone(recipe.backbone, classes + 1, recipe.drop_rate)
+        companion.load_state_dict(alike.state_dict())
+    return net
+
+
+def peak_rate(network: torch.nn.Module, none: int, cells: CellSet, recipe: Recipe, seed: int) -> float:
     """The recipe's learning rate, or the one that a range test suggests."""
     if recipe.learning_rate is not None:
         return recipe.learning_rate
     from classifiers.learning_rate import range_test
 
     # A generator of its own, so that the training draws the same whether the rate was found or given.
-    draw = batches(cells, recipe, net.classes, torch.Generator().manual_seed(seed + 1))
+    draw = batches(cells, recipe, none, torch.Generator().manual_seed(seed + 1))
     found = range_test(
-        net.network,
+        network,
         lambda: draw(recipe.input_px),
         lambda out, labels, weights: class_loss(out, labels, weights, recipe),
         weight_decay=recipe.weight_decay,
@@ -177,19 +196,50 @@ def fit(
     stop_after: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> CellNet:
-    """Train the backbone; returns the network with the moving average of its weights.
+    """Train the backbones, each apart; returns the network with the moving averages of their weights.
 
-    `stop_after` ends the run after that many epochs in all, leaving the checkpoint, as a kill would.
+    Each has a checkpoint of its own.  `stop_after` ends the run of each after that many epochs in all,
+    leaving the checkpoint, as a kill would.
     """
+    for number, (network, own) in enumerate(zip(net.members, recipe.members, strict=True)):
+        kept = checkpoint
+        if checkpoint is not None and number:
+            kept = checkpoint.with_name(f"{checkpoint.stem}-{number + 1}{checkpoint.suffix}")
+        _fit_one(
+            network,
+            net.classes,
+            cells,
+            own,
+            seed=seed + number,
+            checkpoint=kept,
+            resume=resume,
+            stop_after=stop_after,
+            report=report,
+        )
+    return net.eval()
+
+
+def _fit_one(
+    network: torch.nn.Module,
+    none: int,
+    cells: CellSet,
+    recipe: Recipe,
+    *,
+    seed: int,
+    checkpoint: Path | None,
+    resume: bool,
+    stop_after: int | None,
+    report: Callable[[str], None],
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    net.network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)
     torch.manual_seed(seed)  # dropout draws from the global generator
-    rate = peak_rate(net, cells, recipe, seed)
+    rate = peak_rate(network, none, cells, recipe, seed)
     if recipe.learning_rate is None:
         report(f"learning rate {rate:.2g} by a range test")
         torch.manual_seed(seed)
     per_epoch = max(1, (recipe.samples_per_epoch or len(cells.labels)) // recipe.batch)
-    parameters = list(net.network.parameters())
+    parameters = list(network.parameters())
     decayed = [p for p in parameters if p.ndim > 1]
     plain = [p for p in parameters if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
@@ -199,12 +249,12 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rate, total_steps=max(2, per_epoch * recipe.epochs), pct_start=0.2
     )
-    average = copy.deepcopy(net.network)
+    average = copy.deepcopy(network)
     start = 0
     step = 0
     if resume and checkpoint is not None and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        net.network.load_state_dict(state["network"])
+        network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -212,14 +262,14 @@ def fit(
         torch.set_rng_state(state["global"])
         start = int(state["epoch"])
         step = start * per_epoch
-    draw = batches(cells, recipe, net.classes, generator)
+    draw = batches(cells, recipe, none, generator)
     for epoch in range(start, min(recipe.epochs, stop_after or recipe.epochs)):
-        net.network.train()
+        network.train()
         total = 0.0
         side_px = view_px(recipe, epoch)
         for _ in range(per_epoch):
             x, labels, weights = draw(side_px)
-            loss = class_loss(net.network(x), labels, weights, recipe)
+            loss = class_loss(network(x), labels, weights, recipe)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 5.0)
@@ -227,11 +277,11 @@ def fit(
             schedule.step()
             total += float(loss.detach())
             step += 1
-            _follow(average, net.network, min(recipe.ema, step / (step + 9)))  # young averages forget fast
+            _follow(average, network, min(recipe.ema, step / (step + 9)))  # young averages forget fast
         report(f"epoch {epoch + 1}/{recipe.epochs} loss {total / per_epoch:.4f}")
         if checkpoint is not None:
             state = {
-                "network": net.network.state_dict(),
+                "network": network.state_dict(),
                 "average": average.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "schedule": schedule.state_dict(),
@@ -242,8 +292,7 @@ def fit(
             temporary = checkpoint.with_suffix(".part")
             torch.save(state, temporary)
             temporary.replace(checkpoint)
-    net.network.load_state_dict(average.state_dict())
-    return net.eval()
+    network.load_state_dict(average.state_dict())
 
 
 def _follow(average: torch.nn.Module, network: torch.nn.Module, share: float) -> None:
@@ -280,8 +329,6 @@ def train_classifier(
     are computed.  `locator` are a trained locator's weights, `start` a pretrained backbone
     (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used.
     """
-    from dataclasses import replace
-
     from classifiers.calibration import finish_package
     from classifiers.pretraining import how_pretrained, read_backbone, start_from
     from classifiers.readers import read_cells, reader_of
@@ -291,7 +338,7 @@ def train_classifier(
 
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if epochs is not None:
-        recipe = replace(recipe, epochs=epochs)
+        recipe = recipe.with_epochs(epochs)
     name_of_reader = reader or recipe.reader
     samples = read_cells(data, name_of_reader) if isinstance(data, Path) else list(data)
     if held_out is None:
@@ -304,20 +351,14 @@ def train_classifier(
     before = None if start is None else find_package(str(start))
     if before is not None and locator is None:
         locator = own_locator(before)
-    torch.manual_seed(seed)
-    net = CellNet(
-        recipe.backbone,
-        len(classes),
-        locator=locator is not None,
-        none_output=True,
-        drop_rate=recipe.drop_rate,
-    )
+    net = new_net(recipe, locator=locator is not None, seed=seed)
     if net.locator is not None and locator is not None:
         net.locator.load_state_dict(locator)
     if before is not None:
-        go_on_from(net.network, before, classes)
+        go_on_from(net.members, before, classes)
     elif start is not None:
-        start_from(net.network, read_backbone(start), str(start))
+        for network in net.members:
+            start_from(network, read_backbone(start), str(start))
     cells = cell_set(learned, recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"

@@ -11,9 +11,9 @@ from classifiers.augment import Augmentation
 from classifiers.learning_rate import range_test
 from classifiers.networks import BACKBONES, CellNet
 from classifiers.readers import READERS
-from classifiers.recipes import RECIPES, Recipe, recipe_names
+from classifiers.recipes import RECIPES, Companion, Recipe, recipe_names
 from classifiers.sources import level_classes
-from classifiers.training import CellSet, fit, peak_rate
+from classifiers.training import CellSet, fit, new_net, peak_rate
 from pipeline.errors import BadInput, UnknownName
 
 # Every experiment of the papers that trains a cell classifier: backbone, loss, data, modality.
@@ -62,13 +62,15 @@ def test_a_recipe_says_its_source_names_a_reader_and_takes_steps(name):
         epochs=1,
         batch=2,
         samples_per_epoch=4,
+        companions=tuple(Companion(1, 4) for _ in recipe.companions),
         learning_rate=1e-3,
     )
     classes = level_classes(recipe.level)
-    net = CellNet(recipe.backbone, len(classes), locator=False, none_output=True)
-    before = net.network.get_classifier().weight.detach().clone()
+    net = new_net(small, locator=False, seed=0)
+    before = [network.get_classifier().weight.detach().clone() for network in net.members]
     net = fit(net, cells(small), small, seed=0)
-    assert not torch.equal(before, net.network.get_classifier().weight)
+    for network, weight in zip(net.members, before, strict=True):
+        assert not torch.equal(weight, network.get_classifier().weight)
     with torch.inference_mode():
         out = net(torch.zeros(1, 3, small.input_px, small.input_px))
     assert out.shape == (1, len(classes) + 1)
@@ -143,4 +145,4 @@ def test_a_recipe_without_a_rate_finds_one_and_training_uses_it():
     said: list[str] = []
     fit(net, cells(recipe), recipe, seed=0, report=said.append)
     assert 1e-6 <= float(said[0].split()[2]) <= 0.1
-    assert peak_rate(net, cells(recipe), replace(recipe, learning_rate=0.03), 0) == 0.03
+    assert peak_rate(net.network, 8, cells(recipe), replace(recipe, learning_rate=0.03), 0) == 0.03

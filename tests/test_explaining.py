@@ -46,7 +46,7 @@ class RedSpot:
     def attribution_input(self, patch, pixel_size_um):
         view = torch.from_numpy(patch).permute(2, 0, 1).float() / 255
         size = patch.shape[0]
-        return AttributionInput(view, (size / 2, size / 2, float(size)), self._probabilities, self.layer)
+        return AttributionInput(view, (size / 2, size / 2, float(size)), self._probabilities, (self.layer,))
 
 
 def spotted(size=48):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,14 @@ from classifiers.networks import BACKBONES
 from pipeline.errors import BadInput
 
 RECIPES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A further network of an ensemble: trained as the first is, for another length."""
+
+    epochs: int
+    samples_per_epoch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Recipe:
     ema: float = 0.995
     drop_rate: float = 0.2
     samples_per_epoch: int | None = None
+    companions: tuple[Companion, ...] = ()
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -70,6 +79,20 @@ class Recipe:
         level_classes(self.level)
 
     @property
+    def members(self) -> tuple[Recipe, ...]:
+        """A recipe for each network; one without `companions`."""
+        first = replace(self, companions=())
+        return first, *(
+            replace(first, epochs=c.epochs, samples_per_epoch=c.samples_per_epoch) for c in self.companions
+        )
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The same recipe for another length; its companions' are scaled, to one epoch at least."""
+        scale = epochs / self.epochs
+        scaled = (replace(c, epochs=max(1, round(scale * c.epochs))) for c in self.companions)
+        return replace(self, epochs=epochs, companions=tuple(scaled))
+
+    @property
     def views(self) -> int:
         """Symmetric views that are averaged at inference: mirrored ones only where mirroring was learned."""
         return 4 if self.augmentation.flips else 1
@@ -86,7 +109,8 @@ class Recipe:
             raise BadInput(f"{path}: no such recipe; known are: {', '.join(recipe_names())}.")
         data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         strengths = data.pop("augmentation", None) or {}
-        for given, target in ((data, cls), (strengths, Augmentation)):
+        companions = data.pop("companions", None) or []
+        for given, target in ((data, cls), (strengths, Augmentation), *((c, Companion) for c in companions)):
             unknown = set(given) - {f.name for f in fields(target)}
             if unknown:
                 raise BadInput(
@@ -96,7 +120,8 @@ class Recipe:
             strengths["scale"] = tuple(strengths["scale"])
         if isinstance(data.get("level"), list):
             data["level"] = tuple(data["level"])
-        return cls(**data, augmentation=Augmentation(**strengths))
+        others = tuple(Companion(**c) for c in companions)
+        return cls(**data, companions=others, augmentation=Augmentation(**strengths))
 
 
 def recipe_names() -> list[str]:
