@@ -28,7 +28,7 @@ from benchmarks.detection_accuracy import (
 )
 from benchmarks.detection_compact import convert
 
-VERSION = "2.3.0"
+VERSION = "2.4.0"
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 SMEARS = (
     "TXL-PBC smears (MIT): 1,036 of 1,296 fields for training, 92 for validation, 168 kept back; "

@@ -137,7 +137,7 @@ def finish_package(
         "locator": net.locator is not None,
         "none_output": net.none_output,
         "components": net.familiarity.projection.shape[1],
-        "members": len(net.members),
+        "member_weights": list(net.weights),
         "level": recipe.level if isinstance(recipe.level, str) else list(recipe.level),
     }
     classes = level_classes(recipe.level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -119,10 +120,10 @@ class Familiarity(nn.Module):
 class CellNet(nn.Module):
     """Backbones, locator and familiarity in one state dict, so that a package is one file.
 
-    Of several backbones, trained apart, the embeddings stand end to end and the logits are averaged: a deep
-    ensemble, which errs less than each on images unlike the training's (Lakshminarayanan et al. 2017; Ovadia
-    et al. 2019).  Their outputs are one logit a class and, last, one for "none of these" where `none_output`
-    is set.
+    Of several backbones, trained apart, the embeddings stand end to end and the logits are averaged by
+    `weights`: a deep ensemble, which errs less than each on images unlike the training's (Lakshminarayanan et
+    al. 2017; Ovadia et al. 2019).  Their outputs are one logit a class and, last, one for "none of these"
+    where `none_output` is set.
     """
 
     def __init__(
@@ -134,16 +135,17 @@ class CellNet(nn.Module):
         none_output: bool = False,
         components: int = 48,
         drop_rate: float = 0.0,
-        members: int = 1,
+        weights: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         self.classes, self.none_output = classes, none_output
         self.network = build_backbone(backbone, classes + int(none_output), drop_rate)
         self.companions = nn.ModuleList(
-            build_backbone(backbone, classes + int(none_output), drop_rate) for _ in range(members - 1)
+            build_backbone(backbone, classes + int(none_output), drop_rate) for _ in weights[1:]
         )
         self.locator = Locator() if locator else None
-        self.familiarity = Familiarity(members * int(self.network.num_features), classes, components)
+        self.familiarity = Familiarity(len(weights) * int(self.network.num_features), classes, components)
+        self.weights = tuple(weights)
 
     @property
     def members(self) -> tuple[nn.Module, ...]:
@@ -162,7 +164,7 @@ class CellNet(nn.Module):
         """
         parts = embedding.split(int(self.network.num_features), 1)
         each = [m.get_classifier()(part) for m, part in zip(self.members, parts, strict=False)]
-        out = torch.stack(each).mean(0)
+        out = self._mean(each)
         if not self.none_output:
             return out, torch.zeros(len(out))
         classes = out[:, : self.classes]
@@ -178,4 +180,10 @@ class CellNet(nn.Module):
         return tuple(m.get_submodule(stages[-1]["module"]) for m in self.members)
 
     def forward(self, views: Tensor) -> Tensor:
-        return torch.stack([network(views) for network in self.members]).mean(0)
+        return self._mean([network(views) for network in self.members])
+
+    def _mean(self, outputs: Sequence[Tensor]) -> Tensor:
+        """The weighted mean of the backbones' outputs, or of those of the first ones."""
+        weights = self.weights[: len(outputs)]
+        total = sum(weights)
+        return torch.stack([out * (w / total) for out, w in zip(outputs, weights, strict=True)]).sum(0)

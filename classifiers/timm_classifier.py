@@ -1,7 +1,7 @@
 """Cell classifiers on timm backbones, behind the `Classifier` protocol.
 
 The card's `parameters` say everything that the weights do not: `backbone`, `temperature`, `views`,
-`zoom`, `view_um`, `nuclear_hue`, `min_confidence`, `locator`, `none_output`, `components`, `members`.
+`zoom`, `view_um`, `nuclear_hue`, `min_confidence`, `locator`, `none_output`, `components`, `member_weights`.
 Floating weights may be stored as float16 to keep a package small; they are widened on loading, names and
 shapes must fit exactly.
 """
@@ -89,7 +89,7 @@ class TimmClassifier:
             locator=bool(card.parameters.get("locator", True)),
             none_output=bool(card.parameters.get("none_output", False)),
             components=int(card.parameters.get("components", 48)),
-            members=int(card.parameters.get("members", 1)),
+            weights=tuple(card.parameters.get("member_weights", (1.0,))),
         )
         load_strictly(net, package.state_dict(), str(package.folder))
         return cls(

@@ -159,7 +159,7 @@ def new_net(recipe: Recipe, *, locator: bool, seed: int) -> CellNet:
         locator=locator,
         none_output=True,
         drop_rate=recipe.drop_rate,
-        members=len(recipe.members),
+        weights=recipe.member_weights,
     )
     for number, companion in enumerate(net.companions, 1):
         torch.manual_seed(seed + number)

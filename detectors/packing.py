@@ -17,7 +17,7 @@ from detectors.datasets import LEUKOCYTE, Sample, read_image
 
 LEAST_SLIVER = 0.06  # of a leukocyte's box: labels of real fields go down to this at the edges
 ALREADY_DIC = "dic"  # the tag of a sample that is DIC as it is: no computed look is laid over it
-CUT_SHARE = 0.5  # of the windows about a leukocyte have their edge through it
+CUT_SHARE = 0.7  # of the windows about a leukocyte have their edge through it
 
 Look = Callable[[np.ndarray, float, Rng], np.ndarray]  # (RGB image, its pixel size in µm, rng) -> RGB image
 
@@ -155,7 +155,7 @@ def _crop(
             top, bottom = _around(y0, y1, high, h, rng)
             if rng.random() < CUT_SHARE:
                 # Thin slivers are the hard ones.
-                seen = LEAST_SLIVER + (0.5 - LEAST_SLIVER) * rng.random() ** 1.5
+                seen = LEAST_SLIVER + (0.5 - LEAST_SLIVER) * rng.random() ** 2
                 if rng.random() < 0.5:
                     left, right = _through(x0, x1, seen, wide, w, rng)
                 else:

@@ -27,7 +27,7 @@ ALONE = Recipe(
     samples_per_epoch=8,
     augmentation=Augmentation(rotation=False),
 )
-TWO = replace(ALONE, companions=(Companion(epochs=1, samples_per_epoch=12),))
+TWO = replace(ALONE, companions=(Companion(epochs=1, samples_per_epoch=12, weight=0.5),))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def single(package: ModelPackage, member: int, out: Path) -> TimmClassifier:
     of_member = {k.removeprefix(prefix): v for k, v in package.state_dict().items() if k.startswith(prefix)}
     state |= {f"network.{k}": v for k, v in of_member.items()}
     card = package.card.model_dump()
-    card["parameters"] = {**card["parameters"], "members": 1}
+    card["parameters"] = {**card["parameters"], "member_weights": [1.0]}
     write_package(out, card, state)
     return TimmClassifier.from_package(read_package(out))
 
@@ -87,14 +87,14 @@ def test_a_resumed_ensemble_ends_with_the_weights_of_an_uninterrupted_one(folder
         assert torch.equal(value, resumed.state_dict()[key]), key
 
 
-def test_the_answer_is_the_mean_of_the_networks_logits(package, folder, tmp_path):
+def test_the_answer_is_the_weighted_mean_of_the_networks_logits(package, folder, tmp_path):
     both = TimmClassifier.from_package(package)
-    assert package.card.parameters["members"] == 2
+    assert package.card.parameters["member_weights"] == [1.0, 0.5]
     cells = patches(folder)
     embedding, logits, _ = both.embed(cells, None)
     each = [single(package, i, tmp_path / str(i)).embed(cells, None) for i in range(2)]
     assert not np.allclose(each[0][1], each[1][1], atol=1e-3)
-    np.testing.assert_allclose(logits, (each[0][1] + each[1][1]) / 2, atol=1e-5)
+    np.testing.assert_allclose(logits, (2 * each[0][1] + each[1][1]) / 3, atol=1e-5)
     np.testing.assert_allclose(embedding, np.concatenate([e[0] for e in each], 1), atol=1e-5)
 
 
@@ -151,4 +151,11 @@ def test_epochs_given_by_hand_shorten_every_network():
 def test_an_unknown_key_of_a_companion_is_refused(tmp_path):
     (tmp_path / "r.yaml").write_text("companions:\n  - {epochs: 2, sample_per_epoch: 3}\n")
     with pytest.raises(BadInput, match="sample_per_epoch"):
+        Recipe.load(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("of", ["weight: 0", "weight: -1"])
+def test_a_companion_that_weighs_nothing_is_refused(tmp_path, of):
+    (tmp_path / "r.yaml").write_text(f"companions:\n  - {{epochs: 2, {of}}}\n")
+    with pytest.raises(BadInput, match="companion of 2 epochs and weight"):
         Recipe.load(tmp_path / "r.yaml")

@@ -97,20 +97,45 @@ def test_known_smears_are_measured_within_a_fifth(real_data):
 @pytest.mark.real
 @pytest.mark.parametrize("window_px", [1280, 320])
 def test_leukocytes_of_whole_fields_are_counted_within_two_per_cent_seams_included(real_data, window_px):
+    from benchmarks.detection_accuracy import read_fields
     from benchmarks.detection_counts import count_error
     from detectors.datasets import read_image
     from storage.registry import load
 
+    read = read_fields(real_data)
     detector = copy.copy(load("detector", "leukocyte-brightfield"))
     detector.window_px = window_px
     fields = []
-    for case in ("S001", "S002"):
+    for case in ("S001", "S002", "S003"):
         truth = json.loads((real_data / "cases" / case / "truth.json").read_text(encoding="utf-8"))
         for name in sorted(truth["fields"])[:2]:
             _, scores = detector.detect(
                 read_image(real_data / "cases" / case / f"{name}_BF.tif"), truth["pixel_size_um"]
             )
             found = int((scores >= detector.threshold).sum())
-            fields.append((found, len(truth["fields"][name]["leukocytes_xyxy"])))
-    assert sum(there for _, there in fields) > 100
+            fields.append((found, len(read[case, name])))
+    assert sum(there for _, there in fields) > 200
     assert abs(count_error(fields)[0]) <= 0.02
+
+
+def test_fields_read_again_add_and_remove_boxes_of_the_truth_and_name_no_unknown_field(tmp_path, monkeypatch):
+    from benchmarks import detection_accuracy
+
+    case = tmp_path / "cases" / "S009"
+    case.mkdir(parents=True)
+    fields = {
+        "F001": {"leukocytes_xyxy": [[10, 10, 60, 60], [100, 10, 110, 20]]},
+        "F002": {"leukocytes_xyxy": []},
+    }
+    (case / "truth.json").write_text(json.dumps({"fields": fields}), encoding="utf-8")
+    changes = tmp_path / "read.csv"
+    head = "case,field,change,x0,y0,x1,y1,what\n"
+    removed, added = "S009,F001,removed,101,11,110,20,platelet\n", "S009,F002,added,0,5,9,60,leukocyte\n"
+    changes.write_text(head + removed + added, encoding="utf-8")
+    monkeypatch.setattr(detection_accuracy, "FIELDS_READ", changes)
+    read = detection_accuracy.read_fields(tmp_path)
+    assert read["S009", "F001"].tolist() == [[10, 10, 60, 60]]
+    assert read["S009", "F002"].tolist() == [[0, 5, 9, 60]]
+    changes.write_text(head + "S009,F003,added,0,5,9,60,leukocyte\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="F003"):
+        detection_accuracy.read_fields(tmp_path)

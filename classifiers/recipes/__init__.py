@@ -15,10 +15,14 @@ RECIPES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Companion:
-    """A further network of an ensemble: trained as the first is, for another length."""
+    """A further network of an ensemble: trained as the first is, for another length.
+
+    `weight` is that of its logits in the mean; the first's is 1.
+    """
 
     epochs: int
     samples_per_epoch: int | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,12 @@ class Recipe:
                 "recipe: DIC shadows have a direction, which flips and rotation turn; set augmentation.flips"
                 " and augmentation.rotation to false."
             )
+        for companion in self.companions:
+            if not (companion.epochs >= 1 and companion.weight > 0):
+                raise BadInput(
+                    f"recipe: a companion of {companion.epochs} epochs and weight {companion.weight}; "
+                    "both have to be above nothing."
+                )
         level_classes(self.level)
 
     @property
@@ -85,6 +95,11 @@ class Recipe:
         return first, *(
             replace(first, epochs=c.epochs, samples_per_epoch=c.samples_per_epoch) for c in self.companions
         )
+
+    @property
+    def member_weights(self) -> tuple[float, ...]:
+        """Of each network's logits in their mean."""
+        return 1.0, *(c.weight for c in self.companions)
 
     def with_epochs(self, epochs: int) -> Recipe:
         """The same recipe for another length; its companions' are scaled, to one epoch at least."""
