@@ -97,7 +97,7 @@ def main() -> None:
         write_package(
             Path(__file__).resolve().parent.parent / "weights" / "patient-patterns",
             {
-                "name": "patient-patterns", "version": "0.4.0", "task": "patient-classifier",
+                "name": "patient-patterns", "version": "0.5.0", "task": "patient-classifier",
                 "architecture": "attention-mil", "weights": "safetensors", "sha256": "",
                 "licence": "AGPL-3.0-or-later",
                 "intended_use": "Research: which pattern the cells of one blood film make together, and "
