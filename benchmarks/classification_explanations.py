@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import time
@@ -82,7 +83,7 @@ def main() -> None:
     chosen = [held[i] for i in np.random.default_rng(0).permutation(len(held))[: options.cells]]
     random = copy.deepcopy(classifier)
     torch.manual_seed(0)
-    for module in random._net.network.modules():
+    for module in itertools.chain.from_iterable(network.modules() for network in random._net.members):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     rows: dict[str, list[tuple[float, float, float, float]]] = {m: [] for m in METHODS}

@@ -119,7 +119,7 @@ def test_its_card_is_complete_and_its_weights_small(name):
     assert card.limits
     assert card.metrics
     assert card.training
-    assert found.weights_path.stat().st_size < 15_000_000
+    assert found.weights_path.stat().st_size < 25_000_000  # all packages together: test_packages
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -105,7 +106,8 @@ def test_an_explanation_changes_with_the_weights_and_repeats_with_them(name, met
     for seed in range(3):  # a map a few pixels wide is like that of one blind network by chance, up to 0.97
         blind = copy.deepcopy(classifier)
         torch.manual_seed(seed)
-        for module in blind._net.network.modules():
+        networks = getattr(blind._net, "members", (blind._net.network,))
+        for module in itertools.chain.from_iterable(network.modules() for network in networks):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         other = explain(blind, patch, None, first.label, method).heat
