@@ -56,8 +56,9 @@ def trained(
     """A network without a locator, from a backbone's weights or random ones; resumes from `checkpoint`."""
     net = new_net(recipe, locator=False, seed=seed)
     if start is not None:
+        backbone = read_backbone(start)
         for network in net.members:
-            start_from(network, read_backbone(start), str(start))
+            start_from(network, backbone, str(start))
     return fit(net, cells, recipe, seed=seed, checkpoint=checkpoint, resume=True, report=report)
 
 

@@ -83,13 +83,19 @@ class TimmClassifier:
             raise BadModelPackage(f"{package.folder}: the card needs a square input_px.")
         if card.input_px[0] < BACKBONES[backbone]:
             raise BadModelPackage(f"{package.folder}: {backbone} needs at least {BACKBONES[backbone]} px.")
+        weights = card.parameters.get("member_weights", [1.0])
+        if not (isinstance(weights, list) and weights and all(_is_weight(w) for w in weights)):
+            raise BadModelPackage(
+                f"{package.folder}: member_weights {weights!r} is no list of numbers above nothing; "
+                "restore the package or retrain it."
+            )
         net = CellNet(
             backbone,
             len(card.classes),
             locator=bool(card.parameters.get("locator", True)),
             none_output=bool(card.parameters.get("none_output", False)),
             components=int(card.parameters.get("components", 48)),
-            weights=tuple(card.parameters.get("member_weights", (1.0,))),
+            weights=weights,
         )
         load_strictly(net, package.state_dict(), str(package.folder))
         return cls(
@@ -217,6 +223,10 @@ class TimmClassifier:
             rows = zip(torch.from_numpy(embedding).to(device), torch.from_numpy(none).to(device), strict=True)
             score = torch.cat([familiarity.score(e[None], n[None]) for e, n in rows])
             return np.asarray(familiarity.rank(score).cpu().numpy(), np.float32)
+
+
+def _is_weight(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def locator_weights(name: str) -> dict[str, torch.Tensor]:

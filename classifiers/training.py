@@ -357,8 +357,9 @@ def train_classifier(
     if before is not None:
         go_on_from(net.members, before, classes)
     elif start is not None:
+        backbone = read_backbone(start)
         for network in net.members:
-            start_from(network, read_backbone(start), str(start))
+            start_from(network, backbone, str(start))
     cells = cell_set(learned, recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"

@@ -159,3 +159,19 @@ def test_a_companion_that_weighs_nothing_is_refused(tmp_path, of):
     (tmp_path / "r.yaml").write_text(f"companions:\n  - {{epochs: 2, {of}}}\n")
     with pytest.raises(BadInput, match="companion of 2 epochs and weight"):
         Recipe.load(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("companions", ["2", "[3]", "[{samples_per_epoch: 8}]"])
+def test_companions_that_are_no_list_of_lengths_are_refused(tmp_path, companions):
+    (tmp_path / "r.yaml").write_text(f"companions: {companions}\n")
+    with pytest.raises(BadInput, match=r"r\.yaml: companions is no list"):
+        Recipe.load(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("weights", [[], [1.0, 0], [1.0, "half"], 2, [float("nan"), 1.0]])
+def test_a_card_whose_networks_weigh_nothing_is_refused(package, tmp_path, weights):
+    card = package.card.model_dump()
+    card["parameters"] = {**card["parameters"], "member_weights": weights}
+    write_package(tmp_path / "odd", card, package.state_dict())
+    with pytest.raises(BadModelPackage, match="member_weights"):
+        TimmClassifier.from_package(read_package(tmp_path / "odd"))

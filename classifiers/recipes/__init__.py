@@ -125,6 +125,10 @@ class Recipe:
         data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         strengths = data.pop("augmentation", None) or {}
         companions = data.pop("companions", None) or []
+        if not (
+            isinstance(companions, list) and all(isinstance(c, dict) and "epochs" in c for c in companions)
+        ):
+            raise BadInput(f"{path}: companions is no list of entries that each state their epochs.")
         for given, target in ((data, cls), (strengths, Augmentation), *((c, Companion) for c in companions)):
             unknown = set(given) - {f.name for f in fields(target)}
             if unknown:
