@@ -13,7 +13,6 @@ import torch
 
 from classifiers.augment import Augmentation, geometry
 from classifiers.networks import CellNet
-from classifiers.pretraining import read_backbone, start_from
 from classifiers.sources import Sample, group_duplicates, project_samples, read_image
 from classifiers.training import MEAN, STD, CellSet, Recipe, fit, new_net
 from classifiers.views import dihedral
@@ -54,11 +53,7 @@ def trained(
     report: Callable[[str], None],
 ) -> CellNet:
     """A network without a locator, from a backbone's weights or random ones; resumes from `checkpoint`."""
-    net = new_net(recipe, locator=False, seed=seed)
-    if start is not None:
-        backbone = read_backbone(start)
-        for network in net.members:
-            start_from(network, backbone, str(start))
+    net = new_net(recipe, locator=False, seed=seed, backbone=start)
     return fit(net, cells, recipe, seed=seed, checkpoint=checkpoint, resume=True, report=report)
 
 

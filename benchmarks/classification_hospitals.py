@@ -8,9 +8,9 @@ recipe (with --epochs and --samples one network of that length alone) learns fro
 tested on every labelled cell of that one.
 `--start` is a folder of `smearflow train backbone`; without it the weights are random.
 The classes of BCCD, Raabin and the Barcelona fields were read by the project (classifiers/labels); those of
-the Barcelona cells come with the set.  Intervals: Wilson for top-1,
-bootstrap over cells for macro-F1.  The places of the Barcelona cells are the shipped locator's, which knows
-boxes of all sources.  A finished source is kept in DIR.
+the Barcelona cells come with the set.  Intervals: Wilson for top-1, bootstrap over cells for macro-F1.  The
+places of the Barcelona cells are the shipped locator's, which knows boxes of all sources.  A finished source
+is kept in DIR.
 """
 
 from __future__ import annotations

@@ -143,10 +143,14 @@ class TimmClassifier:
 
         return AttributionInput(view, frame, probabilities, self._net.fine_layers(self.input_px))
 
-    def embed_views(self, views: torch.Tensor) -> np.ndarray:
-        """Embeddings (N, D) of views (N, 3, S, S) in [0, 1], one each, without symmetric copies."""
+    def embed_views(self, views: torch.Tensor, *, first_alone: bool = False) -> np.ndarray:
+        """Embeddings (N, D) of views (N, 3, S, S) in [0, 1], one each, without symmetric copies.
+
+        Of all networks, or of the first alone.
+        """
+        normalised = ((views - self._mean) / self._std).to(self._device)
         with torch.inference_mode():
-            return self._net.embed(((views - self._mean) / self._std).to(self._device)).cpu().numpy()
+            return self._net.embed(normalised, first_alone=first_alone).cpu().numpy()
 
     def as_judge(self) -> dict[str, Any]:
         """The (first) network and how it looks at images, for losses that ask what it makes of them.
@@ -172,13 +176,12 @@ class TimmClassifier:
         One view a cell, not its symmetric copies, by the first network alone: a bag of cells is less in need
         of the last digit, and this is what such readers were trained on.
         """
+        views = (self.view(patch, pixel_size_um) for patch in patches)
+        embeddings = np.stack([self.embed_views(view[None], first_alone=True)[0] for view in views])
         with torch.inference_mode():
-            views = [(self.view(patch, pixel_size_um) - self._mean) / self._std for patch in patches]
-            rows = [self._net.embed(view[None].to(self._device), first_alone=True) for view in views]
-            embeddings = torch.cat(rows).float()
-            logits, _ = self._net.logits(embeddings)
+            logits, _ = self._net.logits(torch.from_numpy(embeddings).to(self._device))
             probabilities = (logits.double() / self.temperature).softmax(1)
-        return embeddings.cpu().numpy(), probabilities.cpu().numpy().astype(np.float32)
+        return embeddings, probabilities.cpu().numpy().astype(np.float32)
 
     def embed(
         self, patches: np.ndarray, pixel_size_um: float | None

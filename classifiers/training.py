@@ -149,8 +149,13 @@ def batches(
     return draw
 
 
-def new_net(recipe: Recipe, *, locator: bool, seed: int) -> CellNet:
-    """A network to train by a recipe; each member begins as a single one of `seed`, `seed` + 1, ... would."""
+def new_net(recipe: Recipe, *, locator: bool, seed: int, backbone: Path | None = None) -> CellNet:
+    """A network to train by a recipe; each member begins as a single one of `seed`, `seed` + 1, ... would.
+
+    `backbone` holds the weights that all of them begin with but for their last layer (`read_backbone`).
+    """
+    from classifiers.pretraining import read_backbone, start_from
+
     classes = len(level_classes(recipe.level))
     torch.manual_seed(seed)
     net = CellNet(
@@ -165,6 +170,10 @@ def new_net(recipe: Recipe, *, locator: bool, seed: int) -> CellNet:
         torch.manual_seed(seed + number)
         alike = build_backbone(recipe.backbone, classes + 1, recipe.drop_rate)
         companion.load_state_dict(alike.state_dict())
+    if backbone is not None:
+        weights = read_backbone(backbone)
+        for network in net.members:
+            start_from(network, weights, str(backbone))
     return net
 
 
@@ -330,7 +339,7 @@ def train_classifier(
     (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used.
     """
     from classifiers.calibration import finish_package
-    from classifiers.pretraining import how_pretrained, read_backbone, start_from
+    from classifiers.pretraining import how_pretrained
     from classifiers.readers import read_cells, reader_of
     from classifiers.sources import split_by_group
     from classifiers.timm_classifier import go_on_from, own_locator
@@ -351,15 +360,12 @@ def train_classifier(
     before = None if start is None else find_package(str(start))
     if before is not None and locator is None:
         locator = own_locator(before)
-    net = new_net(recipe, locator=locator is not None, seed=seed)
+    backbone = start if before is None else None
+    net = new_net(recipe, locator=locator is not None, seed=seed, backbone=backbone)
     if net.locator is not None and locator is not None:
         net.locator.load_state_dict(locator)
     if before is not None:
         go_on_from(net.members, before, classes)
-    elif start is not None:
-        backbone = read_backbone(start)
-        for network in net.members:
-            start_from(network, backbone, str(start))
     cells = cell_set(learned, recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"

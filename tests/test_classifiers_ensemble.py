@@ -18,6 +18,7 @@ from classifiers.timm_classifier import TimmClassifier
 from classifiers.training import cell_set, fit, new_net, train_classifier
 from pipeline.errors import BadInput, BadModelPackage
 from storage.packages import ModelPackage, read_package, write_package
+from tests.class_folders import class_folders
 
 ALONE = Recipe(
     input_px=32,
@@ -32,17 +33,7 @@ TWO = replace(ALONE, companions=(Companion(epochs=1, samples_per_epoch=12, weigh
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Class folders of drawn cells: red ones and blue ones, six of each."""
-    root = tmp_path_factory.mktemp("cells")
-    rng = np.random.default_rng(0)
-    for name, colour in (("eosinophil", (200, 60, 60)), ("lymphocyte", (60, 60, 200))):
-        (root / name).mkdir()
-        for i in range(6):
-            image = np.full((48, 48, 3), 235, np.uint8)
-            y, x = np.mgrid[:48, :48]
-            image[np.hypot(y - 24, x - 24) < rng.uniform(9, 14)] = colour
-            Image.fromarray(image).save(root / name / f"{i}.png")
-    return root
+    return class_folders(tmp_path_factory.mktemp("cells"))
 
 
 @pytest.fixture(scope="module")

@@ -28,24 +28,14 @@ from classifiers.training import RECIPES, Recipe, cell_set, fit, train_classifie
 from classifiers.views import crop_square, dihedral, reflected
 from pipeline.errors import BadInput, BadModelPackage, UnreadableImage
 from storage.packages import read_package
+from tests.class_folders import class_folders
 
 TINY = Recipe(input_px=32, cached_px=48, epochs=2, batch=4, samples_per_epoch=8)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Class folders of drawn cells: red ones and blue ones, six of each."""
-    root = tmp_path_factory.mktemp("cells")
-    random = np.random.default_rng(0)
-    for name, colour in (("eosinophil", (200, 60, 60)), ("lymphocyte", (60, 60, 200))):
-        (root / name).mkdir()
-        for i in range(6):
-            image = np.full((48, 48, 3), 235, np.uint8)
-            y, x = np.mgrid[:48, :48]
-            image[np.hypot(y - 24, x - 24) < random.uniform(9, 14)] = colour
-            noise = random.normal(0, 8, image.shape)
-            Image.fromarray((image + noise).clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
-    return root
+    return class_folders(tmp_path_factory.mktemp("cells"))
 
 
 def test_two_steps_end_in_a_package_that_loads(folder, tmp_path):
