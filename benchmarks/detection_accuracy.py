@@ -2,18 +2,16 @@
 
     python benchmarks/detection_accuracy.py [--out DIR] [--detector NAME ...] [--json FILE]
 
-Parts: the test part of `smears` (near-duplicates kept away from training) as labelled, again with the
-labels that two witnesses refute corrected, and again with an edge laid through every leukocyte; held-out
-single cells of `wbc-masks`; DIC computed from the test part (phantoms.optics, random optics); and the whole
-fields of `cases` in both modalities (their DIC comes from another optical model; their pieces may be smears
-that were trained on), by their truth as it is and as read again by eye on the brightfield (some photographs
-lack labels).
+Parts: the test part of `smears` (near-duplicates kept away from training) as labelled, as read again by eye
+(benchmarks.detection_truth), and with an edge laid through every leukocyte; held-out single cells of
+`wbc-masks`; DIC computed from the test part (phantoms.optics, random optics); and the whole fields of `cases`
+in both modalities (their DIC comes from another optical model; their pieces may be smears that were trained
+on), by their truth as it is and as read again on the brightfield (some photographs lack labels).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import tempfile
@@ -23,55 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.detection_truth import field_boxes, read_fields, read_smears
+
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20261121
-FIELDS_READ = Path(__file__).with_name("fields_read.csv")
-
-
-def field_boxes(
-    entry: dict, modality: str, shape: tuple[int, ...], boxes: np.ndarray | None = None
-) -> np.ndarray:
-    """Truth of a whole field, or `boxes` in its place; for DIC the brightfield boxes moved by the known
-    matrix, half seen or more."""
-    if boxes is None:
-        boxes = np.array(entry["leukocytes_xyxy"], np.float64).reshape(-1, 4)
-    if modality == "brightfield":
-        return boxes
-    matrix = np.array(entry["brightfield_to_dic"])[:2]
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
-    half = (boxes[:, 2:] - boxes[:, :2]) / 2
-    moved = np.concatenate([centre - half, centre + half], 1)
-    seen = np.clip(moved, 0, np.tile([shape[1], shape[0]], 2))
-    share = np.prod(seen[:, 2:] - seen[:, :2], 1) / np.prod(moved[:, 2:] - moved[:, :2], 1)
-    return seen[share > 0.5]
-
-
-def read_fields(data: Path) -> dict[tuple[str, str], np.ndarray]:
-    """Leukocytes of every whole field, brightfield pixels: its truth with the corrections of `FIELDS_READ`.
-
-    The fields were looked at with the boxes of truth and detector drawn on them: leukocytes without a box of
-    the truth were added (down to slivers at an edge, found by the detector or not), a platelet removed.
-    Read by the project, by a machine, not by a haematologist.
-    """
-    changes: dict[tuple[str, str], list[dict[str, str]]] = {}
-    with FIELDS_READ.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            changes.setdefault((row["case"], row["field"]), []).append(row)
-    out = {}
-    for folder in sorted((data / "cases").iterdir()):
-        truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
-        for name, entry in truth["fields"].items():
-            boxes = [tuple(map(float, box)) for box in entry["leukocytes_xyxy"]]
-            for row in changes.pop((folder.name, name), []):
-                box = tuple(float(row[k]) for k in ("x0", "y0", "x1", "y1"))
-                if row["change"] == "added":
-                    boxes.append(box)
-                else:
-                    boxes.remove(min(boxes, key=lambda b, box=box: float(np.abs(np.subtract(b, box)).sum())))
-            out[folder.name, name] = np.array(boxes, np.float64).reshape(-1, 4)
-    if changes:
-        raise SystemExit(f"{FIELDS_READ}: no such field in {data / 'cases'}: {sorted(changes)}")
-    return out
 
 
 def whole_fields(
@@ -170,7 +123,7 @@ def measure(
     data: Path,
     parts: dict,
     cells: dict,
-    reviewed: list,
+    read: list,
     fields: dict[tuple[str, str], np.ndarray],
     out: Path | None,
 ) -> dict[str, dict]:
@@ -189,8 +142,8 @@ def measure(
         label = "computed DIC of smears" if look else "smears"
         rows[f"{label}, test, as labelled"] = report["all"]
         rows |= {f"{label} {k}": v for k, v in report["sources"].items() if v["n_images"] > 5}
-        again = evaluate_detector(detector, reviewed, None, threshold, look=look)
-        rows[f"{label}, test, labels reviewed"] = again["all"]
+        again = evaluate_detector(detector, read, None, threshold, look=look)
+        rows[f"{label}, test, truth read again"] = again["all"]
         with tempfile.TemporaryDirectory() as temporary:
             cut = cut_on_purpose(parts["test"], Path(temporary))
             report = evaluate_detector(detector, cut, None, threshold, look=look)
@@ -217,16 +170,6 @@ def held_out_cells(data: Path) -> dict[str, list]:
     return {f"wbc-masks {n}, 30 % kept back": parts["test"] for n, parts in single_cells(data).items()}
 
 
-def reviewed_test(parts: dict) -> list:
-    """The test part with the labels corrected that the shipped network and the classical detector refute."""
-    from detectors.classical import ClassicalDetector
-    from detectors.label_errors import review
-    from storage.registry import load
-
-    network, witness = load("detector", "leukocyte-brightfield"), ClassicalDetector()
-    return [review(network, witness, s)[0] for s in parts["test"]]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -242,10 +185,10 @@ def main() -> None:
 
     data = Path(os.environ.get("SMEARFLOW_DATA", ROOT.parent / "shared" / "data"))
     parts = split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)
-    cells, reviewed, fields = held_out_cells(data), reviewed_test(parts), read_fields(data)
+    cells, read, fields = held_out_cells(data), read_smears(parts["test"]), read_fields(data)
     everything = {}
     for name in arguments.detector:
-        everything[name] = measure(name, data, parts, cells, reviewed, fields, arguments.out)
+        everything[name] = measure(name, data, parts, cells, read, fields, arguments.out)
         print(f"\n### {name} ({time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores)\n")
         print(table(everything[name]), flush=True)
     if arguments.json:

@@ -5,7 +5,7 @@
 The fields of SMEARFLOW_DATA/cases (2064 x 1544 px at 0.1 µm are 832 x 624 px at the detectors' 0.25 µm, one
 window) are read whole and in smaller windows, so that cells lie on seams.  Counted is every leukocyte over
 the card's threshold.  The error of a case is found over true, less one; its interval a bootstrap over fields.
-True is the truth of the case, and again that truth as read again by eye (benchmarks.detection_accuracy).
+True is the truth of the case, and again that truth as read again by eye (benchmarks.detection_truth).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.detection_accuracy import field_boxes, read_fields
+from benchmarks.detection_truth import field_boxes, read_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 

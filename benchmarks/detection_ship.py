@@ -21,12 +21,11 @@ from benchmarks.detection_accuracy import (
     SEED,
     held_out_cells,
     measure,
-    read_fields,
-    reviewed_test,
     single_cells,
     table,
 )
 from benchmarks.detection_compact import convert
+from benchmarks.detection_truth import read_fields, read_smears
 
 VERSION = "2.4.0"
 THRESHOLDS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
@@ -139,7 +138,7 @@ def main() -> None:
         if not in_8_bits:
             convert(str(plain.folder), arguments.out, parts, to_float=True)
     package = read_package(arguments.out / name)
-    truth = held_out_cells(data), reviewed_test(parts), read_fields(data)
+    truth = held_out_cells(data), read_smears(parts["test"]), read_fields(data)
     rows = measure(str(package.folder), data, parts, *truth, None)
     write_package(package.folder, package.card.model_dump() | {"metrics": rows}, package.weights_path)
     print(table(rows))

@@ -97,8 +97,8 @@ def test_known_smears_are_measured_within_a_fifth(real_data):
 @pytest.mark.real
 @pytest.mark.parametrize("window_px", [1280, 320])
 def test_leukocytes_of_whole_fields_are_counted_within_two_per_cent_seams_included(real_data, window_px):
-    from benchmarks.detection_accuracy import read_fields
     from benchmarks.detection_counts import count_error
+    from benchmarks.detection_truth import read_fields
     from detectors.datasets import read_image
     from storage.registry import load
 
@@ -118,8 +118,12 @@ def test_leukocytes_of_whole_fields_are_counted_within_two_per_cent_seams_includ
     assert abs(count_error(fields)[0]) <= 0.02
 
 
+def write_changes(path, *rows):
+    path.write_text("\n".join(["image,change,x0,y0,x1,y1,what", *rows]) + "\n", encoding="utf-8")
+
+
 def test_fields_read_again_add_and_remove_boxes_of_the_truth_and_name_no_unknown_field(tmp_path, monkeypatch):
-    from benchmarks import detection_accuracy
+    from benchmarks import detection_truth
 
     case = tmp_path / "cases" / "S009"
     case.mkdir(parents=True)
@@ -128,14 +132,44 @@ def test_fields_read_again_add_and_remove_boxes_of_the_truth_and_name_no_unknown
         "F002": {"leukocytes_xyxy": []},
     }
     (case / "truth.json").write_text(json.dumps({"fields": fields}), encoding="utf-8")
-    changes = tmp_path / "read.csv"
-    head = "case,field,change,x0,y0,x1,y1,what\n"
-    removed, added = "S009,F001,removed,101,11,110,20,platelet\n", "S009,F002,added,0,5,9,60,leukocyte\n"
-    changes.write_text(head + removed + added, encoding="utf-8")
-    monkeypatch.setattr(detection_accuracy, "FIELDS_READ", changes)
-    read = detection_accuracy.read_fields(tmp_path)
+    monkeypatch.setattr(detection_truth, "CHANGES", tmp_path / "read.csv")
+    write_changes(
+        tmp_path / "read.csv",
+        "cases/S009/F001,removed,101,11,110,20,platelet",
+        "cases/S009/F002,added,0,5,9,60,leukocyte",
+        "smears/a.png,added,0,5,9,60,leukocyte",
+    )
+    read = detection_truth.read_fields(tmp_path)
     assert read["S009", "F001"].tolist() == [[10, 10, 60, 60]]
     assert read["S009", "F002"].tolist() == [[0, 5, 9, 60]]
-    changes.write_text(head + "S009,F003,added,0,5,9,60,leukocyte\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="F003"):
-        detection_accuracy.read_fields(tmp_path)
+    write_changes(tmp_path / "read.csv", "cases/S009/F003,added,0,5,9,60,leukocyte")
+    with pytest.raises(SystemExit, match="S009/F003"):
+        detection_truth.read_fields(tmp_path)
+
+
+def test_smears_read_again_change_leukocytes_alone_and_name_no_unknown_image(tmp_path, monkeypatch):
+    from benchmarks import detection_truth
+    from detectors.datasets import LEUKOCYTE, RED_CELL, Sample
+
+    boxes = np.array([[10, 10, 60, 60], [100, 10, 150, 60], [101, 11, 149, 60]], np.float32)
+    sample = Sample(
+        path=tmp_path / "a.png",
+        width_px=200,
+        height_px=200,
+        boxes=boxes,
+        classes=np.array([LEUKOCYTE, RED_CELL, LEUKOCYTE]),
+        pixel_size_um=0.1,
+        source="200x200",
+    )
+    monkeypatch.setattr(detection_truth, "CHANGES", tmp_path / "read.csv")
+    write_changes(
+        tmp_path / "read.csv",
+        "smears/a.png,removed,100,10,150,60,labelled twice",
+        "smears/a.png,added,0,5,9,60,leukocyte",
+        "cases/S009/F001,removed,101,11,110,20,platelet",
+    )
+    [read] = detection_truth.read_smears([sample])
+    assert read.of(LEUKOCYTE).tolist() == [[10, 10, 60, 60], [0, 5, 9, 60]]
+    assert read.of(RED_CELL).tolist() == [[100, 10, 150, 60]]
+    with pytest.raises(SystemExit, match=r"a\.png"):
+        detection_truth.read_smears([])
