@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.detection_truth import field_boxes, read_fields, read_smears
+from benchmarks.detection_truth import detect_field, field_boxes, read_fields, read_smears
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 20261121
@@ -41,7 +41,7 @@ def whole_fields(
         began = time.perf_counter()
         for name, entry in truth["fields"].items():
             image = read_image(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
-            boxes, scores = detector.detect(image, truth["pixel_size_um"])
+            boxes, scores = detect_field(detector, image, truth["pixel_size_um"], entry, modality)
             again.append(field_boxes(entry, modality, image.shape, read[folder.name, name]))
             for collected in (mine, everything):
                 collected[0].append(boxes)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.detection_truth import field_boxes, read_fields
+from benchmarks.detection_truth import detect_field, field_boxes, read_fields
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,7 @@ def counts(detector: Any, data: Path, modality: str, read: dict[tuple[str, str],
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         for name, entry in truth["fields"].items():
             image = read_image(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
-            _, scores = detector.detect(image, truth["pixel_size_um"])
+            _, scores = detect_field(detector, image, truth["pixel_size_um"], entry, modality)
             there = [
                 len(field_boxes(entry, modality, image.shape, boxes))
                 for boxes in (None, read[folder.name, name])

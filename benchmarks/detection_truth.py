@@ -13,7 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -85,11 +85,36 @@ def read_smears(samples: Sequence[Sample]) -> list[Sample]:
     return out
 
 
+def shared_area(entry: dict, modality: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The part x0, y0, x1, y1 of an image of a field of which the truth is known: what the brightfield shows.
+
+    Beyond it the DIC of `cases` is a mirror image of what lies inside.
+    """
+    height, width = shape[:2]
+    whole = np.array([0, 0, width, height], np.float64)
+    if modality == "brightfield":
+        return whole
+    matrix = np.array(entry["brightfield_to_dic"])[:2]
+    corners = np.array([[0, 0], [width, 0], [0, height], [width, height]], np.float64)
+    x, y = (corners @ matrix[:, :2].T + matrix[:, 2]).T
+    inside = [max(x[0], x[2]), max(y[0], y[1]), min(x[1], x[3]), min(y[2], y[3])]
+    return np.concatenate([np.maximum(whole[:2], inside[:2]), np.minimum(whole[2:], inside[2:])])
+
+
+def seen_in(area: np.ndarray, boxes: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) cut to an area, and which (N,) of them lie in it with more than the share `least`."""
+    cut = np.concatenate([np.clip(boxes[:, k : k + 2], area[:2], area[2:]) for k in (0, 2)], axis=1)
+    size, left = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (boxes, cut))
+    return cut, left > least * size
+
+
 def field_boxes(
     entry: dict, modality: str, shape: tuple[int, ...], boxes: np.ndarray | None = None
 ) -> np.ndarray:
     """Truth of a whole field, or `boxes` in its place; for DIC the brightfield boxes moved by the known
-    matrix, half seen or more."""
+    matrix, those of which a sliver or more is in sight."""
+    from detectors.packing import LEAST_SLIVER
+
     if boxes is None:
         boxes = np.array(entry["leukocytes_xyxy"], np.float64).reshape(-1, 4)
     if modality == "brightfield":
@@ -98,6 +123,17 @@ def field_boxes(
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
     half = (boxes[:, 2:] - boxes[:, :2]) / 2
     moved = np.concatenate([centre - half, centre + half], 1)
-    seen = np.clip(moved, 0, np.tile([shape[1], shape[0]], 2))
-    share = np.prod(seen[:, 2:] - seen[:, :2], 1) / np.prod(moved[:, 2:] - moved[:, :2], 1)
-    return seen[share > 0.5]
+    seen, there = seen_in(shared_area(entry, modality, shape), moved, LEAST_SLIVER)
+    return seen[there]
+
+
+def detect_field(
+    detector: Any, image: np.ndarray, pixel_size_um: float, entry: dict, modality: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) and scores (N,) of a whole field, cut to its `shared_area`.
+
+    A box of which less than a third lies there is left out: at its rim a cell and its mirror image are one.
+    """
+    boxes, scores = detector.detect(image, pixel_size_um)
+    cut, there = seen_in(shared_area(entry, modality, image.shape), boxes, 1 / 3)
+    return cut[there].astype(np.float32), scores[there]

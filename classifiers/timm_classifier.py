@@ -23,6 +23,7 @@ from classifiers.views import (
     anchored,
     balance,
     crop_square,
+    cut_square,
     dihedral,
     field_of_view,
     nuclear_gain,
@@ -153,21 +154,27 @@ class TimmClassifier:
             return self._net.embed(normalised, first_alone=first_alone).cpu().numpy()
 
     def as_judge(self) -> dict[str, Any]:
-        """The (first) network and how it looks at images, for losses that ask what it makes of them.
+        """The networks and how they look at images, for losses that ask what they make of them.
 
-        Such a loss gives it whole patches, not centred on the cell.  `gain_of` is None or takes a
+        `frame_of` takes an image (H, W, 3) uint8 with its cell near the middle to the square in which it is
+        named, `cut` an image (3, H, W) and that square to a view.  `gain_of` is None or takes a
         white-balanced view (3, H, W) to the gains (3,) of its optical densities (`views.nuclear_gain`).
         """
         gain_of = None
         if self.nuclear_hue is not None:
             gain_of = partial(nuclear_gain, cell_share=1 / self.zoom, hue=self.nuclear_hue)
+        total = sum(self._net.weights)
         return {
             "network": self._net.network,
+            "companions": tuple(self._net.companions),
+            "shares": tuple(w / total for w in self._net.weights),
             "input_px": self.input_px,
             "mean": tuple(self._mean.flatten().tolist()),
             "std": tuple(self._std.flatten().tolist()),
             "classes": len(self.classes),
             "gain_of": gain_of,
+            "frame_of": partial(self.frame, pixel_size_um=None),
+            "cut": partial(cut_square, out_px=self.input_px),
         }
 
     def bag(self, patches: np.ndarray, pixel_size_um: float | None) -> tuple[np.ndarray, np.ndarray]:

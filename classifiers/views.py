@@ -5,6 +5,8 @@ Every function works on one patch alone, so that a cell's result cannot depend o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,14 +30,29 @@ def crop_square(image: np.ndarray, x: float, y: float, side: float, out_px: int)
 
     What lies beyond the image is mirrored; reducing is anti-aliased.
     """
+    rows, columns = _square(x, y, side, image.shape[:2])
+    square = torch.from_numpy(np.ascontiguousarray(image[rows[:, None], columns[None, :]]))
+    return _resized(square.permute(2, 0, 1).float() / 255, out_px).clamp(0, 1)
+
+
+def cut_square(image: Tensor, frame: tuple[float, float, float], out_px: int) -> Tensor:
+    """`crop_square` of an image (3, H, W) in [0, 1], not limited, through which gradients go."""
+    rows, columns = _square(*frame, image.shape[1:])
+    return _resized(image[:, rows][:, :, columns], out_px)
+
+
+def _square(x: float, y: float, side: float, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of a square, mirrored where it leaves an image of `shape`."""
     size = max(2, round(side))
     top, left = round(y - size / 2), round(x - size / 2)
-    rows, columns = reflected(top, size, image.shape[0]), reflected(left, size, image.shape[1])
-    square = torch.from_numpy(np.ascontiguousarray(image[rows[:, None], columns[None, :]]))
-    square = square.permute(2, 0, 1)[None].float() / 255
-    if size != out_px:
-        square = F.interpolate(square, (out_px, out_px), mode="bilinear", align_corners=False, antialias=True)
-    return square[0].clamp(0, 1)
+    return reflected(top, size, shape[0]), reflected(left, size, shape[1])
+
+
+def _resized(square: Tensor, out_px: int) -> Tensor:
+    if square.shape[-1] == out_px:
+        return square
+    size = (out_px, out_px)
+    return F.interpolate(square[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def white_point(image: np.ndarray) -> Tensor:

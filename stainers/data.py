@@ -232,7 +232,8 @@ class PairOptions:
     scale_jitter: float = 0.25  # natural log, half-width, of the estimated contrast
     spoilt_share: float = 0.08  # inputs with a part missing or out of focus, for the expected error
     level_light: bool = False  # bring every target image to the median glass of its stain
-    wide_optics: bool = False  # laws from stain to path far beyond what is measured on
+    wide_optics: float = 0.0  # share of pairs whose law from stain to path is far beyond the usual ones
+    off_centre_px: float = 24.0  # standard deviation, of leukocytes from the middle of their pairs
     other_looks: float = 0.0  # share of pairs whose stain is brought to the look of another domain
     pool: int = 0  # above 0: this many pairs are made once and kept, each draw a new crop of one of them
 
@@ -287,13 +288,15 @@ class PairSampler:
         height, width = smear.image.shape[:2]
         if len(smear.leukocytes) and rng.random() < options.leukocyte_share:
             box = smear.leukocytes[rng.integers(len(smear.leukocytes))]
-            centre = np.asarray([box[0] + box[2], box[1] + box[3]]) / 2 + rng.normal(0, 24, 2)
+            centre = np.asarray([box[0] + box[2], box[1] + box[3]]) / 2
+            centre = centre + rng.normal(0, options.off_centre_px, 2)
         else:
             centre = rng.uniform([0.2 * width, 0.2 * height], [0.8 * width, 0.8 * height])
         stained = window(smear.image, centre, options.context_px)
         quarter, mirror = rng.integers(4), rng.integers(2)  # of the stained crop, before its DIC is made
         stained = np.rot90(stained[::-1] if mirror else stained, quarter).copy()
-        dic, optics = smear.computed_dic(stained, rng, wide=options.wide_optics)
+        wide = options.wide_optics > 0 and bool(rng.random() < options.wide_optics)
+        dic, optics = smear.computed_dic(stained, rng, wide=wide)
         grey = to_grey(dic)
         scale = measure_scale(grey)
         estimate = optics.shear_angle_deg + rng.normal(0, options.shear_jitter_deg)

@@ -4,15 +4,18 @@ A pixel loss is content with the mean of what a cell may look like; what tells t
 small part of it.  Features of a network that names cells weigh just that part (Johnson, Alahi and Fei-Fei,
 ECCV 2016), and the divergence of its class probabilities asks that the stained cell be given the name of the
 real one (the class head of thesis chapter 8, with a network instead of expert classes).  The classifier
-sees both images in the light of the real one, so that the lamp's colour is not part of the loss, and both
-with the gain of the dye that the real one needs, so that a dye too weak is.
+sees both images in the frame that it would name the real cell in, in the light of the real one, so that the
+lamp's colour is not part of the loss, and both with the gain of the dye that the real one needs, so that a
+dye too weak is.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +23,9 @@ from torch.nn import functional as F
 from pipeline.errors import BadInput
 
 MIN_WHITE = 0.45  # as classifiers see a patch without background
+
+Frame = tuple[float, float, float]  # centre x, y and side of a square, in pixels
+Array = np.ndarray[Any, Any]
 
 
 def white_of(stained: Tensor) -> Tensor:
@@ -30,10 +36,12 @@ def white_of(stained: Tensor) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Feature and class distances of image pairs under one frozen convolutional network of timm.
+    """Feature and class distances of image pairs under frozen convolutional networks of timm.
 
     `network` takes views (B, 3, input_px, input_px) normalised by mean and std and gives logits, of which
-    the first `classes` are compared; the features are those of its last three stages.
+    the first `classes` are compared; the features are those of its last three stages.  `companions` add to
+    the logits, by `shares` of one.  `frame_of` takes a real image (H, W, 3) uint8 to the square that is
+    looked at, `cut` an image (3, H, W) and that square to a view; without them it is the whole image.
     """
 
     def __init__(
@@ -44,11 +52,18 @@ class PerceptualLoss(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         classes: int,
+        companions: Sequence[nn.Module] = (),
+        shares: Sequence[float] = (1.0,),
         gain_of: Callable[[Tensor], Tensor] | None = None,
+        frame_of: Callable[[Array], Frame] | None = None,
+        cut: Callable[[Tensor, Frame], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.input_px, self.classes, self.gain_of = input_px, classes, gain_of
+        self.companions = nn.ModuleList(copy.deepcopy(c).eval().requires_grad_(False) for c in companions)
+        self.shares = tuple(shares)
+        self.input_px, self.classes = input_px, classes
+        self.gain_of, self.frame_of, self.cut = gain_of, frame_of, cut
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
@@ -57,9 +72,19 @@ class PerceptualLoss(nn.Module):
         del mode
         return super().train(False)
 
-    def _view(self, image: Tensor, white: Tensor) -> Tensor:
-        size = (self.input_px, self.input_px)
-        view = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+    def _frames(self, stained: Tensor) -> list[Frame] | None:
+        """The square in which each real image's cell is named; None: all of the image."""
+        if self.frame_of is None or self.cut is None:
+            return None
+        pixels = (stained.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return [self.frame_of(picture) for picture in pixels]
+
+    def _view(self, image: Tensor, white: Tensor, frames: list[Frame] | None) -> Tensor:
+        if frames is None or self.cut is None:
+            size = (self.input_px, self.input_px)
+            view = F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+        else:
+            view = torch.stack([self.cut(*pair) for pair in zip(image, frames, strict=True)])
         return (view / white).clamp(0, 1.2)
 
     def _look(self, view: Tensor, gain: Tensor | None) -> tuple[list[Tensor], Tensor]:
@@ -67,7 +92,10 @@ class PerceptualLoss(nn.Module):
             view = (view.clamp(min=1 / 255).log() * gain[..., None, None]).exp()
         view = (view - self.mean) / self.std
         last, stages = self.network.forward_intermediates(view, indices=3)
-        return stages, self.network.forward_head(last)[:, : self.classes]
+        logits = self.network.forward_head(last)[:, : self.classes] * self.shares[0]
+        for share, companion in zip(self.shares[1:], self.companions, strict=True):
+            logits = logits + companion(view)[:, : self.classes] * share
+        return stages, logits
 
     def forward(self, image: Tensor, stained: Tensor) -> tuple[Tensor, Tensor]:
         """(feature distance, class divergence) of images (B, 3, H, W) from stained ones, each a mean.
@@ -77,11 +105,12 @@ class PerceptualLoss(nn.Module):
         """
         white = white_of(stained)
         with torch.no_grad():
-            real = self._view(stained, white)
+            frames = self._frames(stained)
+            real = self._view(stained, white, frames)
             gain = None if self.gain_of is None else torch.stack([self.gain_of(v) for v in real])
             wanted, logits = self._look(real, gain)
             named = logits.softmax(1)
-        found, guesses = self._look(self._view(image, white), gain)
+        found, guesses = self._look(self._view(image, white, frames), gain)
         feature = sum(
             ((a - b).abs().mean() / (b.std() + 1e-6) for a, b in zip(found, wanted, strict=True)),
             image.new_zeros(()),

@@ -173,3 +173,31 @@ def test_smears_read_again_change_leukocytes_alone_and_name_no_unknown_image(tmp
     assert read.of(RED_CELL).tolist() == [[100, 10, 150, 60]]
     with pytest.raises(SystemExit, match=r"a\.png"):
         detection_truth.read_smears([])
+
+
+def test_a_dic_field_is_judged_where_its_brightfield_shows_the_truth():
+    from benchmarks.detection_truth import detect_field, field_boxes
+
+    # The DIC lies 30 px left of the brightfield and 10 px below: right of 170 and above 10 nothing is known.
+    entry = {
+        "brightfield_to_dic": [[1, 0, -30], [0, 1, 10], [0, 0, 1]],
+        "leukocytes_xyxy": [[60, 40, 100, 80], [180, 40, 200, 80], [0, 100, 40, 140], [0, 20, 31, 60]],
+    }
+    shape = (200, 200)
+    moved = field_boxes(entry, "dic", shape)
+    assert moved.tolist() == [
+        [30, 50, 70, 90],
+        [150, 50, 170, 90],
+        [0, 110, 10, 150],
+    ]  # of the last 1 px of 31
+
+    class Found:
+        def detect(self, image, pixel_size_um):
+            boxes = [[30, 50, 70, 90], [150, 50, 190, 90], [172, 100, 200, 140], [60, 0, 100, 12]]
+            return np.array(boxes, np.float32), np.array([0.9, 0.8, 0.7, 0.6], np.float32)
+
+    boxes, scores = detect_field(Found(), np.zeros(shape, np.uint8), 0.1, entry, "dic")
+    assert boxes.tolist() == [[30, 50, 70, 90], [150, 50, 170, 90]]  # a cell and its mirror image were one
+    assert scores.tolist() == pytest.approx([0.9, 0.8])
+    whole, _ = detect_field(Found(), np.zeros(shape, np.uint8), 0.1, entry, "brightfield")
+    assert whole.tolist() == Found().detect(None, None)[0].tolist()

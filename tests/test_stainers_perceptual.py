@@ -71,6 +71,59 @@ def test_the_amount_of_dye_that_both_images_share_is_no_part_of_the_loss():
     assert float(evened(stained**0.7, stained)[0]) > 0.05
 
 
+def test_the_judge_looks_at_the_frame_of_the_real_cell_alone():
+    from functools import partial
+
+    from classifiers.networks import build_backbone
+    from classifiers.views import cut_square
+
+    torch.manual_seed(0)
+    asked = []
+
+    def frame_of(picture):
+        asked.append(picture)
+        return 24.0, 24.0, 24.0
+
+    how = {"input_px": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": 3}
+    network = build_backbone("resnet18_slim", 4)
+    judge = PerceptualLoss(network, **how, frame_of=frame_of, cut=partial(cut_square, out_px=32))
+    image, stained = images(1).requires_grad_(True), images()
+    loss = sum(judge(image, stained))
+    loss.backward()
+    assert [p.shape for p in asked] == [(48, 48, 3)] * 2
+    assert np.array_equal(asked[0], (stained[0].permute(1, 2, 0) * 255).round().byte().numpy())
+    inside = image.grad[:, :, 12:36, 12:36].abs().sum()
+    assert 0 < float(inside) == pytest.approx(float(image.grad.abs().sum()))
+    elsewhere = image.detach().clone()
+    elsewhere[:, :, :10] = 0.5
+    seen = float(loss.detach())
+    assert float(sum(judge(elsewhere, stained))) == pytest.approx(seen, rel=1e-5)
+    assert float(sum(PerceptualLoss(network, **how)(elsewhere, stained))) != pytest.approx(seen)
+
+
+def test_all_networks_of_a_judge_have_their_share_in_the_name():
+    from classifiers.networks import build_backbone
+
+    torch.manual_seed(0)
+    first, second = build_backbone("resnet18_slim", 4), build_backbone("resnet18_slim", 4)
+    how = {"input_px": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": 3}
+    alone, other = PerceptualLoss(first, **how), PerceptualLoss(second, **how)
+    both = PerceptualLoss(first, **how, companions=(second,), shares=(0.75, 0.25))
+    view = images()
+    expected = 0.75 * alone._look(view, None)[1] + 0.25 * other._look(view, None)[1]
+    assert torch.allclose(both._look(view, None)[1], expected, atol=1e-5)
+    assert torch.equal(both._look(view, None)[0][-1], alone._look(view, None)[0][-1])
+
+
+@pytest.mark.parametrize("frame", [(24.0, 24.0, 32.0), (5.0, 40.0, 41.0), (20.0, 20.0, 90.0)])
+def test_a_view_that_gradients_go_through_is_the_view_that_cells_are_named_in(frame):
+    from classifiers.views import crop_square, cut_square
+
+    picture = (images()[0].permute(1, 2, 0) * 255).round().byte().numpy()
+    tensor = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+    assert torch.allclose(cut_square(tensor, frame, 32), crop_square(picture, *frame, 32), atol=1e-6)
+
+
 def test_white_is_the_bright_end_of_each_channel_and_never_black():
     stained = torch.full((1, 3, 40, 40), 0.2)
     stained[:, 0] = 0.9
@@ -81,6 +134,8 @@ def test_white_is_the_bright_end_of_each_channel_and_never_black():
 
 def test_the_shipped_classifier_can_judge():
     loss = load_judge("leukocyte-classes")
+    assert len(loss.companions) == len(loss.shares) - 1 == 1
+    assert sum(loss.shares) == pytest.approx(1)
     feature, named = loss(images(1), images())
     assert torch.isfinite(feature)
     assert torch.isfinite(named)

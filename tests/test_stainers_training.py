@@ -57,7 +57,7 @@ def test_wider_optics_are_drawn_where_a_recipe_asks_for_them(smears, recipe):
 
     train = [s for s in smears if s.split == "train"]
     usual, wide, again = (
-        PairSampler(train, replace(recipe.pairs, wide_optics=w), 3).draw(0) for w in (False, True, True)
+        PairSampler(train, replace(recipe.pairs, wide_optics=w), 3).draw(0) for w in (0.0, 1.0, 1.0)
     )
     assert not np.array_equal(usual[0], wide[0])
     assert np.array_equal(wide[0], again[0])
