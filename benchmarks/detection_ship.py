@@ -65,7 +65,7 @@ TEXT: dict[str, dict[str, tuple[str, ...]]] = {
             "Small lymphocytes are its hardest cells: in DIC they differ from red cells by the missing "
             "pallor and a fine relief alone",
             "Very weak contrast, strong defocus or a bias near extinction hides cells from it",
-            "A leukocyte that an edge of the image cuts to 8 to 40 % is found in one case of four",
+            "A leukocyte that an edge of the image cuts to 8 to 40 % is found in one case of two",
             "Blood only; marrow was never seen",
             "A pixel size off by more than a factor of 1.5 loses cells",
         ),

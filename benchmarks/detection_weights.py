@@ -8,8 +8,9 @@ labels by the first stage and the classical detector, with the single cells of `
 short last stage with little augmentation.  DIC: on DIC computed from the stained images (phantoms.optics,
 optics drawn at random for every piece), images with small leukocytes twice as often; then the same with
 fields of drawn DIC (benchmarks.detection_drawn) among them, from that stage or from a DIC package (--start),
-and a mean of the weights before and after, as drawn cells alone cost some of the computed.  Each stage
-resumes where it was stopped.
+and a mean of the weights before and after, as drawn cells alone cost some of the computed; then two runs from
+there on leukocytes that an edge cuts, one under wider optics half the time, and a mean of the three.  (The
+shipped weights had the cuts in these last runs alone.)  Each stage resumes where it was stopped.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.detection_accuracy import ROOT, SEED, single_cells
 
 DRAWN_SHARE = 0.4  # of the weights after drawn DIC; the rest are those before
+CUT_SHARES = (0.4, 0.3, 0.3)  # of the weights before the runs on cut leukocytes, and of each run's
 
 
 def as_detector(first_stage: Path, out: Path) -> Any:
@@ -68,26 +74,36 @@ def has_small_leukocyte(sample: Any) -> bool:
     return bool(((sides > 7) & (sides < 11.5)).any())
 
 
-def mix(start: Path, end: Path, samples: list[Any], recipe: Any, out: Path) -> None:
-    """Weights between those that a stage began and ended with (WiSE-FT, Wortsman et al., CVPR 2022)."""
+def mean_weights(checkpoints: list[tuple[dict[str, Any], float]], out: Path) -> None:
+    """Write the mean of checkpoints by their shares (WiSE-FT and model soups; Wortsman et al., 2022)."""
     import torch
 
-    from detectors.starting import starting_weights
-    from detectors.training import build_network, dic_look, first_canvases
-
-    first = starting_weights(start, build_network(), lambda: first_canvases(samples, recipe, dic_look))
-    last = torch.load(end, weights_only=True)
-    mixed = {
-        k: first[k].lerp(v, DRAWN_SHARE) if v.is_floating_point() else v for k, v in last["model"].items()
+    last = checkpoints[-1][0]
+    mean = {
+        k: sum(c["model"][k].float() * share for c, share in checkpoints).to(v.dtype)
+        if v.is_floating_point()
+        else v
+        for k, v in last["model"].items()
     }
     out.parent.mkdir(exist_ok=True)
-    torch.save(last | {"model": mixed}, out)
+    torch.save(last | {"model": mean}, out)
+
+
+def any_optics(image: np.ndarray, pixel_size_um: float, rng: np.random.Generator) -> np.ndarray:
+    """A computed DIC view of a stained piece, under usual or wider optics."""
+    from phantoms.optics import compute_dic, random_optics, wider_optics
+
+    optics = (wider_optics if rng.random() < 0.5 else random_optics)(rng)
+    return np.repeat(compute_dic(image, pixel_size_um, optics, rng)[..., None], 3, 2)
 
 
 def train_dic(data: Path, out: Path, arguments: argparse.Namespace) -> None:
     """The stages of the DIC detector; labels are reviewed by the shipped brightfield detector."""
+    import torch
+
     from benchmarks.detection_drawn import drawn_samples, write_fields
-    from detectors.training import Recipe, train
+    from detectors.starting import starting_weights
+    from detectors.training import Recipe, build_network, dic_look, first_canvases, train
     from storage.packages import find_package
     from storage.registry import load
 
@@ -106,7 +122,19 @@ def train_dic(data: Path, out: Path, arguments: argparse.Namespace) -> None:
         modality="dic", epochs=arguments.drawn, strength=0.6, learning_rate=6e-4, warmup_steps=60, seed=8
     )
     train(parts, out / "drawn", recipe, start=start, resume=True)
-    mix(start, out / "drawn" / "best.pt", parts["train"], recipe, out / "mixed" / "best.pt")
+    canvases = partial(first_canvases, parts["train"], recipe, dic_look)
+    before = {"model": starting_weights(start, build_network(), canvases)}
+    after = torch.load(out / "drawn" / "best.pt", weights_only=True)
+    mixed = out / "mixed" / "best.pt"
+    mean_weights([(before, 1 - DRAWN_SHARE), (after, DRAWN_SHARE)], mixed)
+
+    cut = replace(recipe, epochs=arguments.cut, learning_rate=1e-3, seed=21)
+    train(parts, out / "cut", cut, start=mixed, resume=True)
+    wide = replace(recipe, epochs=arguments.cut_wide, learning_rate=7e-4, seed=33)
+    train(parts, out / "cut-wide", wide, start=mixed, resume=True, look=any_optics)
+    runs = [mixed, out / "cut" / "best.pt", out / "cut-wide" / "best.pt"]
+    loaded = [torch.load(run, weights_only=True) for run in runs]
+    mean_weights(list(zip(loaded, CUT_SHARES, strict=True)), out / "mean" / "best.pt")
 
 
 def main() -> None:
@@ -122,6 +150,8 @@ def main() -> None:
     parser.add_argument("--second", type=int, default=29, help="epochs on reviewed labels")
     parser.add_argument("--dic", type=int, default=110, help="epochs on computed DIC")
     parser.add_argument("--drawn", type=int, default=24, help="epochs with drawn DIC among the computed")
+    parser.add_argument("--cut", type=int, default=90, help="epochs on cut leukocytes, DIC")
+    parser.add_argument("--cut-wide", type=int, default=52, help="the same under wider optics half the time")
     parser.add_argument("--last", type=int, default=8, help="epochs of the gentle stage (brightfield)")
     arguments = parser.parse_args()
     from detectors.datasets import read_yolo_folder, split
