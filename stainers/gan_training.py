@@ -44,7 +44,7 @@ class RunOptions:
     learning_rate: float = 2e-4
     decay_from: float = 0.5
     ema: float = 0.99
-    seed: int = 0
+    seed: int = 20261121
     checkpoint_every: int = 100
     sample_every: int = 500
     choose_every: int = 0  # steps between looks at the validation part; 0: once an epoch

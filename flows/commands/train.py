@@ -23,9 +23,9 @@ def command() -> None:
 
 
 def options(
-    *, epochs: int | None, unit: str = "epochs"
+    *, epochs: int | None, unit: str = "epochs", seed: int | None = SEED
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The arguments that every trainer shares."""
+    """The arguments that every trainer shares; a length or a seed of None is the recipe's own."""
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         for option in (
@@ -40,7 +40,7 @@ def options(
                 default=epochs,
                 show_default=epochs is not None or "the recipe's",
             ),
-            click.option("--seed", type=int, default=SEED, show_default=True),
+            click.option("--seed", type=int, default=seed, show_default=seed is not None or "the recipe's"),
             click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
             json_option,
         ):
@@ -155,9 +155,9 @@ def segmenter(
 @click.option(
     "--recipe", default="unet-film", show_default=True, help="Recipe file, or the name of a shipped one."
 )
-@options(epochs=None, unit="steps")
+@options(epochs=None, unit="steps", seed=None)
 def stainer(
-    data: Path, out: Path, length: int | None, seed: int, resume: bool, as_json: bool, recipe: str
+    data: Path, out: Path, length: int | None, seed: int | None, resume: bool, as_json: bool, recipe: str
 ) -> None:
     """Train a stainer by a recipe.
 

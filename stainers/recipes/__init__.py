@@ -46,7 +46,7 @@ class Recipe:
     weight_decay: float = 1e-4
     ema: float = 0.998
     latent_noise: float = 0.0  # alpha of the noise put into half of the latents (thesis, section 7.4)
-    seed: int = 0
+    seed: int = 20261121
     checkpoint_every: int = 200
     sample_every: int = 500
     polarity_steps: int = 600
