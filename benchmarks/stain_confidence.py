@@ -73,8 +73,9 @@ def readings(
             stream.flush()
 
 
-def cross_validated(rows: Array, errors: Array, spoilt: Array, sources: Array) -> Array:
-    """Confidence (n,) of every row by a calibration of the other images."""
+def cross_validated(rows: Array, errors: Array, spoilt: Array, sources: Array, missing: Array) -> Array:
+    """Confidence (n,) of every row by a calibration of the other images; `missing` (n,) bool are spoilt by
+    rule."""
     from stainers.confidence import fit_calibration
 
     names = np.unique(sources)
@@ -88,13 +89,13 @@ def cross_validated(rows: Array, errors: Array, spoilt: Array, sources: Array) -
         made = fit_calibration(
             rows[fit & ~spoilt], errors[fit & ~spoilt], rows[fit & spoilt], errors[fit & spoilt]
         )
-        out[ask] = made.confidence(rows[ask])
+        out[ask] = made.confidence(rows[ask], missing[ask])
     return out
 
 
 def table_of(path: Path, alphas: Sequence[float], samples: Sequence[int]) -> list[dict[str, Any]]:
     """A line for every alpha and k."""
-    from stainers.confidence import DIC_FEATURES, feature_row
+    from stainers.confidence import DIC_FEATURES, feature_row, part_missing
     from stainers.reliability import auroc, correlations
 
     read = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -106,11 +107,12 @@ def table_of(path: Path, alphas: Sequence[float], samples: Sequence[int]) -> lis
     for alpha in alphas:
         for k in samples:
             found = [r["features"][f"{alpha}/{k}"] for r in read]
+            features = np.stack([feature_row(f, DIC_FEATURES) for f in found])
             scores = {
                 "information (7.5)": np.asarray([f["mutual_information"] for f in found]),
                 "variance (7.4)": -np.asarray([f["log_variance"] for f in found]),
                 "calibrated": cross_validated(
-                    np.stack([feature_row(f, DIC_FEATURES) for f in found]), share, ~clean, sources
+                    features, share, ~clean, sources, part_missing(features, DIC_FEATURES)
                 ),
             }
             for name, score in scores.items():

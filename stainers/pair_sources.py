@@ -64,13 +64,13 @@ def computed_pairs(
 
 
 def calibration_pairs(smears: Sequence[Smear], cells_per_domain: int, seed: int = 0) -> list[Pair]:
-    """The cells of validation smears, each under four draws of random optics and two of wider ones: there are
-    few cells, and what they look like through other microscopes is what a confidence has to bear."""
+    """The cells of validation smears, each under three draws of random optics and three of wider ones: there
+    are few cells, and what they look like through other microscopes is what a confidence has to bear."""
     held_out = [s for s in smears if s.split == "validation"]
     return [
         pair
         for draw in range(6)
-        for pair in computed_pairs(held_out, seed=seed + draw, limit=cells_per_domain, wide=draw >= 4)
+        for pair in computed_pairs(held_out, seed=seed + draw, limit=cells_per_domain, wide=draw % 2 == 1)
     ]
 
 

@@ -312,9 +312,17 @@ def test_the_sweep_of_noise_goes_on_where_it_stopped_and_judges_no_patch_by_its_
     monkeypatch.setattr(
         "stainers.confidence.fit_calibration",
         lambda clean, *_: type(
-            "C", (), {"confidence": lambda _, rows: asked.append((clean, rows)) or rows[:, 0]}
+            "C",
+            (),
+            {
+                "confidence": lambda _, rows, known: (
+                    asked.append((clean, rows)) or np.where(known, 0, rows[:, 0])
+                )
+            },
         )(),
     )
     marks, sources = np.arange(12.0)[:, None], np.asarray([f"s{i // 2}" for i in range(12)])
-    bench.cross_validated(marks, np.ones(12), np.arange(12) % 2 == 1, sources)
+    missing = np.arange(12) == 5
+    found = bench.cross_validated(marks, np.ones(12), np.arange(12) % 2 == 1, sources, missing)
+    assert found.tolist() == np.where(missing, 0, marks[:, 0]).tolist()
     assert all(not {int(v) // 2 for v in fit[:, 0]} & {int(v) // 2 for v in ask[:, 0]} for fit, ask in asked)
