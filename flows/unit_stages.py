@@ -11,6 +11,7 @@ from flows.records import CaseRun, Item, Outcome, StageFailed
 from flows.stages import VERSIONS, model_sha
 from pipeline.types import Case, Cell, CellClass
 from storage.fingerprint import fingerprint
+from storage.registry import virtual_array
 
 Doubt = dict[str, tuple[float, bool]]  # by cell: the stainer's confidence, and whether it suffices
 
@@ -115,8 +116,8 @@ def staining(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: st
         "staining", VERSIONS["staining"], patches_mark, settings, model_sha("stainer", settings.dic_stainer)
     )
     arrays = {
-        f"virtual/{settings.dic_stainer}/image": (settings.size_px, 3),
-        f"virtual/{settings.dic_stainer}/uncertainty": (settings.size_px, 1),
+        virtual_array(settings.dic_stainer, kind): (settings.size_px, channels)
+        for kind, channels in (("image", 3), ("uncertainty", 1))
     }
     units = [u for u in _units(run, len(found)) if any(c.modality == "dic" for c in found[u[1] : u[2]])]
 

@@ -37,7 +37,9 @@ def candidates(
 
 
 def array_name(settings: Settings) -> str:
-    return f"virtual/{settings.staining.perls_stainer}/image"
+    from storage.registry import virtual_array
+
+    return virtual_array(str(settings.staining.perls_stainer), "image")
 
 
 def virtual_perls(

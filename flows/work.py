@@ -270,7 +270,7 @@ def stain_unit(
     """
     from pipeline.staining import stain_patches
     from storage.case_store import CaseStore
-    from storage.registry import load
+    from storage.registry import load, virtual_array
     from storage.store import Store
 
     limit_threads()
@@ -287,9 +287,8 @@ def stain_unit(
     # Kept as 8 bit: a picture of where to doubt, 255 = 1.0 of the model's own scale and beyond.
     uncertainty[rows, ..., 0] = np.clip(np.rint(stained.uncertainty * 255.0), 0, 255).astype(np.uint8)
     for name, block in (("image", image), ("uncertainty", uncertainty)):
-        store.write_unit(
-            f"virtual/{model}/{name}", unit_index, first_row, block, n_cells, mark, settings.patches
-        )
+        array = virtual_array(model, name)
+        store.write_unit(array, unit_index, first_row, block, n_cells, mark, settings.patches)
     confidence: list[float | None] = [None] * len(cells)
     trusted: list[bool] = [True] * len(cells)
     for row, value, enough in zip(rows, stained.confidence, stained.trusted, strict=True):
@@ -300,6 +299,8 @@ def stain_unit(
 
 def patches_to_read(store: Any, cells: list[Cell], first_row: int, settings: Settings) -> np.ndarray:
     """(N, S, S, 3) uint8: the real stain of each cell where there is one, else its virtual image."""
+    from storage.registry import virtual_array
+
     size = settings.classification.patch_px
     last = first_row + len(cells)
     stained = np.array([c.modality == "brightfield" for c in cells])
@@ -307,7 +308,7 @@ def patches_to_read(store: Any, cells: list[Cell], first_row: int, settings: Set
     if stained.any():
         out[stained] = store.read_rows(f"patches/{size}/brightfield", first_row, last)[stained]
     if not stained.all():
-        name = f"virtual/{settings.staining.dic_stainer}/image"
+        name = virtual_array(settings.staining.dic_stainer, "image")
         out[~stained] = store.read_rows(name, first_row, last)[~stained]
     return out
 

@@ -8,6 +8,7 @@ hands the package to its builder.  A caller never asks which model it got.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +38,7 @@ class Entry:
 
 
 _ENTRIES: dict[tuple[str, str], Entry] = {}
+_NOT_PLAIN = re.compile(r"[^\w.-]")  # in the name of a model, where it is part of a store's key
 
 
 def register(
@@ -86,6 +88,19 @@ def describe(task: Task, name: str) -> ModelPackage | Entry:
     if entry is not None and not entry.needs_package:
         return entry
     raise UnknownName(task, name, available(task))
+
+
+def virtual_array(name: str, kind: str) -> str:
+    """Where a case's store keeps what a stainer painted: `virtual/<model>/<kind>`.
+
+    The model is called as its package is; one that is given by its folder has the start of its weights' hash
+    beside its name, for two such packages may have one.  Raises UnknownName.
+    """
+    found = describe("stainer", name)
+    called = name
+    if isinstance(found, ModelPackage) and found.name != name:
+        called = f"{found.name}-{found.card.sha256[:8]}"
+    return f"virtual/{_NOT_PLAIN.sub('-', called)}/{kind}"
 
 
 def load(task: Task, name: str) -> Any:

@@ -187,6 +187,25 @@ def test_a_dic_only_case_runs_on_virtual_stain_and_says_so(
     assert result["not_assessed"]
 
 
+def test_a_stainer_given_by_its_folder_paints_a_case_as_the_shipped_one_does(
+    phantom_case: Path, workers: Workers, tmp_path: Path
+) -> None:
+    from storage.registry import describe
+
+    case = copy_case(phantom_case, tmp_path / "DIC-2", keep="dic")
+    lines = (case / "manifest.csv").read_text().splitlines()
+    (case / "manifest.csv").write_text("\n".join(lines[:2]) + "\n")  # one field
+    own = shutil.copytree(describe("stainer", "dic-to-mgg").folder, tmp_path / "own")
+    found = [
+        process(case, tmp_path / "store", workers, settings={"staining": chosen}).result["differential"]
+        for chosen in ({}, {"dic_stainer": str(own)})
+    ]
+    assert found[0] == found[1]
+    assert found[0]["n_detected"] > 0
+    painted = {p.name for p in (tmp_path / "store" / "DIC-2" / "case.zarr" / "virtual").iterdir()}
+    assert any(name.startswith("dic-to-mgg-") for name in painted)
+
+
 def test_a_brightfield_only_case_runs_without_registration(
     phantom_case: Path, workers: Workers, tmp_path: Path
 ) -> None:

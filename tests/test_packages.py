@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import BadModelPackage, UnknownName
 from storage.packages import find_package, list_packages, read_package, write_package
-from storage.registry import available, describe, entries, load
+from storage.registry import available, describe, entries, load, virtual_array
 
 CARD: dict[str, Any] = {
     "name": "test-model",
@@ -35,6 +35,12 @@ def write(folder: Path, **changes: Any) -> Path:
 
     write_package(folder, {**CARD, **changes}, {"w": torch.arange(4.0)})
     return folder
+
+
+def torch_ones() -> Any:
+    import torch
+
+    return torch.ones(4)
 
 
 def test_a_package_reads_back_what_was_written(tmp_path: Path) -> None:
@@ -102,6 +108,26 @@ def test_a_package_is_found_by_name_on_the_path_list_and_by_its_folder(
     folder = write(tmp_path / "p")
     monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
     assert find_package("test-model") == find_package(str(folder))
+
+
+def test_a_store_calls_a_stainer_as_its_package_is_called_and_tells_folders_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from storage.store import check_key
+
+    folder = write(tmp_path / "p", task="stainer", name="own stainer/2")
+    other = tmp_path / "q"
+    write_package(other, {**CARD, "task": "stainer", "name": "own stainer/2"}, {"w": torch_ones()})
+    monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path / "nothing"))
+    names = [virtual_array(str(f), "image") for f in (folder, other)]
+    assert len(set(names)) == 2
+    for name in names:
+        assert check_key(name).startswith("virtual/own-stainer-2-")
+        assert name.count("/") == 2
+    monkeypatch.undo()
+    assert virtual_array("dic-to-mgg", "image") == "virtual/dic-to-mgg/image"
+    with pytest.raises(UnknownName, match="nobody"):
+        virtual_array("nobody", "image")
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones(
