@@ -94,12 +94,11 @@ def virtual_array(name: str, kind: str) -> str:
     """Where a case's store keeps what a stainer painted: `virtual/<model>/<kind>`.
 
     The model is called as its package is; one that is given by its folder has the start of its weights' hash
-    beside its name, for two such packages may have one.  Raises UnknownName.
+    beside its name, for two such packages may have one.
     """
-    found = describe("stainer", name)
-    called = name
-    if isinstance(found, ModelPackage) and found.name != name:
-        called = f"{found.name}-{found.card.sha256[:8]}"
+    package, called = find_package(name), name
+    if package is not None and package.name != name:
+        called = f"{package.name}-{package.card.sha256[:8]}"
     return f"virtual/{_NOT_PLAIN.sub('-', called)}/{kind}"
 
 

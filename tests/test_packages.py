@@ -126,8 +126,6 @@ def test_a_store_calls_a_stainer_as_its_package_is_called_and_tells_folders_apar
         assert name.count("/") == 2
     monkeypatch.undo()
     assert virtual_array("dic-to-mgg", "image") == "virtual/dic-to-mgg/image"
-    with pytest.raises(UnknownName, match="nobody"):
-        virtual_array("nobody", "image")
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones(
