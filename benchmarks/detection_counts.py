@@ -11,7 +11,6 @@ True is the truth of the case, and again that truth as read again by eye (benchm
 from __future__ import annotations
 
 import argparse
-import copy
 import datetime
 import json
 import os
@@ -73,9 +72,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     read = read_fields(data)
     for name in arguments.detector:
-        detector = copy.copy(load("detector", name))
         for window in arguments.windows:
-            detector.window_px = window
+            detector = load("detector", name).in_windows(window)
             for modality in detector.modalities:
                 by_case = counts(detector, data, modality, read)
                 for case, fields in [*by_case.items(), ("all", list(chain(*by_case.values())))]:

@@ -81,11 +81,11 @@ def infer_pixel_size_um(
     Raises BadInput where no cell is found at any scale: give the pixel size then.
     """
     if detector is None:
-        from storage.registry import load
+        from detectors.painted import leukocyte_detector
 
         if modality not in DEFAULT_DETECTORS:
             raise BadInput(f"modality '{modality}' is not known; use brightfield or dic.")
-        detector = load("detector", DEFAULT_DETECTORS[modality])
+        detector = leukocyte_detector(DEFAULT_DETECTORS[modality], painted=False)
     looks = [_look(detector, image, um) for um in HYPOTHESES_UM]
     best = max(looks, key=lambda r: r.quality)
     if best.quality <= 0:

@@ -11,6 +11,7 @@ of another direction of shear.
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -141,6 +142,12 @@ class YoloOnnxDetector:
             str(package.weights_path), options, providers=["CPUExecutionProvider"]
         )
         self._inputs = [i.name for i in self._session.get_inputs()]
+
+    def in_windows(self, window_px: int) -> YoloOnnxDetector:
+        """The same network, reading an image in windows of another size (px of its own scale)."""
+        other = copy.copy(self)
+        other.window_px = window_px
+        return other
 
     def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
         """Leukocytes: see detectors.base.Detector."""
@@ -334,4 +341,7 @@ def build(package: ModelPackage | None) -> Any:
     """Builder for the registry."""
     if package is None:
         raise BadModelPackage("architecture 'yolo-onnx' needs a model package.")
-    return YoloOnnxDetector(package)
+    from detectors import painted
+
+    alone = YoloOnnxDetector(package)
+    return painted.build(package, alone) if painted.PAINTED in package.card.parameters else alone

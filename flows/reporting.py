@@ -116,6 +116,7 @@ def gather(
 
 def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
     """Each model that took part, and what it read."""
+    from detectors.painted import companions
     from pipeline.report_inputs import ModelUse
     from storage.registry import describe
 
@@ -129,6 +130,13 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
         for i in findings.case.images
     ):
         named.append(("detector", settings.detection.dic_detector, (("dic", "unstained"),)))
+        for task, name in (
+            companions(settings.detection.dic_detector) if settings.detection.dic_painted else ()
+        ):
+            reads: tuple[Modality, Stain] = (
+                ("dic", "unstained") if task == "stainer" else ("brightfield", "MGG")
+            )
+            named.append((task, name, (reads,)))
     if any(k[1] == "Perls" for k in kinds):
         named.append(("detector", settings.detection.perls_detector, (("brightfield", "Perls"),)))
         readers = (
@@ -153,8 +161,12 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
             named.append(("classifier", settings.staining.erythroblast_classifier, (("brightfield", "MGG"),)))
     if findings.patient is not None:
         named.append(("patient-classifier", findings.patient.model, (("brightfield", "MGG"),)))
+    each = {
+        (task, name): reads for task, name, reads in reversed(named)
+    }  # one that took part twice stands once
     return tuple(
-        ModelUse.of(describe(task, name), reads, version=version("smearflow")) for task, name, reads in named
+        ModelUse.of(describe(task, name), each[task, name], version=version("smearflow"))
+        for task, name in dict.fromkeys((task, name) for task, name, _ in named)
     )
 
 

@@ -191,6 +191,11 @@ def detector_of(run: CaseRun, case: Case, image: FieldImage) -> str | None:
     return settings.dic_detector
 
 
+def _looks(run: CaseRun, image: FieldImage) -> tuple[bool, ...]:
+    """What detection depends on beside image and model: whether DIC is painted, too."""
+    return (run.settings.detection.dic_painted,) if image.modality == "dic" else ()
+
+
 def detection(
     run: CaseRun, case: Case
 ) -> tuple[list[Detections], dict[ImageKey, FocusQuality], dict[ImageKey, str], list[Problem]]:
@@ -219,7 +224,9 @@ def detection(
                     run.settings,
                 ),
                 # The threshold is applied to the kept boxes later, so it is no part of what was computed.
-                fingerprint=fingerprint("detection", VERSIONS["detection"], image, name, shas[name]),
+                fingerprint=fingerprint(
+                    "detection", VERSIONS["detection"], image, name, shas[name], *_looks(run, image)
+                ),
             )
         )
     outcomes = run.run_items("detection", items)

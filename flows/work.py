@@ -115,16 +115,16 @@ def find_cells(
 
     Without a detector (the DIC partner of a brightfield field) only the quality is measured.
     """
+    from detectors.painted import leukocyte_detector
     from pipeline.quality import focus_quality
-    from storage.registry import load
 
-    limit_threads()
+    model = detector and leukocyte_detector(detector, painted=settings.detection.dic_painted)
+    limit_threads()  # after the model, which may have brought torch
     pixels = _read(case_dir, image, settings)
     quality = focus_quality(pixels, image.modality)
-    boxes: list[list[float]] = []
-    scores: list[float] = []
-    if detector is not None:
-        found, score = load("detector", detector).detect(pixels, image.pixel_size_um)
+    boxes, scores = list[list[float]](), list[float]()
+    if model:
+        found, score = model.detect(pixels, image.pixel_size_um)
         keep = score >= LOW_SCORE
         boxes = [[round(float(v), 2) for v in box] for box in found[keep]]
         scores = [round(float(s), 4) for s in score[keep]]

@@ -79,7 +79,8 @@ class DetectionSettings(Section):
     dic_detector: str = "leukocyte-dic"
     perls_detector: str = "marrow-perls"  # of erythroblasts on Perls fields
     threshold: float = Field(0.4, ge=0, le=1)  # on stained images: a box below it is no cell of the case
-    dic_threshold: float = Field(0.5, ge=0, le=1)  # the same on DIC, where red cells pass for leukocytes
+    dic_threshold: float = Field(0.4, ge=0, le=1)  # the same on DIC; 0.5 where the network looks alone
+    dic_painted: bool = True  # a DIC detector made for it looks at the painted picture, too; slower
     same_cell_iou: float = Field(0.3, gt=0, lt=1)  # overlap from which two boxes are one cell
     border_policy: Literal["keep", "drop"] = "keep"  # a cell cut by the edge of the imaged area
 

@@ -6,17 +6,19 @@ agree; neighbouring tiles overlap and are blended linearly, and only one row of 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import BadInput
-from stainers.patch_stainer import OpenField, to_uint8
+from stainers.patch_stainer import OpenField, PaintableField, to_uint8
 
 Array = np.ndarray[Any, Any]
 
 PATCH_LIMIT_PX = 400  # longer sides are tiled
 TILE_PX = 256
+PAINTED_TILE_PX = 512  # without copies under noise a larger tile fits, and less is painted twice
 OVERLAP_PX = 48
 
 
@@ -47,35 +49,63 @@ def stain_field(
 
     Returns ((H, W, 3) uint8, uncertainty (H, W) float32, confidence of each tile (rows, columns) float32).
     """
-    if tile_px <= 2 * overlap_px:
-        raise ValueError("a tile must be longer than two overlaps")
     known = {} if shear_angle_deg is None else {"shear_angle_deg": shear_angle_deg}
     field: OpenField = stainer.open_field(image, target, **known)
     height, width = field.shape
-    ys, xs = tile_starts(height, tile_px, overlap_px), tile_starts(width, tile_px, overlap_px)
-    tile_h, tile_w = min(tile_px, height), min(tile_px, width)
-    weight = _ramp(tile_h, overlap_px)[:, None] * _ramp(tile_w, overlap_px)[None, :]
     stained = np.empty((height, width, 3), np.uint8)
     uncertainty = np.empty((height, width), np.float32)
-    confidence = np.empty((len(ys), len(xs)), np.float32)
+    starts = [tile_starts(side, tile_px, overlap_px) for side in field.shape]
+    rows: list[Array] = []
+
+    def tile(y: int, x: int, high: int, wide: int) -> Array:
+        colour, doubt, row = field.tile(y, x, high, wide)
+        rows.append(row)
+        return np.concatenate([colour, doubt[..., None]], axis=2)
+
+    for y, band in _blended(field.shape, 4, tile, tile_px, overlap_px):
+        stained[y : y + len(band)] = to_uint8(band[..., :3])
+        uncertainty[y : y + len(band)] = band[..., 3]
+    confidence = np.array([stainer.confidence(row[None])[0] for row in rows], np.float32)
+    return *field.finish(stained, uncertainty), confidence.reshape([len(s) for s in starts])
+
+
+def paint_field(
+    field: PaintableField, *, tile_px: int = PAINTED_TILE_PX, overlap_px: int = OVERLAP_PX
+) -> Array:
+    """The picture alone of an opened field, (H, W, 3) uint8: no noise, so three times as fast."""
+    painted = np.empty((*field.shape, 3), np.uint8)
+    for y, band in _blended(field.shape, 3, field.colours, tile_px, overlap_px):
+        painted[y : y + len(band)] = to_uint8(band)
+    return painted
+
+
+def _blended(
+    shape: tuple[int, int],
+    channels: int,
+    tile: Callable[[int, int, int, int], Array],
+    tile_px: int,
+    overlap_px: int,
+) -> Iterator[tuple[int, Array]]:
+    """Rows of a field, top to bottom: where they start, and (h, W, channels) blended of the tiles
+    `tile(y, x, height, width)`."""
+    if tile_px <= 2 * overlap_px:
+        raise ValueError("a tile must be longer than two overlaps")
+    height, width = shape
+    ys, xs = tile_starts(height, tile_px, overlap_px), tile_starts(width, tile_px, overlap_px)
+    tile_h, tile_w = min(tile_px, height), min(tile_px, width)
+    weight = (_ramp(tile_h, overlap_px)[:, None] * _ramp(tile_w, overlap_px)[None, :])[..., None]
     carried: Array | None = None  # rows that the next row of tiles still adds to
     for r, y in enumerate(ys):
-        band = np.zeros((tile_h, width, 5), np.float32)
+        band = np.zeros((tile_h, width, channels + 1), np.float32)
         if carried is not None:
             band[: len(carried)] = carried
-        for c, x in enumerate(xs):
-            colour, doubt, row = field.tile(y, x, tile_h, tile_w)
-            confidence[r, c] = stainer.confidence(row[None])[0]
+        for x in xs:
             place = band[:, x : x + tile_w]
-            place[..., :3] += colour * weight[..., None]
-            place[..., 3] += doubt * weight
-            place[..., 4] += weight
+            place[..., :channels] += tile(y, x, tile_h, tile_w) * weight
+            place[..., channels:] += weight
         done = ys[r + 1] - y if r + 1 < len(ys) else tile_h
-        total = band[:done, :, 4:]
-        stained[y : y + done] = to_uint8(band[:done, :, :3] / total)
-        uncertainty[y : y + done] = band[:done, :, 3] / total[..., 0]
+        yield y, band[:done, :, :channels] / band[:done, :, channels:]
         carried = band[done:].copy()
-    return *field.finish(stained, uncertainty), confidence
 
 
 def stain_image(

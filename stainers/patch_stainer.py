@@ -29,6 +29,16 @@ class OpenField(Protocol):
         ...
 
 
+class PaintableField(Protocol):
+    """An opened field whose colours can be had alone, without the copies under noise."""
+
+    shape: tuple[int, int]
+
+    def colours(self, y: int, x: int, height: int, width: int) -> Array:
+        """(height, width, 3) float32 in [0, 1]."""
+        ...
+
+
 def to_uint8(image: Array) -> Array:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 

@@ -206,6 +206,21 @@ def test_a_stainer_given_by_its_folder_paints_a_case_as_the_shipped_one_does(
     assert any(name.startswith("dic-to-mgg-") for name in painted)
 
 
+def test_a_dic_field_is_found_anew_where_it_is_not_painted_and_each_model_is_named_once(
+    phantom_case: Path, workers: Workers, tmp_path: Path
+) -> None:
+    case = copy_case(phantom_case, tmp_path / "DIC-3", keep="dic")
+    lines = (case / "manifest.csv").read_text().splitlines()
+    (case / "manifest.csv").write_text("\n".join(lines[:2]) + "\n")  # one field
+    chosen: tuple[dict[str, Any], ...] = ({}, {"dic_painted": False, "dic_threshold": 0.5})
+    painted, alone = (process(case, tmp_path / "store", workers, settings={"detection": c}) for c in chosen)
+    named = [[m["name"] for m in outcome.result["software"]["models"]] for outcome in (painted, alone)]
+    assert set(named[0]) - set(named[1]) == {"leukocyte-brightfield"}  # it read the painted picture
+    assert sorted(set(named[0])) == sorted(named[0])
+    assert alone.computed["detection"] == 1
+    assert "registration" not in alone.computed
+
+
 def test_a_brightfield_only_case_runs_without_registration(
     phantom_case: Path, workers: Workers, tmp_path: Path
 ) -> None:
@@ -214,6 +229,9 @@ def test_a_brightfield_only_case_runs_without_registration(
     assert outcome.result["case"]["mode"] == "brightfield"
     assert "registration" not in outcome.computed
     assert "VIRTUAL_STAIN" not in {f["code"] for f in outcome.result["flags"]}
+    # How DIC is looked at is nothing to it.
+    again = process(case, tmp_path / "store", workers, settings={"detection": {"dic_painted": False}})
+    assert "detection" not in again.computed
 
 
 def test_a_sliver_of_a_leukocyte_at_an_edge_is_found_and_shown_but_not_named(

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from benchmarks.detection_drawn import SIDE_PX, drawn_field, drawn_samples, write_fields
-from detectors.datasets import LEUKOCYTE, RED_CELL, read_image
+from detectors.datasets import LEUKOCYTE, RED_CELL
 from pipeline.settings import DetectionSettings
 from storage.registry import load
+from tests.detector_scenes import drawn_dic
 
 
 @pytest.fixture(scope="module")
 def field(tmp_path_factory):
-    """A drawn field of 30 leukocytes, two in three of them lymphocytes: image, boxes, classes."""
-    from phantoms.cases import simulate_case
-
-    folder = simulate_case(
-        tmp_path_factory.mktemp("drawn"),
-        case_id="drawn",
-        seed=515151,  # training's seeds are 7000 and on
-        n_fields=1,
-        modalities=("dic",),
-        composition={"lymphocyte": 2.0, "neutrophil_segmented": 1.0},
-        n_leukocytes_per_field=30,
-    )
-    (truth,) = json.loads((folder / "truth.json").read_text())["fields"].values()
-    boxes, classes = np.array(truth["leukocytes_dic_xyxy"]), np.array(truth["classes"])
-    return read_image(next(folder.glob("*_DIC.tif"))), boxes, classes
+    return drawn_dic(tmp_path_factory.mktemp("drawn"))
 
 
 def test_domes_without_pallor_are_leukocytes_in_dic_and_red_cells_are_not(field):

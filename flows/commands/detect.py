@@ -42,10 +42,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Find leukocytes in images; boxes in pixels of the file."""
+    from detectors.painted import leukocyte_detector
     from detectors.scale import guess_modality, infer_pixel_size_um
     from pipeline.settings import detection_threshold, load_settings
     from storage.images import image_info
-    from storage.registry import load
 
     settings = load_settings(config).detection
 
@@ -60,7 +60,7 @@ def command(
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
             click.echo(f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how}).", err=True)
-        boxes, scores = load("detector", name).detect(image, size)
+        boxes, scores = leukocyte_detector(name, painted=settings.dic_painted).detect(image, size)
         keep = scores >= (threshold or 0.0)
         return {
             "file": str(path),
