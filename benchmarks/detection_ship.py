@@ -66,7 +66,7 @@ TEXT: dict[str, dict[str, tuple[str, ...]]] = {
             "pallor and a fine relief alone",
             "Very weak contrast, strong defocus or a bias near extinction hides cells from it",
             "A leukocyte that an edge of the image cuts to 8 to 40 % is found in three cases of five",
-            "What is painted of an image was learned from computed DIC, too, so both ways of looking may fail "
+            "What is painted of an image was learned from computed DIC, too: both ways of looking may fail "
             "together on photographed DIC",
             "Blood only; marrow was never seen",
             "A pixel size off by more than a factor of 1.5 loses cells",
