@@ -366,6 +366,9 @@ def train_classifier(
         net.locator.load_state_dict(locator)
     if before is not None:
         go_on_from(net.members, before, classes)
+    elif recipe.start_share:
+        raise BadInput("recipe: start_share is of a classifier to go on from; name one with --start.")
+    begun = [copy.deepcopy(network) for network in net.members if recipe.start_share]
     cells = cell_set(learned, recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"
@@ -379,6 +382,8 @@ def train_classifier(
         stop_after=stop_after,
         report=report,
     )
+    for network, first in zip(net.members, begun, strict=False):
+        _follow(network, first, 1 - recipe.start_share)
     training = {
         "seed": seed,
         "recipe": asdict(recipe),

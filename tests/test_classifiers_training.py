@@ -276,3 +276,29 @@ def test_training_goes_on_from_a_classifier_of_the_same_classes_and_no_other(fol
     np.testing.assert_allclose(after[head].float(), before[head].float(), atol=1e-3)  # its outputs, too
     with pytest.raises(BadInput, match="of the recipe's classes alone"):
         train_classifier(samples, tmp_path / "third", replace(TINY, level="top"), start=first)
+
+
+def test_what_is_kept_is_the_mean_of_the_classifier_begun_from_and_the_one_trained(folder, tmp_path):
+    samples = read_samples(folder)
+    far = replace(TINY, learning_rate=0.05, ema=0.0)
+    first = train_classifier(samples[:8], tmp_path / "first", TINY, epochs=1, held_out=samples[8:])
+    parts = {}
+    for share in (0.0, 0.25):
+        recipe = replace(far, start_share=share)
+        out = train_classifier(
+            samples[:8], tmp_path / f"{share}", recipe, epochs=1, start=first, held_out=samples[8:], seed=3
+        )
+        parts[share] = read_package(out).state_dict()
+    begun, trained, kept = read_package(first).state_dict(), parts[0.0], parts[0.25]
+    weights = [k for k in begun if k.startswith("network.") and begun[k].ndim > 1]
+    assert any((trained[k] - begun[k]).abs().max() > 0.02 for k in weights)  # it did move
+    for k in weights:
+        expected = 0.25 * begun[k].float() + 0.75 * trained[k].float()
+        np.testing.assert_allclose(kept[k].float(), expected, atol=2e-3)  # stored in 16 bits
+
+
+def test_a_share_of_what_was_begun_from_asks_for_a_classifier_to_begin_from(folder, tmp_path):
+    with pytest.raises(BadInput, match="start_share is of a classifier to go on from; name one"):
+        train_classifier(folder, tmp_path / "none", replace(TINY, start_share=0.3), epochs=1, holdout=0.3)
+    with pytest.raises(BadInput, match="no share from 0 to below 1"):
+        replace(TINY, start_share=1.0)

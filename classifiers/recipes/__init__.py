@@ -58,6 +58,9 @@ class Recipe:
     ema: float = 0.995
     drop_rate: float = 0.2
     samples_per_epoch: int | None = None
+    # Of the classifier begun from, in the mean of both networks' weights that is kept: what is learned anew
+    # keeps part of what was known before (WiSE-FT; Wortsman et al. 2022, CVPR, equation 1).
+    start_share: float = 0.0
     companions: tuple[Companion, ...] = ()
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -71,6 +74,8 @@ class Recipe:
             raise BadInput(
                 f"recipe: {self.backbone} needs input_px of at least {least}, not {self.input_px}."
             )
+        if not 0 <= self.start_share < 1:
+            raise BadInput(f"recipe: start_share {self.start_share} is no share from 0 to below 1.")
         if self.loss not in ("cross_entropy", "focal"):
             raise BadInput(f"recipe: loss '{self.loss}' is not cross_entropy or focal.")
         if self.modality not in ("brightfield", "dic"):
