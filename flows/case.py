@@ -55,7 +55,7 @@ def limited(stage: str, settings: NightSettings) -> Iterator[None]:
     Within one cluster the resource GPU does this; a limit of the server also holds between the clusters of
     several flow runs on one machine.  Raises where the server has no limit of that name.
     """
-    on_gpu = ("staining", "classification", "explanation", "patient")
+    on_gpu = ("target", "staining", "classification", "explanation", "patient")
     name = settings.gpu_limit if stage in on_gpu else None
     name = settings.database_limit if stage == "report" else name
     if name is None:

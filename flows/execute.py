@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows import explain_stage, patient_stage, reporting, stages, unit_stages, virtual_perls_stage
+from flows import (
+    explain_stage,
+    patient_stage,
+    reporting,
+    stages,
+    target_stage,
+    unit_stages,
+    virtual_perls_stage,
+)
 from flows.auditing import note
 from flows.cluster import Workers
 from flows.records import CaseRun, WorkNeeded
@@ -36,7 +44,8 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     detections, quality, overviews, problems = wrap("detection", stages.detection)(run, case)
     found = wrap("cells", stages.cells)(run, case, detections, registrations)
     patches_mark = wrap("patches", unit_stages.patches)(run, case, found)
-    staining_mark, doubt = wrap("staining", unit_stages.staining)(run, case, found, patches_mark)
+    painted = wrap("target", target_stage.target)(run, case, found, patches_mark)
+    staining_mark, doubt = wrap("staining", unit_stages.staining)(run, case, found, patches_mark, painted)
     classes = wrap("classification", unit_stages.classification)(
         run, found, patches_mark, staining_mark, doubt
     )
@@ -58,6 +67,7 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         pattern if pattern is not None and pattern.familiar else None,
         patient_stage.why_not_shown(run, found, pattern),
         explained,
+        painted,
     )
     result = wrap("report", reporting.report)(run, findings)
     return CaseOutcome(

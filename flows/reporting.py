@@ -38,6 +38,7 @@ from pipeline.types import (
     ExplainedCell,
     FocusQuality,
     Modality,
+    PaintedTarget,
     PatientPattern,
     Registration,
     Spec,
@@ -72,6 +73,7 @@ class Findings(Spec):
     patient: PatientPattern | None = None
     no_patient: str | None = None  # why there is no patient-level reading
     explained: tuple[ExplainedCell, ...] = ()  # cells in doubt, least sure first
+    painted: PaintedTarget | None = None  # of virtual cells, where the settings name no target
 
 
 def gather(
@@ -85,6 +87,7 @@ def gather(
     patient: PatientPattern | None = None,
     no_patient: str | None = None,
     explained: tuple[ExplainedCell, ...] = (),
+    painted: PaintedTarget | None = None,
 ) -> Findings:
     """The stages' results in one value."""
     return Findings(
@@ -111,6 +114,7 @@ def gather(
         patient=patient,
         no_patient=no_patient,
         explained=explained,
+        painted=painted,
     )
 
 
@@ -273,6 +277,7 @@ def write_report(
             commit=source_commit(),
             known_classes=classes,
             min_confidence=calibrated_confidence(run.settings, findings.cells),
+            painted=findings.painted,
         ),
         run.settings,
         status=state.status(content or mark),

@@ -28,6 +28,7 @@ VERSIONS = {
     "detection": 6,
     "cells": 2,
     "patches": 1,
+    "target": 1,
     "staining": 5,
     "classification": 5,
     "explanation": 2,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from flows import work
 from flows.naming import namers, naming_settings
 from flows.records import CaseRun, Item, Outcome, StageFailed
 from flows.stages import VERSIONS, model_sha
-from pipeline.types import Case, Cell, CellClass
+from pipeline.types import Case, Cell, CellClass, PaintedTarget
 from storage.fingerprint import fingerprint
 from storage.registry import virtual_array
 
@@ -103,12 +104,22 @@ def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
     return mark
 
 
-def staining(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str) -> tuple[str, Doubt]:
-    """Virtual MGG of the cells that have no stained image of their own.
+def staining(
+    run: CaseRun,
+    case: Case,
+    found: tuple[Cell, ...],
+    patches_mark: str,
+    painted: PaintedTarget | None = None,
+) -> tuple[str, Doubt]:
+    """Virtual MGG of the cells that have no stained image of their own, towards the target that was found
+    where the settings name none.
 
     Returns the fingerprint of what the store now holds and the doubt of each virtual cell.
     """
     settings = run.settings.staining
+    if painted is not None:
+        settings = settings.model_copy(update={"target": painted.target})
+        run = replace(run, settings=run.settings.model_copy(update={"staining": settings}))
     if not any(c.modality == "dic" for c in found):
         run.retire("staining", set())
         return "", {}

@@ -238,7 +238,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
     return image[..., None] if image.ndim == 2 else image[..., 1:2]
 
 
-def _shear_by_field(
+def shear_by_field(
     case_dir: str, stainer: Any, cells: list[Cell], images: list[FieldImage], settings: Settings
 ) -> dict[tuple[str, str], float]:
     """The shear direction of each DIC field, for a stainer that wants it: a patch can only guess it."""
@@ -278,7 +278,7 @@ def stain_unit(
     store, stainer = CaseStore(Store(store_url), case_id), load("stainer", model)
     dic = store.read_rows(f"patches/{size}/dic", first_row, first_row + len(cells))
     rows = np.flatnonzero([c.modality == "dic" for c in cells])
-    shear = _shear_by_field(case_dir, stainer, cells, images, settings)
+    shear = shear_by_field(case_dir, stainer, cells, images, settings)
     angles = [shear.get((cells[r].slide, cells[r].field)) for r in rows]
     stained = stain_patches(dic[rows], stainer, settings.staining, shear_angle_deg=angles if shear else None)
     image = np.zeros((len(cells), size, size, 3), np.uint8)

@@ -271,12 +271,12 @@ def _not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> li
     slides_dic = {(i.slide, i.field) for i in case.images if i.modality == "dic"}
     stained = {(i.slide, i.field) for i in case.images if i.modality == "brightfield" and i.stain == "MGG"}
     if not stained and slides_dic:
-        why = f"the case has DIC images only; classes are read from {_virtual_stain(settings)}"
+        why = f"the case has DIC images only; classes are read from {_virtual_stain(run, settings)}"
         why += _named_alike(run, settings)
         notes.append(NotAssessed(code="DIC_ONLY", what="The real stain of any cell", why=why))
     elif virtual:
         n = len(slides_dic - stained)
-        why = f"{n} fields have DIC only; classes there are read from {_virtual_stain(settings)}"
+        why = f"{n} fields have DIC only; classes there are read from {_virtual_stain(run, settings)}"
         why += _named_alike(run, settings)
         notes.append(NotAssessed(code="PARTLY_VIRTUAL", what="The real stain of some cells", why=why))
     if stained and not slides_dic:
@@ -304,17 +304,25 @@ def _named_alike(run: RunInfo, settings: Settings) -> str:
         if measured is None:
             continue
         alike: dict[str, int] = measured["alike"]  # by target, in the stainer's order
-        target = settings.staining.target or next(iter(alike))
+        chosen = run.painted.target if run.painted is not None else None
+        target = settings.staining.target or chosen or next(iter(alike))
         if target in alike:
             share = round(100 * alike[target] / measured["n"])
             return f"; {share} % of such names were those of the real stain on {measured['measured_on']}"
     return ""
 
 
-def _virtual_stain(settings: Settings) -> str:
+def _virtual_stain(run: RunInfo, settings: Settings) -> str:
     """Which stain is painted: a classifier of real stain hangs on it (docs/virtual-naming.md)."""
     if settings.staining.target is not None:
         return f"a virtual stain, '{settings.staining.target}'"
+    if run.painted is not None:
+        found = run.painted
+        others = ", ".join(f"{t} {c:.2f}" for t, c in found.confidence.items() if t != found.target)
+        return (
+            f"a virtual stain, '{found.target}', the one by which {found.n_cells} of the cells are named "
+            f"most surely (mean confidence {found.confidence[found.target]:.2f}; {others})"
+        )
     first = "a virtual stain, the first that the stainer paints"
     if settings.classification.virtual_classifier is not None:
         return first

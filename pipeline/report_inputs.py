@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pipeline.types import FocusQuality, Modality, Problem, Registration, Stain
+from pipeline.types import FocusQuality, Modality, PaintedTarget, Problem, Registration, Stain
 from storage.packages import ModelCard, ModelPackage
 from storage.registry import Entry
 
@@ -79,3 +79,4 @@ class RunInfo:
     expected_config_sha256: str | None = None  # of a validated configuration, where the laboratory has one
     known_classes: tuple[str, ...] | None = None  # of the classifier; None: read off the probabilities
     min_confidence: float | None = None  # the classifier's calibrated figure
+    painted: PaintedTarget | None = None  # of virtual cells, where the settings name no target

@@ -229,6 +229,14 @@ class AttendedCell(Spec):
     speaks_for: str  # the pattern that this cell alone speaks for most
 
 
+class PaintedTarget(Spec):
+    """The stain that a case's DIC cells are painted in: that by which their classifier is surest."""
+
+    target: str
+    confidence: dict[str, float]  # by target, the mean over `n_cells` cells
+    n_cells: int
+
+
 class PatientPattern(Spec):
     """What all cells of a case say together: by attention, and by their mean class probabilities alone."""
 

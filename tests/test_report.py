@@ -172,6 +172,21 @@ def test_a_dic_only_case_says_which_stain_was_painted_and_whether_names_hang_on_
     assert ("names hang on it" in why) is (target is None and namer is None)
 
 
+def test_a_dic_only_case_says_which_target_was_found_for_it_and_by_how_much():
+    from pipeline.types import PaintedTarget
+
+    case = a_case(images=tuple(image(f"F{i + 1}", "dic", "unstained") for i in range(4)), mode="dic")
+    read = cells_of(BLOOD, 4, modality="dic", stain="unstained", virtual=True)
+    found = PaintedTarget(target="bccd", confidence={"barcelona": 0.77, "bccd": 0.8}, n_cells=60)
+    alike = {"n": 40, "alike": {"barcelona": 30, "bccd": 20}, "measured_on": "40 cells of computed DIC"}
+    model = a_model(card=a_card(metrics={"named_like_real_stain": alike}))
+    result = a_result(settings=QUICK, case=case, read=read, run=a_run(models=(model,), painted=found))
+    why = next(n.why for n in result.not_assessed if n.code == "DIC_ONLY")
+    assert "a virtual stain, 'bccd', the one by which 60 of the cells are named most surely" in why
+    assert "(mean confidence 0.80; barcelona 0.77)" in why
+    assert "50 % of such names" in why  # of that target, not of the first
+
+
 def test_a_dic_only_case_says_how_often_such_names_were_right_where_that_was_measured():
     case = a_case(images=tuple(image(f"F{i + 1}", "dic", "unstained") for i in range(4)), mode="dic")
     read = cells_of(BLOOD, 4, modality="dic", stain="unstained", virtual=True)
