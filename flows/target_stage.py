@@ -40,9 +40,9 @@ def target(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str)
     settings = run.settings
     rows = sample(found, settings.classification.min_seen)
     namer = settings.classification.virtual_classifier
-    if settings.staining.target is not None or namer is None or not rows:
-        return None
-    if made_for(namer, settings.staining.dic_stainer) is not True:
+    named = settings.staining.target is not None or namer is None
+    if named or not rows or made_for(str(namer), settings.staining.dic_stainer) is not True:
+        run.retire(STAGE, set())
         return None
     cells = [found[i] for i in rows]
     fields = {(c.slide, c.field) for c in cells}

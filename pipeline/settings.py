@@ -99,7 +99,7 @@ class StainingSettings(Section):
     """Virtual staining of DIC patches."""
 
     dic_stainer: str = "dic-to-mgg"
-    target: str | None = None  # stain to paint, that most like the laboratory's; None: the first
+    target: str | None = None  # stain to paint, that most like the laboratory's; None: found for each case
     size_px: int = 256
     min_confidence: float | None = None  # None: the threshold that the model's card states
     perls_stainer: str | None = "mgg-to-perls"  # virtual Perls of marrow without a Perls slide; None: never

@@ -101,8 +101,11 @@ def test_the_target_of_which_the_classifier_is_surest_is_taken_and_of_equals_the
     ],
 )
 def test_nothing_is_tried_where_a_target_is_named_or_nothing_could_tell(settings, n_cells):
-    run: Any = SimpleNamespace(settings=Settings.model_validate(settings))  # no item could be run on it
+    gone: list[tuple[str, set[str]]] = []
+    chosen = Settings.model_validate(settings)
+    run: Any = SimpleNamespace(settings=chosen, retire=lambda *what: gone.append(what))  # it can run nothing
     assert target(run, SimpleNamespace(images=()), tuple(cell(i) for i in range(n_cells)), "mark") is None  # type: ignore[arg-type]
+    assert gone == [("target", set())]  # what an earlier run found is none of this one's
 
 
 def test_the_shipped_pair_tries_each_target_by_the_quick_way_of_painting(monkeypatch, tmp_path):
