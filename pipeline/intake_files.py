@@ -41,8 +41,8 @@ def check_case_id(case_id: str) -> str:
 def inside(case_dir: Path, file: str) -> Path:
     """The path of a file of the case; raises BadInput where it lies, or is linked, outside the folder."""
     problem = None
-    if not file or any(ord(c) < 32 or ord(c) == 127 for c in file) or len(file) > 1000:
-        problem = "is no file name"
+    if not file or not file.isprintable() or len(file) > 1000:
+        problem = "is no file name"  # what cannot be shown would turn a report's or a terminal's line around
     elif PurePosixPath(file).is_absolute() or PureWindowsPath(file).drive or PureWindowsPath(file).root:
         problem = "is an absolute path"
     elif ".." in PurePosixPath(file).parts:
@@ -55,7 +55,8 @@ def inside(case_dir: Path, file: str) -> Path:
             problem = "is a link to outside the case folder"
         except (OSError, RuntimeError, ValueError):
             problem = "cannot be resolved (a loop of links, or too long a name)"
-    raise BadInput(f"{case_dir}: the file '{shown(file, 200)}' {problem}; put the image into the folder.")
+    found = f"{case_dir}: the file '{shown(file, 200)}' {problem}"
+    raise BadInput(f"{found}; put the image into the folder under a plain name.")
 
 
 def sha256_file(path: Path) -> str:

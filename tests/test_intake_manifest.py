@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import BadInput
@@ -210,7 +210,11 @@ _cell = {
 _row = st.fixed_dictionaries(_cell)
 
 
+_TURNED = {**{k: v[0] for k, v in _SOUND.items()}, "file": "\u202egnp.tif"}  # shown as if it were fit.png
+
+
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(rows=[_TURNED], delimiter=",", positions=False)
 @given(rows=st.lists(_row, max_size=5), delimiter=st.sampled_from(",;\t"), positions=st.booleans())
 def test_any_manifest_gives_a_case_of_its_own_files_or_one_sentence(
     tmp_path: Path, rows: list[dict[str, str]], delimiter: str, positions: bool
