@@ -148,6 +148,25 @@ def build(package: ModelPackage, alone: YoloOnnxDetector) -> PaintedDetector:
     """The detector of a card with `painted`; raises BadModelPackage where a companion is another."""
     from storage.registry import load
 
+    checked = checked_companions(package)
+    asked, where = package.card.parameters[PAINTED], str(package.folder)
+    stainer, reader = load("stainer", str(asked["stainer"])), load("detector", str(asked["detector"]))
+    scale = checked["stainer"].card.pixel_size_um
+    if not hasattr(stainer, "paint_field") or scale is None or not isinstance(reader, YoloOnnxDetector):
+        raise BadModelPackage(
+            f"{where}: '{asked['stainer']}' paints no fields of a known scale, or '{asked['detector']}' is "
+            "no network that reads them; correct the card's 'painted'."
+        )
+    return PaintedDetector(alone, stainer, scale, reader)
+
+
+def checked_companions(package: ModelPackage) -> dict[str, ModelPackage]:
+    """The packages that a card's `painted` names, by task; none where it names none.
+
+    Raises BadModelPackage where one has other weights than those that the card was measured with.
+    """
+    if PAINTED not in package.card.parameters:
+        return {}
     asked = package.card.parameters[PAINTED]
     where = str(package.folder)
     if not isinstance(asked, Mapping) or not {"stainer", "detector"} <= asked.keys():
@@ -161,14 +180,7 @@ def build(package: ModelPackage, alone: YoloOnnxDetector) -> PaintedDetector:
                 f"{where} was measured with other weights of {task} '{name}' than those at "
                 f"{found[task].folder}; restore them, or set detection.dic_painted to false."
             )
-    stainer, reader = load("stainer", str(asked["stainer"])), load("detector", str(asked["detector"]))
-    scale = found["stainer"].card.pixel_size_um
-    if not hasattr(stainer, "paint_field") or scale is None or not isinstance(reader, YoloOnnxDetector):
-        raise BadModelPackage(
-            f"{where}: '{asked['stainer']}' paints no fields of a known scale, or '{asked['detector']}' is "
-            "no network that reads them; correct the card's 'painted'."
-        )
-    return PaintedDetector(alone, stainer, scale, reader)
+    return found
 
 
 def _package(task: Any, name: str, where: str) -> ModelPackage:

@@ -92,6 +92,23 @@ def test_doctor_finds_nothing_wrong_in_a_sound_installation() -> None:
     }
 
 
+def test_doctor_names_a_stainer_that_the_models_beside_it_were_not_made_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.commands.doctor import check_weights
+    from storage.packages import find_package, write_package
+
+    shipped = find_package("dic-to-mgg")
+    assert shipped is not None
+    weights = shipped.state_dict()
+    name = next(k for k, v in weights.items() if v.is_floating_point())
+    write_package(tmp_path / "dic-to-mgg", shipped.card.model_dump(), {**weights, name: weights[name] * 2})
+    monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
+    ((level, said),) = check_weights()
+    assert level == "error"
+    assert "leukocyte-dic was measured with other weights of stainer 'dic-to-mgg'" in said
+
+
 def test_doctor_names_a_weight_file_that_was_altered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 

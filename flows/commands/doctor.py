@@ -85,9 +85,11 @@ def check_imports() -> list[Finding]:
 
 
 def check_weights() -> list[Finding]:
+    from detectors.painted import checked_companions
+    from flows.naming import check_painter
     from pipeline.errors import SmearflowError
     from pipeline.settings import Settings
-    from storage.packages import list_packages
+    from storage.packages import ModelPackage, list_packages
     from storage.registry import describe
 
     findings: list[Finding] = []
@@ -113,6 +115,13 @@ def check_weights() -> list[Finding]:
             describe(task, name)  # type: ignore[arg-type]
         except SmearflowError as error:
             findings.append(("error", f"the default model is missing: {error}"))
+    try:
+        dic = describe("detector", settings.detection.dic_detector)
+        if isinstance(dic, ModelPackage):
+            checked_companions(dic)
+        check_painter(settings)
+    except SmearflowError as error:
+        findings.append(("error", str(error)))
     return findings or [("ok", f"{len(packages)} model packages, hashes as their cards say")]
 
 
