@@ -57,14 +57,21 @@ def whole_fields(
     return out
 
 
+def accuracy(r: dict) -> str:
+    """The cells of a row that say AP50 with its interval, AP50-95, precision and recall."""
+    low, high = r["ap50_ci95"]
+    return (
+        f"{r['ap50']:.3f} ({low:.3f}-{high:.3f}) | {r['ap50_95']:.3f} | "
+        f"{r['precision'] or 0:.3f} | {r['recall'] or 0:.3f}"
+    )
+
+
 def table(rows: dict[str, dict]) -> str:
     lines = ["| part | images | cells | AP50 (95 %) | AP50-95 | precision | recall | found / true |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, r in rows.items():
-        low, high = r["ap50_ci95"]
         lines.append(
-            f"| {name} | {r['n_images']} | {r['n_leukocytes']} | {r['ap50']:.3f} ({low:.3f}-{high:.3f}) | "
-            f"{r['ap50_95']:.3f} | {r['precision'] or 0:.3f} | {r['recall'] or 0:.3f} | "
+            f"| {name} | {r['n_images']} | {r['n_leukocytes']} | {accuracy(r)} | "
             f"{r['n_found'] / max(1, r['n_leukocytes']):.3f} |"
         )
     return "\n".join(lines)

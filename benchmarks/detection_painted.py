@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.classification_cells import write_section
-from benchmarks.detection_accuracy import ROOT, SEED, held_out_cells, measure
+from benchmarks.detection_accuracy import ROOT, SEED, accuracy, held_out_cells, measure
 from benchmarks.detection_accuracy import table as accuracy_table
 from benchmarks.detection_ship import THRESHOLDS
-from benchmarks.detection_truth import detect_field, field_boxes, read_fields, read_smears
+from benchmarks.detection_truth import field_boxes, judged, read_fields, read_smears
 
 NAME, STAINER, READER = "leukocyte-dic", "dic-to-mgg", "leukocyte-brightfield"
 SENTENCE = (
@@ -39,13 +39,6 @@ WAYS = {"alone": "the network alone", "painted": "the painted picture alone", "b
 
 Boxes = tuple[np.ndarray, np.ndarray]
 Part = dict[str, Any]  # truth: boxes of every image; a way of WAYS: boxes and scores of every image; seconds
-
-
-class Asked:
-    """A detector that answers what a function finds."""
-
-    def __init__(self, find: Callable[[np.ndarray, float], Boxes]) -> None:
-        self.detect = find
 
 
 def ways(detector: Any) -> tuple[Callable[[np.ndarray, float], dict[str, Boxes]], dict[str, float]]:
@@ -102,8 +95,7 @@ def fields(detector: Any, data: Path, read: dict[tuple[str, str], np.ndarray]) -
             for part in (case, everything):
                 part["truth"].append(boxes)
                 for way in WAYS:
-                    asked = Asked(lambda *_, answer=found[way]: answer)
-                    part[way].append(detect_field(asked, image, truth["pixel_size_um"], entry, "dic"))
+                    part[way].append(judged(entry, "dic", image.shape, *found[way]))
         out[folder.name] = case
     return out | {"all fields": everything}
 
@@ -140,11 +132,10 @@ def table(parts: dict[str, Part], thresholds: dict[str, float]) -> str:
     for name, part in parts.items():
         for way, words in WAYS.items():
             r = figures(part, way, thresholds[way])
-            low, high = r["ap50_ci95"]
+            miscount = r["n_found"] / r["n_leukocytes"] - 1
             lines.append(
-                f"| {name} | {r['n_images']} | {r['n_leukocytes']} | {words} | {r['ap50']:.3f} ({low:.3f}-"
-                f"{high:.3f}) | {r['ap50_95']:.3f} | {r['precision']:.3f} | {r['recall']:.3f} | "
-                f"{100 * (r['n_found'] / r['n_leukocytes'] - 1):+.1f} % |"
+                f"| {name} | {r['n_images']} | {r['n_leukocytes']} | {words} | {accuracy(r)} | "
+                f"{100 * miscount:+.1f} % |"
             )
     return "\n".join(lines)
 

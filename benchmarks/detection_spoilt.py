@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.classification_cells import write_section
 from benchmarks.detection_accuracy import ROOT
-from benchmarks.detection_truth import field_boxes, read_fields, seen_in, shared_area
+from benchmarks.detection_truth import field_boxes, judged, read_fields
 
 THRESHOLDS = {"the network alone": 0.5, "both, fused": 0.4}
 
@@ -82,13 +82,18 @@ def found(detector: Any, image: Image, pixel_size_um: float) -> dict[str, tuple[
     return dict(zip(THRESHOLDS, (seen, both), strict=True))
 
 
-def measure(detector: Any, data: Path, spoil: Callable[[Image], Image], coarser: float) -> dict[str, Image]:
+def measure(
+    detector: Any,
+    data: Path,
+    read: dict[tuple[str, str], np.ndarray],
+    spoil: Callable[[Image], Image],
+    coarser: float,
+) -> dict[str, Image]:
     """(right, found, true) leukocytes of all fields, by how they were looked for."""
     from detectors.datasets import read_image
     from detectors.evaluation import match
     from detectors.yolo_onnx import check_image
 
-    read = read_fields(data)
     out = {way: np.zeros(3, int) for way in THRESHOLDS}
     for folder in sorted((data / "cases").iterdir()):
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
@@ -101,9 +106,9 @@ def measure(detector: Any, data: Path, spoil: Callable[[Image], Image], coarser:
                     spoilt, None, fx=1 / coarser, fy=1 / coarser, interpolation=cv2.INTER_AREA
                 )
             for way, (boxes, scores) in found(detector, spoilt, truth["pixel_size_um"] * coarser).items():
-                cut, inside = seen_in(shared_area(entry, "dic", image.shape), boxes * coarser, 1 / 3)
-                keep = inside & (scores >= THRESHOLDS[way])
-                right = match(cut[keep], scores[keep], there, 0.5)
+                cut, sure = judged(entry, "dic", image.shape, boxes * coarser, scores)
+                keep = sure >= THRESHOLDS[way]
+                right = match(cut[keep], sure[keep], there, 0.5)
                 out[way] += np.array([right.sum(), keep.sum(), len(there)])
     return out
 
@@ -117,10 +122,10 @@ def main() -> None:
     from storage.registry import load
 
     data = Path(os.environ.get("SMEARFLOW_DATA", ROOT.parent / "shared" / "data"))
-    detector = load("detector", "leukocyte-dic")
+    detector, read = load("detector", "leukocyte-dic"), read_fields(data)
     lines = ["| picture | looked at by | precision | recall | F1 | count |", "|---|---|---|---|---|---|"]
     for what, (spoil, coarser) in SPOILT.items():
-        for way, (right, n, true) in measure(detector, data, spoil, coarser).items():
+        for way, (right, n, true) in measure(detector, data, read, spoil, coarser).items():
             lines.append(
                 f"| {what} | {way} | {right / n:.3f} | {right / true:.3f} | {2 * right / (n + true):.3f} | "
                 f"{100 * (n / true - 1):+.1f} % |"

@@ -130,10 +130,16 @@ def field_boxes(
 def detect_field(
     detector: Any, image: np.ndarray, pixel_size_um: float, entry: dict, modality: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) and scores (N,) of a whole field, cut to its `shared_area`.
+    """Boxes (N, 4) and scores (N,) of a whole field: see `judged`."""
+    return judged(entry, modality, image.shape, *detector.detect(image, pixel_size_um))
+
+
+def judged(
+    entry: dict, modality: str, shape: tuple[int, ...], boxes: np.ndarray, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) and scores (N,) found in a whole field, cut to its `shared_area`.
 
     A box of which less than a third lies there is left out: at its rim a cell and its mirror image are one.
     """
-    boxes, scores = detector.detect(image, pixel_size_um)
-    cut, there = seen_in(shared_area(entry, modality, image.shape), boxes, 1 / 3)
+    cut, there = seen_in(shared_area(entry, modality, shape), boxes, 1 / 3)
     return cut[there].astype(np.float32), scores[there]

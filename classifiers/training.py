@@ -368,7 +368,7 @@ def train_classifier(
         go_on_from(net.members, before, classes)
     elif recipe.start_share:
         raise BadInput("recipe: start_share is of a classifier to go on from; name one with --start.")
-    begun = [copy.deepcopy(network) for network in net.members if recipe.start_share]
+    begun = copy.deepcopy(net.members) if recipe.start_share else ()
     cells = cell_set(learned, recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"

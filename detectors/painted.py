@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detectors.boxes import fused, suppress
-from detectors.yolo_onnx import SAME_IN_VIEWS_IOU, Found, YoloOnnxDetector, check_image, check_pixel_size
+from detectors.yolo_onnx import SAME_IN_VIEWS_IOU, Found, YoloOnnxDetector, check_image
 from pipeline.errors import BadModelPackage
 
 if TYPE_CHECKING:
@@ -40,19 +40,22 @@ class PaintedImage:
         self.shape = tuple(image.shape)
 
     def __getitem__(self, where: tuple[slice, slice]) -> np.ndarray:
-        import cv2
-
         part = np.ascontiguousarray(np.asarray(self._image[where])[..., :3])
         height, width = part.shape[:2]
         size = max(1, round(width * self._factor)), max(1, round(height * self._factor))
-        if size != (width, height):
-            how = cv2.INTER_AREA if self._factor < 1 else cv2.INTER_CUBIC
-            part = cv2.resize(part, size, interpolation=how)
-        painted = np.asarray(self._stainer.paint_field(part))
-        if size != (width, height):
-            how = cv2.INTER_AREA if self._factor > 1 else cv2.INTER_CUBIC
-            painted = cv2.resize(painted, (width, height), interpolation=how)
-        return painted
+        painted = np.asarray(self._stainer.paint_field(_resized(part, size)))
+        return _resized(painted, (width, height))
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image (H, W, 3) at another (width, height)."""
+    import cv2
+
+    height, width = image.shape[:2]
+    if size == (width, height):
+        return image
+    how = cv2.INTER_AREA if size[0] * size[1] < width * height else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image, size, interpolation=how))
 
 
 class PaintedDetector:
@@ -69,7 +72,6 @@ class PaintedDetector:
     def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
         """Leukocytes: see detectors.base.Detector.  An image of pixels over `COARSEST_UM` is not painted."""
         image = check_image(image, self.name)
-        check_pixel_size(pixel_size_um, self.name)
         seen = self.alone.detect(image, pixel_size_um)
         if pixel_size_um > COARSEST_UM or min(image.shape[:2]) < 1:
             return seen
@@ -116,11 +118,14 @@ def leukocyte_detector(name: str, *, painted: bool = True) -> Any:
 
     Raises as `storage.registry.load` does.
     """
+    from storage.packages import ModelPackage
     from storage.registry import describe, load
 
-    if painted or not companions(name):
+    if painted:
         return load("detector", name)
-    found: Any = describe("detector", name)
+    found = describe("detector", name)
+    if not isinstance(found, ModelPackage) or PAINTED not in found.card.parameters:
+        return load("detector", name)
     return _alone(str(found.folder), found.card.sha256)
 
 

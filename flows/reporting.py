@@ -134,13 +134,10 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
         for i in findings.case.images
     ):
         named.append(("detector", settings.detection.dic_detector, (("dic", "unstained"),)))
-        for task, name in (
-            companions(settings.detection.dic_detector) if settings.detection.dic_painted else ()
-        ):
-            reads: tuple[Modality, Stain] = (
-                ("dic", "unstained") if task == "stainer" else ("brightfield", "MGG")
-            )
-            named.append((task, name, (reads,)))
+        beside = companions(settings.detection.dic_detector) if settings.detection.dic_painted else ()
+        for task, name in beside:  # the stainer reads the DIC, the detector what is painted of it
+            dic = task == "stainer"
+            named.append((task, name, (("dic", "unstained"),) if dic else (("brightfield", "MGG"),)))
     if any(k[1] == "Perls" for k in kinds):
         named.append(("detector", settings.detection.perls_detector, (("brightfield", "Perls"),)))
         readers = (
@@ -165,12 +162,12 @@ def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
             named.append(("classifier", settings.staining.erythroblast_classifier, (("brightfield", "MGG"),)))
     if findings.patient is not None:
         named.append(("patient-classifier", findings.patient.model, (("brightfield", "MGG"),)))
-    each = {
-        (task, name): reads for task, name, reads in reversed(named)
-    }  # one that took part twice stands once
+    once: dict[tuple[Any, str], tuple[tuple[Modality, Stain], ...]] = {}
+    for task, name, reads in named:  # one that took part twice stands once
+        once.setdefault((task, name), reads)
     return tuple(
-        ModelUse.of(describe(task, name), each[task, name], version=version("smearflow"))
-        for task, name in dict.fromkeys((task, name) for task, name, _ in named)
+        ModelUse.of(describe(task, name), reads, version=version("smearflow"))
+        for (task, name), reads in once.items()
     )
 
 

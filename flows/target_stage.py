@@ -13,8 +13,9 @@ import numpy as np
 
 from flows import work
 from flows.naming import made_for
-from flows.records import CaseRun, Item, StageFailed
+from flows.records import CaseRun, Item
 from flows.stages import VERSIONS, model_sha
+from flows.unit_stages import dic_images, need_all
 from pipeline.settings import Settings
 from pipeline.types import Case, Cell, FieldImage, PaintedTarget
 from storage.fingerprint import fingerprint
@@ -45,8 +46,6 @@ def target(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str)
         run.retire(STAGE, set())
         return None
     cells = [found[i] for i in rows]
-    fields = {(c.slide, c.field) for c in cells}
-    images = [i for i in case.images if i.modality == "dic" and (i.slide, i.field) in fields]
     mark = fingerprint(
         STAGE,
         VERSIONS[STAGE],
@@ -60,13 +59,12 @@ def target(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str)
         key="case",
         fingerprint=mark,
         function=try_targets,
-        args=(str(run.case_dir), run.store.url, run.case_id, rows, cells, images, settings),
+        args=(str(run.case_dir), run.store.url, run.case_id, rows, cells, dic_images(case, cells), settings),
         gpu=True,
     )
-    (outcome,) = run.run_items(STAGE, [item]).values()
-    if outcome.error is not None:
-        raise StageFailed(f"{run.case_id}: {STAGE} failed: {outcome.error_type}: {outcome.error}")
-    return PaintedTarget.model_validate(outcome.output)
+    outcomes = run.run_items(STAGE, [item])
+    need_all(run, STAGE, outcomes)
+    return PaintedTarget.model_validate(outcomes[item.key].output)
 
 
 def try_targets(
@@ -91,13 +89,14 @@ def try_targets(
     name = f"patches/{settings.staining.size_px}/dic"
     dic = np.concatenate([store.read_rows(name, row, row + 1) for row in rows])
     shear = work.shear_by_field(case_dir, stainer, cells, images, settings)
+    angles = [shear[c.slide, c.field] for c in cells] if shear else None
 
     def painted(look: str) -> np.ndarray:
-        if isinstance(stainer, Painter) and shear:
-            angles = [shear[c.slide, c.field] for c in cells]
+        if isinstance(stainer, Painter) and angles is not None:
             each = zip(dic, angles, strict=True)
             return np.stack([stainer.paint(patch, look, shear_angle_deg=angle) for patch, angle in each])
-        return np.asarray(stainer.stain(dic, look).image)
+        known = {} if angles is None else {"shear_angle_deg": angles}
+        return np.asarray(stainer.stain(dic, look, **known).image)
 
     sure: dict[str, float] = {}
     for look in stainer.targets:

@@ -10,7 +10,7 @@ from flows import work
 from flows.naming import namers, naming_settings
 from flows.records import CaseRun, Item, Outcome, StageFailed
 from flows.stages import VERSIONS, model_sha
-from pipeline.types import Case, Cell, CellClass, PaintedTarget
+from pipeline.types import Case, Cell, CellClass, FieldImage, PaintedTarget
 from storage.fingerprint import fingerprint
 from storage.registry import virtual_array
 
@@ -68,16 +68,22 @@ def _fill(
             groups and all(store.unit_is_intact(n, int(key.split("-")[1]), mark) for n in arrays)
         ),
     )
-    _need_all(run, stage, outcomes)
+    need_all(run, stage, outcomes)
     return outcomes
 
 
-def _need_all(run: CaseRun, stage: str, outcomes: dict[str, Outcome]) -> None:
+def need_all(run: CaseRun, stage: str, outcomes: dict[str, Outcome]) -> None:
     for key, outcome in outcomes.items():
         if outcome.error is not None:
             raise StageFailed(
                 f"{run.case_id}: {stage} of {key} failed: {outcome.error_type}: {outcome.error}"
             )
+
+
+def dic_images(case: Case, some: list[Cell]) -> list[FieldImage]:
+    """The DIC images of the fields that these cells are in."""
+    fields = {(c.slide, c.field) for c in some}
+    return [i for i in case.images if i.modality == "dic" and (i.slide, i.field) in fields]
 
 
 def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
@@ -132,11 +138,16 @@ def staining(
     }
     units = [u for u in _units(run, len(found)) if any(c.modality == "dic" for c in found[u[1] : u[2]])]
 
-    def images_of(some: list[Cell]) -> list[Any]:
-        fields = {(c.slide, c.field) for c in some}
-        return [i for i in case.images if i.modality == "dic" and (i.slide, i.field) in fields]
-
-    outcomes = _fill(run, "staining", mark, found, arrays, work.stain_unit, images_of, units)
+    outcomes = _fill(
+        run,
+        "staining",
+        mark,
+        found,
+        arrays,
+        work.stain_unit,
+        lambda some: dic_images(case, some),
+        units,
+    )
     doubt: Doubt = {}
     for index, start, end in units:
         output = outcomes[_key(index)].output or {}
@@ -183,7 +194,7 @@ def classification(
         for index, start, end in _units(run, len(found))
     ]
     outcomes = run.run_items("classification", items)
-    _need_all(run, "classification", outcomes)
+    need_all(run, "classification", outcomes)
     classes = [CellClass.model_validate(c) for o in outcomes.values() for c in (o.output or {})["classes"]]
     return without_slivers([_with_doubt(c, doubt.get(c.cell_id)) for c in classes], found, settings.min_seen)
 

@@ -93,10 +93,8 @@ def test_the_target_of_which_the_classifier_is_surest_is_taken_and_of_equals_the
     [
         ({"staining": {"target": "bccd"}}, 30),
         ({"classification": {"virtual_classifier": None}}, 30),
-        (
-            {"classification": {"virtual_classifier": "leukocyte-classes"}},
-            30,
-        ),  # made for no stainer's pictures
+        # Made for no stainer's pictures:
+        ({"classification": {"virtual_classifier": "leukocyte-classes"}}, 30),
         ({}, LEAST - 1),
     ],
 )
