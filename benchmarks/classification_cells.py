@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from classifiers.augment import Augmentation, geometry
+from classifiers.cell_set import MEAN, STD, CellSet
 from classifiers.networks import CellNet
+from classifiers.recipes import Recipe
 from classifiers.sources import Sample, group_duplicates, project_samples, read_image
-from classifiers.training import MEAN, STD, CellSet, Recipe, fit, new_net
+from classifiers.training import fit, new_net
 from classifiers.views import dihedral
 
 DATA = Path(os.environ.get("SMEARFLOW_DATA", "../shared/data"))

@@ -24,9 +24,10 @@ import torch
 from scipy.special import softmax
 
 from benchmarks.classification_cells import placed_samples, predict, share_cells, trained, write_section
+from classifiers.cell_set import cell_set
 from classifiers.metrics import fit_temperature, summary
+from classifiers.recipes import Recipe
 from classifiers.sources import Sample, folds_by_group, level_classes, to_level
-from classifiers.training import Recipe, cell_set
 
 
 def run_fold(

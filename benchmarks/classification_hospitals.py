@@ -34,10 +34,11 @@ from benchmarks.classification_cells import (
     trained,
     write_section,
 )
+from classifiers.cell_set import cell_set
 from classifiers.metrics import summary
+from classifiers.recipes import Recipe
 from classifiers.sources import level_classes
 from classifiers.taxonomy import LEVELS
-from classifiers.training import Recipe, cell_set
 
 CLASSES = level_classes("five")
 

@@ -29,12 +29,14 @@ from benchmarks.classification_cells import (
     predict,
     write_section,
 )
+from classifiers.cell_set import cell_set
 from classifiers.metrics import confusion, macro_f1
 from classifiers.networks import CellNet
 from classifiers.pretraining import Pretraining, crops_of, pretrain, start_from
+from classifiers.recipes import Recipe
 from classifiers.sources import Sample, boxed_cells, level_classes, split_by_group, to_level
 from classifiers.taxonomy import LEVELS
-from classifiers.training import Recipe, cell_set, fit
+from classifiers.training import fit
 
 CLASSES = level_classes("eight")
 RECIPE = Recipe(

@@ -15,11 +15,12 @@ import torch
 
 from benchmarks.classification_cells import DATA
 from classifiers.calibration import finish_package
+from classifiers.cell_set import cell_set
 from classifiers.readers import read_cells
 from classifiers.recipes import Recipe
 from classifiers.sources import split_by_group
 from classifiers.timm_classifier import load_strictly
-from classifiers.training import cell_set, new_net
+from classifiers.training import new_net
 from pipeline.errors import BadInput
 from storage.packages import find_package
 

@@ -16,7 +16,8 @@ from classifiers.timm_classifier import TimmClassifier, packed_state
 from classifiers.views import reflected
 
 if TYPE_CHECKING:
-    from classifiers.training import CellSet, Recipe
+    from classifiers.cell_set import CellSet
+    from classifiers.recipes import Recipe
 
 # Distance to the classes counts fully; a short embedding and the trained "none" add to it.  Fixed, not
 # fitted: the kinds of outliers at hand are not the kinds that will come.
@@ -123,7 +124,7 @@ def finish_package(
     card: dict[str, Any],
 ) -> dict[str, Any]:
     """Calibrate on held-out samples and write the package; returns the metrics on its card."""
-    from classifiers.training import MEAN, STD
+    from classifiers.cell_set import MEAN, STD
     from storage.packages import write_package
 
     # Measured is what is stored: float16 weights, widened again.

@@ -59,7 +59,7 @@ def _as_normalised_here(state: dict[str, Tensor]) -> None:
     These weights saw (x - 0.5) / 0.5; the classifiers here give (x - MEAN) / STD.  The two networks agree but
     for the rim, where the padding's zero is another colour.
     """
-    from classifiers.training import MEAN, STD
+    from classifiers.cell_set import MEAN, STD
 
     scale, shift = torch.tensor(STD) / 0.5, (torch.tensor(MEAN) - 0.5) / 0.5
     weight = state["conv_stem.weight"]

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,11 @@ def build_backbone(backbone: str, outputs: int, drop_rate: float = 0.0) -> nn.Mo
     return network
 
 
+# What a locator may answer, in shares of the crop's side: beyond it the crop shows no single centred cell.
+MAX_OFFSET, MIN_SIDE, MAX_SIDE = 0.2, 0.08, 1.1
+MIN_VIEW, MAX_VIEW = 0.33, 1.6
+
+
 class Locator(nn.Module):
     """Where the cell in the middle of a crop lies and how large it is.
 
@@ -64,6 +70,16 @@ class Locator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x).flatten(1))
+
+    @torch.inference_mode()
+    def aim(self, crop: Tensor, zoom: float) -> tuple[float, float, float]:
+        """Of a crop (3, 64, 64): x, y from its middle and the side of the square in which its cell is named,
+        `zoom` times the cell's, as shares of the crop's side.  Where no single cell is near, the middle."""
+        dx, dy, log_side = self(crop[None])[0].tolist()
+        if max(abs(dx), abs(dy)) > MAX_OFFSET:
+            dx = dy = 0.0
+        cell = np.clip(np.exp(log_side), MIN_SIDE, MAX_SIDE)
+        return dx, dy, float(np.clip(zoom * cell, MIN_VIEW, MAX_VIEW))
 
 
 class Familiarity(nn.Module):

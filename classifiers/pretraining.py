@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classifiers.augment import Augmentation, augment
+from classifiers.cell_set import MEAN, STD, cell_set
 from classifiers.networks import BACKBONES, build_backbone
+from classifiers.recipes import Recipe
 from classifiers.sources import Sample, boxed_cells
-from classifiers.training import MEAN, STD, Recipe, cell_set
 from pipeline.errors import BadInput, BadModelPackage
 
 WEIGHTS, NOTES = "backbone.safetensors", "pretraining.json"

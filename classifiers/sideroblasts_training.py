@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from classifiers.sideroblasts_cnn import INPUT_PX, OUTPUTS, PIXEL_SIZE_UM, IronNet, decide, in_units_of_stain
 from classifiers.sideroblasts_stain import glass_colour, optical_density
-from classifiers.training import _follow as follow_average
+from classifiers.training import follow_average
 from phantoms.marrow_fields import ERYTHROID_RECIPES, RECIPES
 from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set
 from phantoms.marrow_sets import PIXEL_SIZE_UM as FIELD_PIXEL_SIZE_UM

@@ -34,10 +34,6 @@ from pipeline.errors import BadInput, BadModelPackage
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
 
-# What the locator may answer: beyond it the crop shows no single centred cell, and its middle is taken.
-MAX_OFFSET, MIN_SIDE, MAX_SIDE = 0.2, 0.08, 1.1
-MIN_VIEW, MAX_VIEW = 0.33, 1.6  # of the searched square's side
-
 
 class TimmClassifier:
     """Names the cell in the middle of a patch, of any scale and brightfield stain."""
@@ -115,13 +111,8 @@ class TimmClassifier:
         if self._net.locator is None:
             return x, y, side
         small = balance(crop_square(patch, x, y, side, LOCATOR_PX), white_point(patch))
-        with torch.inference_mode():
-            dx, dy, log_side = self._net.locator(small[None].to(self._device))[0].tolist()
-        size = float(np.exp(log_side))
-        if max(abs(dx), abs(dy)) <= MAX_OFFSET:
-            x, y = x + dx * side, y + dy * side
-        share = float(np.clip(self.zoom * np.clip(size, MIN_SIDE, MAX_SIDE), MIN_VIEW, MAX_VIEW))
-        return x, y, share * side
+        dx, dy, share = self._net.locator.aim(small.to(self._device), self.zoom)
+        return x + dx * side, y + dy * side, share * side
 
     def view(self, patch: np.ndarray, pixel_size_um: float | None) -> torch.Tensor:
         """The view (3, S, S) in [0, 1], light and dye made even, in which a patch's cell is named."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from flows import work
+from flows import cell_work, work
 from flows.naming import calibrated_confidence, namers, naming_settings
 from flows.records import CaseRun, Item, StageFailed, safe_key
 from flows.stages import VERSIONS, model_sha
@@ -106,7 +106,7 @@ def explain_unit(
     from storage.store import Store
 
     work.limit_threads()
-    patches = work.patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
+    patches = cell_work.patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
     size_um = settings.patches.pixel_size_um
     done = []
     for cell, patch in zip(cells, patches, strict=True):

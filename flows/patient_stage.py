@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows import work
+from flows import cell_work, work
 from flows.records import CaseRun, Item, StageFailed
 from flows.stages import VERSIONS, model_sha
 from pipeline.settings import Settings
@@ -96,7 +96,7 @@ def read_case(store_url: str, case_id: str, found: list[Cell], settings: Setting
             some = found[start : start + step]
             mine = np.array([c.cell_id in wanted for c in some])
             if mine.any():
-                yield work.patches_to_read(store, some, start, settings)[mine]
+                yield cell_work.patches_to_read(store, some, start, settings)[mine]
 
     classifier = load("classifier", settings.classification.classifier)
     embeddings, probabilities = embed_cells(batches(), settings.patches.pixel_size_um, classifier)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows import stages, virtual_perls_stage, work
+from flows import cell_work, stages, virtual_perls_stage
 from flows.records import CaseRun
 from pipeline.types import Case, Cell
 
@@ -29,7 +29,8 @@ def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.nd
         some = list(findings.cells[start : start + step])
         if not any(c.cell_id in wanted for c in some):
             continue
-        for cell, patch in zip(some, work.patches_to_read(store, some, start, run.settings), strict=True):
+        patches = cell_work.patches_to_read(store, some, start, run.settings)
+        for cell, patch in zip(some, patches, strict=True):
             if cell.cell_id in wanted:
                 marked = _with_iron(run, patch) if cell.stain == "Perls" else patch
                 found[cell.cell_id] = _around(marked, cell, findings.case, run.settings.patches.pixel_size_um)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flows import work
+from flows import cell_work, work
 from flows.naming import made_for
 from flows.records import CaseRun, Item
 from flows.stages import VERSIONS, model_sha
@@ -88,7 +88,7 @@ def try_targets(
     store = CaseStore(Store(store_url), case_id)
     name = f"patches/{settings.staining.size_px}/dic"
     dic = np.concatenate([store.read_rows(name, row, row + 1) for row in rows])
-    shear = work.shear_by_field(case_dir, stainer, cells, images, settings)
+    shear = cell_work.shear_by_field(case_dir, stainer, cells, images, settings)
     angles = [shear[c.slide, c.field] for c in cells] if shear else None
 
     def painted(look: str) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from flows import work
+from flows import cell_work
 from flows.naming import namers, naming_settings
 from flows.records import CaseRun, Item, Outcome, StageFailed
 from flows.stages import VERSIONS, model_sha
@@ -94,7 +94,7 @@ def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
     arrays = {
         f"patches/{size}/{modality}": (size, 3 if modality == "brightfield" else 1)
         for size in run.settings.patches.sizes_px
-        for modality in work.patch_modalities(found)
+        for modality in cell_work.patch_modalities(found)
     }
     if run.allow_work:
         CaseStore(run.store, run.case_id).prune(set(arrays), [c.cell_id for c in found])
@@ -106,7 +106,7 @@ def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
         fields = {(c.slide, c.field) for c in some}
         return [i for i in case.images if (i.slide, i.field) in fields]
 
-    _fill(run, "patches", mark, found, arrays, work.cut_unit, images_of, _units(run, len(found)))
+    _fill(run, "patches", mark, found, arrays, cell_work.cut_unit, images_of, _units(run, len(found)))
     return mark
 
 
@@ -144,7 +144,7 @@ def staining(
         mark,
         found,
         arrays,
-        work.stain_unit,
+        cell_work.stain_unit,
         lambda some: dic_images(case, some),
         units,
     )
@@ -186,7 +186,7 @@ def classification(
     items = [
         Item(
             key=_key(index),
-            function=work.classify_unit,
+            function=cell_work.classify_unit,
             gpu=True,
             args=(run.store.url, run.case_id, start, list(found[start:end]), run.settings),
             fingerprint=fingerprint(mark, index),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flows import work
+from flows import cell_work, work
 from flows.records import CaseRun, Item, StageFailed
 from flows.stages import VERSIONS, model_sha
 from pipeline.settings import Settings
@@ -148,7 +148,7 @@ def read_unit(
     side, size_um = model_view(model)
     store, wanted = CaseStore(Store(store_url), case_id), set(chosen)
     rows = [i for i, c in enumerate(cells) if c.cell_id in wanted]
-    patches = work.patches_to_read(store, cells, first_row, settings)[rows]
+    patches = cell_work.patches_to_read(store, cells, first_row, settings)[rows]
     namer, method = settings.staining.erythroblast_classifier, settings.classification.classifier
     if namer is not None:
         kept = erythroblasts_of(patches, settings.patches.pixel_size_um, load("classifier", namer))

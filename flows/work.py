@@ -1,4 +1,4 @@
-"""What a worker does: one field, or one write unit, from paths and indices to files and small results.
+"""What a worker does for an image: from its path to a registration, detections, a picture and small results.
 
 Every function here takes plain values and specs, reads its pixels itself, and returns a
 JSON-able dict; models are built once per worker process by the registry.
@@ -6,7 +6,6 @@ JSON-able dict; models are built once per worker process by the registry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from flows.console import as_rgb
 from pipeline.settings import Settings
-from pipeline.types import Cell, FieldImage
+from pipeline.types import FieldImage
 
 OVERVIEW_WIDTH_PX = 900  # reduced field pictures of the report
 LOW_SCORE = 0.05  # detections kept in the store, so that another threshold needs no new detection
@@ -31,7 +30,8 @@ def limit_threads() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
-def _read(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray:
+def read(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray:
+    """The pixels of an image of a case as 8 bit, (H, W) or (H, W, 3)."""
     from pipeline.intake import read_field
     from storage.images import to_uint8
 
@@ -120,7 +120,7 @@ def find_cells(
 
     model = detector and leukocyte_detector(detector, painted=settings.detection.dic_painted)
     limit_threads()  # after the model, which may have brought torch
-    pixels = _read(case_dir, image, settings)
+    pixels = read(case_dir, image, settings)
     quality = focus_quality(pixels, image.modality)
     boxes, scores = list[list[float]](), list[float]()
     if model:
@@ -142,235 +142,6 @@ def find_cells(
         "quality": quality.model_dump(mode="json"),
         "picture": picture_key if detector is not None else None,
     }
-
-
-def patch_modalities(cells: Iterable[Cell]) -> list[str]:
-    """The patch arrays that a case needs."""
-    cells = list(cells)
-    found = {c.modality for c in cells}
-    if any(c.dic_bbox_px is not None for c in cells):
-        found.add("dic")
-    return sorted(found)
-
-
-def _centre(box: tuple[float, float, float, float]) -> tuple[float, float]:
-    return ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-
-
-def box_in(cell: Cell, modality: str) -> tuple[float, float, float, float] | None:
-    """The cell's box in an image of a modality, or None where it is not known there."""
-    if cell.modality == modality:
-        return cell.bbox_px
-    return cell.dic_bbox_px if modality == "dic" else None
-
-
-def _rows_of(cells: list[Cell], modality: str) -> dict[tuple[str, str, str], list[int]]:
-    """Indices of the cells that have a box in a modality, by the field that shows them."""
-    rows: dict[tuple[str, str, str], list[int]] = {}
-    for index, cell in enumerate(cells):
-        if box_in(cell, modality) is not None:
-            stain = cell.stain if cell.modality == modality else "unstained"
-            rows.setdefault((cell.slide, cell.field, stain), []).append(index)
-    return rows
-
-
-def cut_unit(
-    case_dir: str,
-    store_url: str,
-    case_id: str,
-    unit_index: int,
-    first_row: int,
-    n_cells: int,
-    mark: str,
-    cells: list[Cell],
-    images: list[FieldImage],
-    settings: Settings,
-) -> dict[str, Any]:
-    """Cut the patches of one write unit (whole shards) from their fields, every size and modality.
-
-    `cells` are those of the unit alone, `first_row` the row of the first in the case's arrays.
-    """
-    from pipeline.patches import crop_patches
-    from storage.case_store import CaseStore
-    from storage.store import Store
-
-    limit_threads()
-    store = CaseStore(Store(store_url), case_id)
-    by_field = {(i.slide, i.field, i.modality, i.stain): i for i in images}
-    written = 0
-    for modality in ("brightfield", "dic"):
-        rows = _rows_of(cells, modality)
-        channels = 3 if modality == "brightfield" else 1
-        # A unit without a cell in a modality that the case has is written too, empty: what has no marker
-        # counts as not done, and would be cut again every night.
-        blocks = {
-            size: np.zeros((len(cells), size, size, channels), np.uint8)
-            for size in settings.patches.sizes_px
-            if rows or store.mark_of(f"patches/{size}/{modality}") == mark
-        }
-        for (slide, field, stain), indices in sorted(rows.items()):
-            image = by_field[(slide, field, modality, stain)]
-            pixels = _read(case_dir, image, settings)
-            pixels = as_rgb(pixels) if channels == 3 else _grey(pixels)
-            centres = [
-                _centre(box) for box in (box_in(cells[i], modality) for i in indices) if box is not None
-            ]
-            for size, block in blocks.items():
-                cut = crop_patches(
-                    pixels,
-                    centres,
-                    size_px=size,
-                    pixel_size_um=image.pixel_size_um,
-                    target_pixel_size_um=settings.patches.pixel_size_um,
-                    fill=settings.patches.border_fill,
-                )
-                block[indices] = cut.reshape(len(indices), size, size, channels)
-        for size, block in blocks.items():
-            store.write_unit(
-                f"patches/{size}/{modality}", unit_index, first_row, block, n_cells, mark, settings.patches
-            )
-            written += len(cells)
-    return {"patches": written}
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    """(H, W, 1); a DIC image stored as RGB carries the same value three times."""
-    return image[..., None] if image.ndim == 2 else image[..., 1:2]
-
-
-def shear_by_field(
-    case_dir: str, stainer: Any, cells: list[Cell], images: list[FieldImage], settings: Settings
-) -> dict[tuple[str, str], float]:
-    """The shear direction of each DIC field, for a stainer that wants it: a patch can only guess it."""
-    if not getattr(stainer, "uses_shear", False):
-        return {}
-    wanted = {(c.slide, c.field) for c in cells if c.modality == "dic"}
-    return {
-        (image.slide, image.field): float(stainer.find_shear_deg(_read(case_dir, image, settings)))
-        for image in images
-        if image.modality == "dic" and (image.slide, image.field) in wanted
-    }
-
-
-def stain_unit(
-    case_dir: str,
-    store_url: str,
-    case_id: str,
-    unit_index: int,
-    first_row: int,
-    n_cells: int,
-    mark: str,
-    cells: list[Cell],
-    images: list[FieldImage],
-    settings: Settings,
-) -> dict[str, Any]:
-    """Stain the DIC-only cells of one write unit virtually; the rows of other cells stay empty.
-
-    Returns, per row, the confidence and whether it reaches the model's own threshold.
-    """
-    from pipeline.staining import stain_patches
-    from storage.case_store import CaseStore
-    from storage.registry import load, virtual_array
-    from storage.store import Store
-
-    limit_threads()
-    size, model = settings.staining.size_px, settings.staining.dic_stainer
-    store, stainer = CaseStore(Store(store_url), case_id), load("stainer", model)
-    dic = store.read_rows(f"patches/{size}/dic", first_row, first_row + len(cells))
-    rows = np.flatnonzero([c.modality == "dic" for c in cells])
-    shear = shear_by_field(case_dir, stainer, cells, images, settings)
-    angles = [shear.get((cells[r].slide, cells[r].field)) for r in rows]
-    stained = stain_patches(dic[rows], stainer, settings.staining, shear_angle_deg=angles if shear else None)
-    image = np.zeros((len(cells), size, size, 3), np.uint8)
-    uncertainty = np.zeros((len(cells), size, size, 1), np.uint8)
-    image[rows] = stained.image
-    # Kept as 8 bit: a picture of where to doubt, 255 = 1.0 of the model's own scale and beyond.
-    uncertainty[rows, ..., 0] = np.clip(np.rint(stained.uncertainty * 255.0), 0, 255).astype(np.uint8)
-    for name, block in (("image", image), ("uncertainty", uncertainty)):
-        array = virtual_array(model, name)
-        store.write_unit(array, unit_index, first_row, block, n_cells, mark, settings.patches)
-    confidence: list[float | None] = [None] * len(cells)
-    trusted: list[bool] = [True] * len(cells)
-    for row, value, enough in zip(rows, stained.confidence, stained.trusted, strict=True):
-        confidence[row] = round(float(value), 6)
-        trusted[row] = bool(enough)
-    return {"confidence": confidence, "trusted": trusted}
-
-
-def patches_to_read(store: Any, cells: list[Cell], first_row: int, settings: Settings) -> np.ndarray:
-    """(N, S, S, 3) uint8: the real stain of each cell where there is one, else its virtual image."""
-    from storage.registry import virtual_array
-
-    size = settings.classification.patch_px
-    last = first_row + len(cells)
-    stained = np.array([c.modality == "brightfield" for c in cells])
-    out = np.zeros((len(cells), size, size, 3), np.uint8)
-    if stained.any():
-        out[stained] = store.read_rows(f"patches/{size}/brightfield", first_row, last)[stained]
-    if not stained.all():
-        name = virtual_array(settings.staining.dic_stainer, "image")
-        out[~stained] = store.read_rows(name, first_row, last)[~stained]
-    return out
-
-
-def classify_unit(
-    store_url: str, case_id: str, first_row: int, cells: list[Cell], settings: Settings
-) -> dict[str, Any]:
-    """Name, measure and, on Perls, read the sideroblast type of the cells of one unit."""
-    from pipeline.classification import classify_patches
-    from pipeline.segmentation import measure_cells, rounded_measures
-    from pipeline.sideroblasts import confidence_of, read_sideroblasts
-    from storage.case_store import CaseStore
-    from storage.registry import load
-    from storage.store import Store
-
-    limit_threads()
-    patches = patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
-    size_um = settings.patches.pixel_size_um
-    perls = [i for i, c in enumerate(cells) if c.stain == "Perls"]
-    named = [i for i, c in enumerate(cells) if c.stain != "Perls"]
-    documents: list[dict[str, Any]] = [{} for _ in cells]
-    if named:
-        segmenter = load("segmenter", settings.classification.segmenter)
-        measures = measure_cells(segmenter.segment(patches[named], size_um), patches[named], size_um)
-        for i, measure in zip(named, measures, strict=True):
-            documents[i] = rounded_measures(measure)
-    for virtual in (False, True):
-        mine = [i for i in named if (cells[i].modality == "dic") is virtual]
-        if not mine:
-            continue
-        classifier = load("classifier", settings.classification.namer(virtual=virtual))
-        found = classify_patches(patches[mine], size_um, classifier, settings.classification)
-        for i, result in zip(mine, found.cells([cells[i].cell_id for i in mine]), strict=True):
-            documents[i] |= {
-                "label": result.label,
-                "probabilities": {k: round(v, 6) for k, v in result.probabilities.items()},
-                "confidence": round(result.confidence, 6),
-                "ood": round(result.ood, 6),
-                "virtual": virtual,
-            }
-    if perls:
-        # On Perls the question is the iron of an erythroblast, not the class: the finder looks for
-        # erythroblasts only, and the reader says "indeterminate" where it finds none.
-        chosen = settings.classification
-        readings = read_sideroblasts(
-            patches[perls], size_um, load("sideroblast-reader", chosen.sideroblast_reader)
-        )
-        second: list[Any] = [None] * len(perls)
-        if chosen.sideroblast_second_reader is not None:
-            other = load("sideroblast-reader", chosen.sideroblast_second_reader)
-            second = read_sideroblasts(patches[perls], size_um, other)
-        for i, reading, opinion in zip(perls, readings, second, strict=True):
-            documents[i] = {
-                "label": "erythroblast",
-                "probabilities": {"erythroblast": 1.0},
-                "confidence": round(confidence_of(cells[i].score, reading, opinion), 6),
-                "ood": 0.0,
-                "rs_type": reading.type,
-                "rs_type_second": None if opinion is None else opinion.type,
-                "rs_method": f"{settings.detection.perls_detector} + {chosen.sideroblast_reader}",
-            }
-    return {"classes": [{"cell_id": c.cell_id, **d} for c, d in zip(cells, documents, strict=True)]}
 
 
 def inspect(

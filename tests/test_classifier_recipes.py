@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from classifiers.augment import Augmentation
+from classifiers.cell_set import CellSet
 from classifiers.learning_rate import range_test
 from classifiers.networks import BACKBONES, CellNet
 from classifiers.readers import READERS
 from classifiers.recipes import RECIPES, Companion, Recipe, recipe_names
 from classifiers.sources import level_classes
-from classifiers.training import CellSet, fit, new_net, peak_rate
+from classifiers.training import fit, new_net, peak_rate
 from pipeline.errors import BadInput, UnknownName
 
 # Every experiment of the papers that trains a cell classifier: backbone, loss, data, modality.

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 from classifiers.augment import Augmentation
+from classifiers.cell_set import cell_set
 from classifiers.explaining import attribution
 from classifiers.recipes import Companion, Recipe
 from classifiers.sources import read_samples
 from classifiers.timm_classifier import TimmClassifier
-from classifiers.training import cell_set, fit, new_net, train_classifier
+from classifiers.training import fit, new_net, train_classifier
 from pipeline.errors import BadInput, BadModelPackage
 from storage.packages import ModelPackage, read_package, write_package
 from tests.class_folders import class_folders

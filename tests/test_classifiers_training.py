@@ -12,9 +12,11 @@ from PIL import Image
 
 from classifiers.augment import Augmentation, augment
 from classifiers.calibration import confidence_threshold, patch_of
+from classifiers.cell_set import cell_set
 from classifiers.evaluation import evaluate_classifier
 from classifiers.locating import cached, train_locator, views
 from classifiers.networks import BACKBONES, CellNet, Familiarity, Locator
+from classifiers.recipes import RECIPES, Recipe
 from classifiers.sources import (
     Sample,
     canonical,
@@ -24,7 +26,7 @@ from classifiers.sources import (
     split_by_group,
 )
 from classifiers.timm_classifier import TimmClassifier, load_strictly, packed_state
-from classifiers.training import RECIPES, Recipe, cell_set, fit, train_classifier
+from classifiers.training import fit, train_classifier
 from classifiers.views import crop_square, dihedral, reflected
 from pipeline.errors import BadInput, BadModelPackage, UnreadableImage
 from storage.packages import read_package

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from classifiers.cell_set import MEAN, STD
 from classifiers.imagenet import IMAGENET, imagenet_backbone, write_imagenet_backbone
 from classifiers.networks import CellNet, build_backbone
 from classifiers.pretraining import how_pretrained, read_backbone, start_from
-from classifiers.training import MEAN, STD
 from pipeline.errors import BadInput
 
 BACKBONE = next(iter(IMAGENET))

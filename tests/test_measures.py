@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from detectors.base import CYTOPLASM, NUCLEUS
-from flows.work import classify_unit
+from flows.cell_work import classify_unit
 from phantoms.patches import marrow_patch
 from pipeline.report_cells import cells_table, parquet_bytes
 from pipeline.segmentation import measure_cells, rounded_measures

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows import target_stage, work
+from flows import cell_work, target_stage
 from flows.target_stage import LEAST, MOST, sample, target, try_targets
 from pipeline.settings import Settings
 from pipeline.types import Cell
@@ -118,7 +118,7 @@ def test_the_shipped_pair_tries_each_target_by_the_quick_way_of_painting(monkeyp
     monkeypatch.setattr(stainer, "paint", paint)
     rows = np.random.default_rng(0).integers(0, 255, (1, 256, 256, 1), dtype=np.uint8)
     monkeypatch.setattr(CaseStore, "read_rows", lambda self, name, first, last: rows)
-    monkeypatch.setattr(work, "shear_by_field", lambda *_: {("s", "F001"): 33.0})
+    monkeypatch.setattr(cell_work, "shear_by_field", lambda *_: {("s", "F001"): 33.0})
     found = try_targets("", str(tmp_path), "case", [0, 1], [cell(0), cell(1)], [], Settings())
     assert asked == [(look, 33.0) for look in stainer.targets for _ in range(2)]
     assert len(set(found["confidence"].values())) == 1  # the same picture each time

@@ -118,13 +118,14 @@ def _around(function: Callable[..., Any], point: Callable[..., str]) -> Callable
 
 def install() -> None:
     """Make this process pass by the traps; once."""
-    from flows import work
+    from flows import cell_work, work
     from storage.results_db import ResultsDatabase
     from storage.store import Store
 
     if hasattr(Store.write_bytes, "__wrapped__"):
         return
     for name in WORK:
-        setattr(work, name, _around(getattr(work, name), lambda *a, name=name, **k: f"call:{name}"))
+        room = work if hasattr(work, name) else cell_work
+        setattr(room, name, _around(getattr(room, name), lambda *a, name=name, **k: f"call:{name}"))
     Store.write_bytes = _around(Store.write_bytes, lambda self, key, data: f"write:{key}")  # type: ignore[method-assign]
     ResultsDatabase.record = _around(ResultsDatabase.record, lambda *a, **k: "record")  # type: ignore[method-assign]
