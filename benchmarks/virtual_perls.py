@@ -70,7 +70,7 @@ def generator_of(run_dir: Path, name: str) -> tuple[Callable[[Array], Array], in
     import torch
 
     from stainers.gan_networks import build
-    from stainers.gan_training import run_on_picture
+    from stainers.gan_records import run_on_picture
 
     recipe = reduced_recipe(name, 1)
     path = run_dir / f"config-{name}" / "checkpoint.pt"

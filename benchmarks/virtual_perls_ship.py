@@ -24,7 +24,7 @@ from pipeline.virtual_perls_evidence import measured_evidence
 from stainers.cell_sets import Cells
 from stainers.gan_export import CardText, export_pictures
 from stainers.gan_networks import build
-from stainers.gan_training import run_on_picture
+from stainers.gan_records import run_on_picture
 
 Array = np.ndarray[Any, Any]
 

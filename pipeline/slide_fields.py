@@ -17,15 +17,8 @@ from pipeline.errors import BadInput
 from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.smear_quality import PROBE_UM, SmearQuality, monolayer_score, smear_quality
 from pipeline.types import FieldChoice
-from storage.slides import (
-    FieldGrid,
-    SlideField,
-    SlideReader,
-    candidate_fields,
-    field_grid,
-    glass_colour,
-    optical_density,
-)
+from storage.slide_grid import FieldGrid, candidate_fields, field_grid, glass_colour, optical_density
+from storage.slides import SlideField, SlideReader
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -73,7 +73,7 @@ def smear_quality(image: Array, pixel_size_um: float, glass: Array) -> SmearQual
     """Quality of a piece of smear (H, W, 3) uint8; `glass` (3,) is the colour of the slide's empty glass."""
     import cv2
 
-    from storage.slides import optical_density
+    from storage.slide_grid import optical_density
 
     factor = pixel_size_um / PROBE_UM
     if abs(factor - 1) > 0.02:

@@ -20,15 +20,7 @@ from torch.nn import functional as F
 from stainers.cell_sets import DrawOptions, Sampler, StainSet, as_planes
 from stainers.gan_losses import least_squares
 from stainers.gan_networks import DiscriminatorOptions, GeneratorOptions, MultiScale, build
-from stainers.gan_training import (
-    Batch,
-    GanRun,
-    Progress,
-    RunOptions,
-    Score,
-    fit,
-    total_steps,
-)
+from stainers.gan_training import Batch, GanRun, Progress, RunOptions, Score, fit, total_steps
 from stainers.picture_data import DataOptions
 from stainers.picture_stainer import grey_picture
 

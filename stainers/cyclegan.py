@@ -19,16 +19,7 @@ from torch.nn import functional as F
 from stainers.cell_sets import DrawOptions, Sampler, StainSet
 from stainers.gan_losses import ImagePool, least_squares
 from stainers.gan_networks import DiscriminatorOptions, GeneratorOptions, MultiScale, build
-from stainers.gan_training import (
-    Batch,
-    GanRun,
-    Progress,
-    RunOptions,
-    Score,
-    fit,
-    to_batch,
-    total_steps,
-)
+from stainers.gan_training import Batch, GanRun, Progress, RunOptions, Score, fit, to_batch, total_steps
 from stainers.picture_data import DataOptions
 
 

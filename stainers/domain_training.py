@@ -15,14 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
-from stainers.gan_training import (
-    GanRun,
-    Progress,
-    RunOptions,
-    append_rows,
-    drop_later,
-    save_atomically,
-)
+from stainers.gan_records import append_rows, drop_later, save_atomically
+from stainers.gan_training import GanRun, Progress, RunOptions
 
 Array = np.ndarray[Any, Any]
 

@@ -8,7 +8,6 @@ number n is the same in any run of a seed, so a resumed run ends with the weight
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from stainers.cell_sets import Example, Sampler, StainSet
+from stainers.gan_records import append_rows, drop_later, run_on_picture, save_atomically, save_samples
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -236,50 +236,6 @@ class GanRun:
             self.averages[name].load_state_dict(state)
 
 
-def run_on_picture(net: Any, picture: Array, device: torch.device, target: int = 0) -> Array:
-    """One picture (H, W, C) uint8 through a generator, reflected to its multiple: (H, W, k) uint8."""
-    from stainers.cell_sets import as_planes
-    from stainers.patch_stainer import reflected_index
-
-    height, width = picture.shape[:2]
-    rows, columns = (reflected_index(n, net.halo_px, net.multiple) for n in (height, width))
-    x = torch.from_numpy(as_planes(picture)[:, rows][:, :, columns])[None].to(device)
-    out = net(x, torch.tensor([target], device=device))[0]
-    out = out[:, net.halo_px : net.halo_px + height, net.halo_px : net.halo_px + width]
-    return (out.permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
-
-
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    draft = path.with_suffix(".tmp")
-    torch.save(state, draft)
-    os.replace(draft, path)  # complete or absent, whenever the run is killed
-
-
-def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to a CSV; the first row ever written names the columns."""
-    if not rows:
-        return
-    names = list(rows[0])
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as stream:
-            names = next(csv.reader(stream))
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names, restval="", extrasaction="ignore")
-        if stream.tell() == 0:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def drop_later(path: Path, step: int) -> None:
-    """Take the rows after `step` out of a CSV: a resumed run writes them again."""
-    if not path.is_file():
-        return
-    with path.open(newline="", encoding="utf-8") as stream:
-        rows = [r for r in csv.DictReader(stream) if int(r["step"]) <= step]
-    path.unlink()
-    append_rows(path, rows)
-
-
 def total_steps(options: RunOptions, examples: int) -> int:
     return options.steps or options.epochs * -(-examples // options.batch)
 
@@ -350,28 +306,3 @@ def _choose(run: GanRun, held_out: StainSet, scores: Mapping[str, Score], out_di
         if all(value > float(r[name]) for r in earlier if r.get(name)):
             save_atomically(_generators(run), out_dir / f"best-{name}.pt")
     append_rows(table, [{"step": run.step, **{k: round(v, 6) for k, v in now.items()}}])
-
-
-@torch.no_grad()
-def save_samples(run: GanRun, held_out: StainSet, path: Path, n: int = 6) -> None:
-    """A picture of held-out patches, a row each: source, virtual by every generator, target."""
-    from PIL import Image
-
-    from stainers.data import window
-
-    side = run.recipe.draw.crop_px
-    rows = []
-    for i in range(min(n, len(held_out.source))):
-        views = [held_out.source.images[i], held_out.target.images[i % len(held_out.target)]]
-        source, target = (window(v, (v.shape[1] / 2, v.shape[0] / 2), side) for v in views)
-        shown = [source]
-        for name in run.generators:
-            given = source if name != "backward" else target
-            shown.append(run_on_picture(run.averages[name], run.given(given), run.device))
-        rows.append(np.hstack([_rgb(v) for v in (*shown, target)]))
-    Image.fromarray(np.vstack(rows)).save(path)
-
-
-def _rgb(picture: Array) -> Array:
-    """(H, W, C) of 1, 2 or 3 channels as RGB: the first map where it is no colour."""
-    return picture if picture.shape[2] == 3 else np.repeat(picture[..., :1], 3, axis=2)

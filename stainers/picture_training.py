@@ -17,7 +17,8 @@ from pipeline.errors import BadInput
 from stainers.cell_sets import StainSet
 from stainers.dic_sets import DicSet
 from stainers.gan_export import VIEWS, CardText, Error, export_dic, export_pictures
-from stainers.gan_training import GanRun, Progress, Score, run_on_picture
+from stainers.gan_records import run_on_picture
+from stainers.gan_training import GanRun, Progress, Score
 from stainers.networks import PolarityNet
 from stainers.picture_data import DataOptions, accuracy_score, read_set
 from stainers.picture_stainer import grey_picture

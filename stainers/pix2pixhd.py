@@ -20,15 +20,7 @@ from pipeline.errors import BadInput
 from stainers.cell_sets import DrawOptions, Sampler, StainSet, as_planes
 from stainers.gan_losses import class_loss, feature_matching, least_squares
 from stainers.gan_networks import DiscriminatorOptions, GeneratorOptions, MultiScale, build
-from stainers.gan_training import (
-    Batch,
-    GanRun,
-    Progress,
-    RunOptions,
-    Score,
-    fit,
-    total_steps,
-)
+from stainers.gan_training import Batch, GanRun, Progress, RunOptions, Score, fit, total_steps
 from stainers.picture_data import DataOptions
 
 

@@ -1,11 +1,11 @@
-"""Whole-slide files through OpenSlide: physical scale, regions, thumbnail, tissue and the fields to read.
+"""Whole-slide files through OpenSlide: physical scale, regions and thumbnail.
 
 Only the slide image itself is ever read; label and macro images, which carry identity, are not.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ THUMBNAIL_PX = 2048
 MAX_THUMBNAIL_READ_PX = 4_000_000_000
 _STRIP_PX = 16_000_000
 # Resampling by less than this blurs and gains nothing.
-_SAME_SCALE = 0.02
+SAME_SCALE = 0.02
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class SlideReader:
 
     def _level_for(self, downsample: float) -> int:
         """The most reduced level that is still at least as fine as asked for."""
-        fine = [i for i, d in enumerate(self._downsamples) if d <= downsample * (1 + _SAME_SCALE)]
+        fine = [i for i, d in enumerate(self._downsamples) if d <= downsample * (1 + SAME_SCALE)]
         return max(fine, key=lambda i: self._downsamples[i]) if fine else 0
 
     def _read_level(self, x_px: int, y_px: int, level: int, width: int, height: int) -> np.ndarray:
@@ -179,7 +179,7 @@ class SlideReader:
         self, x_um: float, y_um: float, width_um: float, height_um: float, target_pixel_size_um: float
     ) -> np.ndarray:
         """(H, W, 3) uint8 of a rectangle in slide micrometres at a pixel size; needs `pixel_size_um`."""
-        mpp = self._need_pixel_size()
+        mpp = self.need_pixel_size()
         size = (
             max(1, round(width_um / target_pixel_size_um)),
             max(1, round(height_um / target_pixel_size_um)),
@@ -192,7 +192,7 @@ class SlideReader:
             *size,
         )
 
-    def _need_pixel_size(self) -> float:
+    def need_pixel_size(self) -> float:
         if self.pixel_size_um is None:
             raise UnreadableImage(
                 f"{self.path}: the whole-slide file does not state its pixel size; give it in the manifest's "
@@ -246,144 +246,3 @@ def _pixel_size(properties: Any) -> float | None:
     if abs(values[0] / values[1] - 1.0) > 0.02:
         return None
     return sum(values) / 2
-
-
-def glass_colour(thumbnail: np.ndarray) -> np.ndarray:
-    """(3,) float: the slide's empty glass, the 99th percentile of each channel of a thumbnail.
-
-    Pixels of pure white are left out where there are others: scanners leave what they did not image
-    white or transparent, which is brighter than any glass.
-    """
-    pixels = thumbnail.reshape(-1, 3)
-    imaged = pixels[(pixels < 255).any(axis=1)]
-    if len(imaged) < 0.02 * len(pixels):
-        imaged = pixels
-    return np.maximum(np.percentile(imaged, 99, axis=0), 1.0)
-
-
-def optical_density(image: np.ndarray, glass: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32 of an (H, W, 3) uint8 image: log10 of glass over light, 0 to 3."""
-    # 256 grey levels need 256 logarithms, not one a pixel.
-    light = (np.arange(256, dtype=np.float64)[:, None] + 1.0) / (np.asarray(glass, np.float64) + 1.0)
-    table = -np.log10(np.clip(light, 1e-3, 1.0)).astype(np.float32)
-    return np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
-
-
-def tissue_mask(thumbnail: np.ndarray) -> np.ndarray:
-    """(H, W) bool: where a thumbnail (H, W, 3) uint8 shows stained material rather than glass.
-
-    Optical density against the slide's own glass, cut by Otsu's threshold, held between 0.05 (an empty
-    slide has no tissue, however noisy its glass) and 0.12 (a single layer of red cells counts, even
-    beside dense tissue that draws the threshold up).
-    Source of the threshold: Otsu 1979, IEEE Trans. SMC 9:62-66.
-    """
-    import cv2
-
-    density = optical_density(thumbnail, glass_colour(thumbnail)).max(axis=2)
-    scaled = np.clip(density * 255.0, 0, 255).astype(np.uint8)
-    otsu, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
-    mask: np.ndarray = density > min(max(otsu / 255.0, 0.05), 0.12)
-    return mask
-
-
-@dataclass(frozen=True)
-class FieldGrid:
-    """Fields of one size that cover a slide: their positions, and how a field is cut at one.
-
-    `scale` is level-0 pixels per pixel of the field, `pixel_size_um` that of the field.
-    """
-
-    width_px: int
-    height_px: int
-    scale: float
-    pixel_size_um: float
-    xs: tuple[int, ...]
-    ys: tuple[int, ...]
-
-    def field(self, reader: SlideReader, x: int, y: int, tissue_fraction: float) -> SlideField:
-        """The field whose upper left corner is a level-0 pixel; cut short at the slide's edge."""
-        width = min(round(self.width_px * self.scale), reader.width_px - x)
-        height = min(round(self.height_px * self.scale), reader.height_px - y)
-        out = (max(1, round(width / self.scale)), max(1, round(height / self.scale)))
-        return SlideField(x, y, width, height, *out, self.pixel_size_um, tissue_fraction)
-
-
-def field_grid(
-    reader: SlideReader,
-    *,
-    field_width_px: int,
-    field_height_px: int,
-    target_pixel_size_um: float,
-    overlap_um: float,
-) -> FieldGrid:
-    """Fields at a pixel size, never finer than the slide itself, overlapping by about a cell, so that each
-    cell is whole in one of them.  Raises UnreadableImage for a slide without a pixel size."""
-    mpp = reader._need_pixel_size()
-    size_um = max(target_pixel_size_um, mpp)
-    if abs(size_um / mpp - 1.0) <= _SAME_SCALE:
-        size_um = mpp
-    scale = size_um / mpp
-    xs = _starts(reader.width_px, field_width_px * scale, overlap_um / mpp)
-    ys = _starts(reader.height_px, field_height_px * scale, overlap_um / mpp)
-    return FieldGrid(field_width_px, field_height_px, scale, size_um, tuple(xs), tuple(ys))
-
-
-def candidate_fields(
-    reader: SlideReader, grid: FieldGrid, thumbnail: np.ndarray, min_tissue_fraction: float
-) -> tuple[SlideField, ...]:
-    """The fields of a grid that are not background, in reading order."""
-    mask = tissue_mask(thumbnail)
-    # Sums over any rectangle in constant time.
-    integral = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    found: list[SlideField] = []
-    for y in grid.ys:
-        for x in grid.xs:
-            field = grid.field(reader, x, y, 0.0)
-            fraction = _fraction(integral, mask.shape, reader, x, y, field.width_px, field.height_px)
-            if fraction >= min_tissue_fraction:
-                found.append(replace(field, tissue_fraction=fraction))
-    return tuple(found)
-
-
-def fields_of_slide(
-    reader: SlideReader,
-    *,
-    field_width_px: int,
-    field_height_px: int,
-    target_pixel_size_um: float,
-    overlap_um: float,
-    min_tissue_fraction: float,
-    max_fields: int,
-) -> tuple[SlideField, ...]:
-    """The fields of a slide that show most stained material, in reading order (see `field_grid`)."""
-    grid = field_grid(
-        reader,
-        field_width_px=field_width_px,
-        field_height_px=field_height_px,
-        target_pixel_size_um=target_pixel_size_um,
-        overlap_um=overlap_um,
-    )
-    found = candidate_fields(reader, grid, reader.thumbnail(), min_tissue_fraction)
-    best = sorted(found, key=lambda f: (-f.tissue_fraction, f.y_px, f.x_px))[:max_fields]
-    return tuple(sorted(best, key=lambda f: (f.y_px, f.x_px)))
-
-
-def _starts(length_px: int, field_px: float, overlap_px: float) -> list[int]:
-    """Where fields begin along an axis: overlapping by at least `overlap_px`, the last one flush."""
-    if length_px <= field_px:
-        return [0]
-    step = max(1.0, field_px - min(overlap_px, field_px / 2))
-    count = int(np.ceil((length_px - field_px) / step)) + 1
-    return sorted({round(i * (length_px - field_px) / (count - 1)) for i in range(count)})
-
-
-def _fraction(
-    integral: np.ndarray, shape: tuple[int, ...], reader: SlideReader, x: int, y: int, width: int, height: int
-) -> float:
-    left, right = (int(v * shape[1] / reader.width_px) for v in (x, x + width))
-    top, bottom = (int(v * shape[0] / reader.height_px) for v in (y, y + height))
-    right, bottom = max(right, left + 1), max(bottom, top + 1)
-    right, bottom = min(right, shape[1]), min(bottom, shape[0])
-    left, top = min(left, right - 1), min(top, bottom - 1)
-    total = integral[bottom, right] - integral[top, right] - integral[bottom, left] + integral[top, left]
-    return float(total) / ((right - left) * (bottom - top))

@@ -22,7 +22,8 @@ from pipeline.slide_picture import draw_choice
 from pipeline.slide_positions import read_positions
 from pipeline.smear_quality import NOTHING, SmearQuality, smear_quality
 from pipeline.types import Detections
-from storage.slides import SlideField, SlideReader, glass_colour
+from storage.slide_grid import glass_colour
+from storage.slides import SlideField, SlideReader
 
 PLAN: Any = [["thick", "monolayer", "monolayer", "feathered"], ["defocus", "precipitate", "pen", "glass"]]
 SMALL = IntakeSettings(

@@ -287,3 +287,25 @@ def test_mixed_precision_and_compilation_are_refused_without_a_gpu(wrong):
     assert speed_options(RunOptions(**wrong), cuda) != (None, False)
     with pytest.raises(BadInput, match="not known"):
         speed_options(RunOptions(precision="fp8"), cuda)
+
+
+def test_a_resumed_run_keeps_the_rows_up_to_its_step_and_a_kill_meanwhile_loses_none(tmp_path, monkeypatch):
+    from stainers import gan_records
+
+    table = tmp_path / "losses.csv"
+    gan_records.append_rows(table, [{"step": n, "loss": n / 2} for n in (1, 2, 3)])
+    whole = table.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan_records, "append_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            gan_records.drop_later(table, 2)
+    assert table.read_bytes() == whole
+    gan_records.drop_later(table, 2)
+    gan_records.append_rows(table, [{"step": 3, "loss": 9.0}])
+    assert table.read_text().split() == ["step,loss", "1,0.5", "2,1.0", "3,9.0"]
+    gan_records.drop_later(table, 0)
+    assert not table.exists()

@@ -13,7 +13,8 @@ import tifffile
 from pipeline.errors import BadInput, UnreadableImage
 from pipeline.intake import read_case, read_field
 from pipeline.settings import IntakeSettings
-from storage.slides import SlideReader, fields_of_slide, tissue_mask
+from storage.slide_grid import fields_of_slide, tissue_mask
+from storage.slides import SlideReader
 
 GLASS = (242, 240, 243)
 # The discs on these slides are no red cells, so fields are ranked by what is stained.

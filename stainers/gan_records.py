@@ -1,0 +1,93 @@
+"""What an adversarial training leaves in its run folder: checkpoints, rows of losses, sample pictures."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from stainers.cell_sets import StainSet
+    from stainers.gan_training import GanRun
+
+Array = np.ndarray[Any, Any]
+
+
+def run_on_picture(net: Any, picture: Array, device: torch.device, target: int = 0) -> Array:
+    """One picture (H, W, C) uint8 through a generator, reflected to its multiple: (H, W, k) uint8."""
+    from stainers.cell_sets import as_planes
+    from stainers.patch_stainer import reflected_index
+
+    height, width = picture.shape[:2]
+    rows, columns = (reflected_index(n, net.halo_px, net.multiple) for n in (height, width))
+    x = torch.from_numpy(as_planes(picture)[:, rows][:, :, columns])[None].to(device)
+    out = net(x, torch.tensor([target], device=device))[0]
+    out = out[:, net.halo_px : net.halo_px + height, net.halo_px : net.halo_px + width]
+    return (out.permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
+
+
+def save_atomically(state: dict[str, Any], path: Path) -> None:
+    """Keep a state for `torch.load`: complete or absent, whenever the run is killed."""
+    draft = path.with_suffix(".tmp")
+    torch.save(state, draft)
+    os.replace(draft, path)
+
+
+def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows to a CSV; the first row ever written names the columns."""
+    if not rows:
+        return
+    names = list(rows[0])
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as stream:
+            names = next(csv.reader(stream))
+    with path.open("a", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, names, restval="", extrasaction="ignore")
+        if stream.tell() == 0:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def drop_later(path: Path, step: int) -> None:
+    """Take the rows after `step` out of a CSV: a resumed run writes them again."""
+    if not path.is_file():
+        return
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = [r for r in csv.DictReader(stream) if int(r["step"]) <= step]
+    draft = path.with_suffix(".tmp")
+    draft.unlink(missing_ok=True)
+    append_rows(draft, rows)
+    if rows:
+        os.replace(draft, path)  # a run that is killed here keeps its rows
+    else:
+        path.unlink()
+
+
+@torch.no_grad()
+def save_samples(run: GanRun, held_out: StainSet, path: Path, n: int = 6) -> None:
+    """A picture of held-out patches, a row each: source, virtual by every generator, target."""
+    from PIL import Image
+
+    from stainers.data import window
+
+    side = run.recipe.draw.crop_px
+    rows = []
+    for i in range(min(n, len(held_out.source))):
+        views = [held_out.source.images[i], held_out.target.images[i % len(held_out.target)]]
+        source, target = (window(v, (v.shape[1] / 2, v.shape[0] / 2), side) for v in views)
+        shown = [source]
+        for name in run.generators:
+            given = source if name != "backward" else target
+            shown.append(run_on_picture(run.averages[name], run.given(given), run.device))
+        rows.append(np.hstack([_rgb(v) for v in (*shown, target)]))
+    Image.fromarray(np.vstack(rows)).save(path)
+
+
+def _rgb(picture: Array) -> Array:
+    """(H, W, C) of 1, 2 or 3 channels as RGB: the first map where it is no colour."""
+    return picture if picture.shape[2] == 3 else np.repeat(picture[..., :1], 3, axis=2)
