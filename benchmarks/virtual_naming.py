@@ -106,9 +106,10 @@ def table(found: dict[str, dict[str, Any]], targets: Sequence[str], names: dict[
 
 def card_of(found: dict[str, Any], targets: Sequence[str]) -> dict[str, Any]:
     """What a report tells of a virtual name: of held-out cells, how many were named like the real stain."""
-    n, alike = found["cells"], {t: found["alike"]["virtual"][t] for t in targets}
+    n, names = found["cells"], found["alike"]["virtual"]
     where = f"{n} cells of computed DIC, another optical model"
-    return {"named_like_real_stain": {"n": n, "alike": alike, "measured_on": where}}
+    alike = {"alike": {t: names[t] for t in targets}, "own": names[OWN]}
+    return {"named_like_real_stain": {"n": n, **alike, "measured_on": where}}
 
 
 def main() -> None:

@@ -44,17 +44,25 @@ def not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> lis
 
 
 def _named_alike(run: RunInfo, settings: Settings) -> str:
-    """How often such a name was that of the real stain, where the classifier's card says so."""
+    """How often such a name was that of the real stain, where the classifier's card says so.
+
+    A target that was named or found may be the cells' own stain or another's: both figures are given.
+    """
+    found = None if run.painted is None else run.painted.target
+    chosen = settings.staining.target or found
     for model in run.models:
         measured = model.card.metrics.get("named_like_real_stain") if model.card is not None else None
         if measured is None:
             continue
-        alike: dict[str, int] = measured["alike"]  # by target, in the stainer's order
-        chosen = run.painted.target if run.painted is not None else None
-        target = settings.staining.target or chosen or next(iter(alike))
-        if target in alike:
-            share = round(100 * alike[target] / measured["n"])
-            return f"; {share} % of such names were those of the real stain on {measured['measured_on']}"
+        n, alike = measured["n"], measured["alike"]  # by target, in the stainer's order
+        target = chosen or next(iter(alike))
+        if target not in alike:
+            continue
+        share = f"{round(100 * alike[target] / n)} %"
+        if chosen is not None and "own" in measured:
+            own = f"{round(100 * measured['own'] / n)} %"
+            share = f"{own} (each painted in the stain of its source; {share} with all in '{target}')"
+        return f"; {share} of such names were those of the real stain on {measured['measured_on']}"
     return ""
 
 

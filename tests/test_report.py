@@ -185,6 +185,10 @@ def test_a_dic_only_case_says_which_target_was_found_for_it_and_by_how_much():
     assert "a virtual stain, 'bccd', the one by which 60 of the cells are named most surely" in why
     assert "(mean confidence 0.80; barcelona 0.77)" in why
     assert "50 % of such names" in why  # of that target, not of the first
+    model = a_model(card=a_card(metrics={"named_like_real_stain": {**alike, "own": 34}}))
+    result = a_result(settings=QUICK, case=case, read=read, run=a_run(models=(model,), painted=found))
+    why = next(n.why for n in result.not_assessed if n.code == "DIC_ONLY")
+    assert "85 % (each painted in the stain of its source; 50 % with all in 'bccd') of such names" in why
 
 
 def test_a_dic_only_case_says_how_often_such_names_were_right_where_that_was_measured():
@@ -204,6 +208,9 @@ def test_a_dic_only_case_says_how_often_such_names_were_right_where_that_was_mea
     assert "; 50 % of such names" in why("bccd", measured)
     assert "such names" not in why("own-lab", measured)
     assert "such names" not in why(None, a_model())
+    own = a_model(card=a_card(metrics={"named_like_real_stain": {**alike, "own": 34}}))
+    assert "; 75 % of such names" in why(None, own)  # nobody chose the target that is painted
+    assert "; 85 % (each painted in the stain of its source; 50 % with all in 'bccd')" in why("bccd", own)
 
 
 def test_a_brightfield_only_case_says_that_nothing_could_be_aligned():
