@@ -18,6 +18,7 @@ import numpy as np
 from detectors.boxes import fused, suppress
 from detectors.yolo_onnx import SAME_IN_VIEWS_IOU, Found, YoloOnnxDetector, check_image
 from pipeline.errors import BadModelPackage
+from storage.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
@@ -126,7 +127,7 @@ def leukocyte_detector(name: str, *, painted: bool = True) -> Any:
     found = describe("detector", name)
     if not isinstance(found, ModelPackage) or PAINTED not in found.card.parameters:
         return load("detector", name)
-    return _alone(str(found.folder), found.card.sha256)
+    return _alone(str(found.folder), fingerprint(found.card))
 
 
 def companions(name: str) -> tuple[tuple[str, str], ...]:
@@ -140,10 +141,10 @@ def companions(name: str) -> tuple[tuple[str, str], ...]:
 
 
 @cache
-def _alone(folder: str, sha256: str) -> YoloOnnxDetector:
+def _alone(folder: str, card: str) -> YoloOnnxDetector:
     from storage.packages import read_package
 
-    del sha256  # other weights in the same folder are another network
+    del card  # another card in the same folder is another network
     package = read_package(Path(folder))
     package.verify()
     return YoloOnnxDetector(package)

@@ -17,12 +17,13 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows import stages
 from flows.auditing import note
 from flows.cluster import Workers
 from flows.execute import CaseOutcome, execute, summary
 from flows.records import CaseRun
 from flows.runs import configured, open_run
-from pipeline.settings import NightSettings
+from pipeline.settings import Settings
 from storage.audit import Action
 
 log = logging.getLogger("smearflow.case")
@@ -36,10 +37,10 @@ def as_task(name: str, function: Any) -> Any:
     """
 
     def call(run: CaseRun, *args: Any) -> Any:
-        with limited(name, run.settings.night):
-            return task(
-                partial(function, run, *args), name=name, persist_result=False, cache_policy=NO_CACHE
-            )()
+        bound: Any = partial(function, run, *args)
+        with limited(name, run.settings):
+            stage: Any = task(bound, name=name, persist_result=False, cache_policy=NO_CACHE)
+            return stage()
 
     return call
 
@@ -49,15 +50,14 @@ LEASE_S = 60.0
 
 
 @contextmanager
-def limited(stage: str, settings: NightSettings) -> Iterator[None]:
+def limited(stage: str, settings: Settings) -> Iterator[None]:
     """Hold the concurrency limit that the settings name for a stage, if they name one.
 
     Within one cluster the resource GPU does this; a limit of the server also holds between the clusters of
     several flow runs on one machine.  Raises where the server has no limit of that name.
     """
-    on_gpu = ("target", "staining", "classification", "explanation", "patient")
-    name = settings.gpu_limit if stage in on_gpu else None
-    name = settings.database_limit if stage == "report" else name
+    name = settings.night.gpu_limit if stages.uses_gpu(stage, settings) else None
+    name = settings.night.database_limit if stage == "report" else name
     if name is None:
         yield
         return

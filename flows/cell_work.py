@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from flows.console import as_rgb
-from flows.work import limit_threads, read
-from pipeline.settings import Settings
+from flows.work import limit_threads, model, read
+from pipeline.settings import Settings, StainingSettings
 from pipeline.types import Cell, FieldImage
 
 
@@ -68,7 +68,7 @@ def cut_unit(
 
     limit_threads()
     store = CaseStore(Store(store_url), case_id)
-    by_field = {(i.slide, i.field, i.modality, i.stain): i for i in images}
+    by_field = {(i.slide, i.field, str(i.modality), str(i.stain)): i for i in images}
     written = 0
     for modality in ("brightfield", "dic"):
         rows = _rows_of(cells, modality)
@@ -138,16 +138,15 @@ def stain_unit(
 ) -> dict[str, Any]:
     """Stain the DIC-only cells of one write unit virtually; the rows of other cells stay empty.
 
-    Returns, per row, the confidence and whether it reaches the model's own threshold.
+    Returns the confidence of each row, and the threshold that the model states.
     """
-    from pipeline.staining import stain_patches
+    from pipeline.staining import min_stain_confidence, stain_patches
     from storage.case_store import CaseStore
-    from storage.registry import load, virtual_array
+    from storage.registry import virtual_array
     from storage.store import Store
 
-    limit_threads()
-    size, model = settings.staining.size_px, settings.staining.dic_stainer
-    store, stainer = CaseStore(Store(store_url), case_id), load("stainer", model)
+    size, name = settings.staining.size_px, settings.staining.dic_stainer
+    store, stainer = CaseStore(Store(store_url), case_id), model("stainer", name)
     dic = store.read_rows(f"patches/{size}/dic", first_row, first_row + len(cells))
     rows = np.flatnonzero([c.modality == "dic" for c in cells])
     shear = shear_by_field(case_dir, stainer, cells, images, settings)
@@ -158,18 +157,16 @@ def stain_unit(
     image[rows] = stained.image
     # Kept as 8 bit: a picture of where to doubt, 255 = 1.0 of the model's own scale and beyond.
     uncertainty[rows, ..., 0] = np.clip(np.rint(stained.uncertainty * 255.0), 0, 255).astype(np.uint8)
-    for name, block in (("image", image), ("uncertainty", uncertainty)):
-        array = virtual_array(model, name)
+    for kind, block in (("image", image), ("uncertainty", uncertainty)):
+        array = virtual_array(name, kind)
         store.write_unit(array, unit_index, first_row, block, n_cells, mark, settings.patches)
     confidence: list[float | None] = [None] * len(cells)
-    trusted: list[bool] = [True] * len(cells)
-    for row, value, enough in zip(rows, stained.confidence, stained.trusted, strict=True):
+    for row, value in zip(rows, stained.confidence, strict=True):
         confidence[row] = round(float(value), 6)
-        trusted[row] = bool(enough)
-    return {"confidence": confidence, "trusted": trusted}
+    return {"confidence": confidence, "stated": min_stain_confidence(stainer, StainingSettings())}
 
 
-def patches_toread(store: Any, cells: list[Cell], first_row: int, settings: Settings) -> np.ndarray:
+def patches_to_read(store: Any, cells: list[Cell], first_row: int, settings: Settings) -> np.ndarray:
     """(N, S, S, 3) uint8: the real stain of each cell where there is one, else its virtual image."""
     from storage.registry import virtual_array
 
@@ -193,17 +190,16 @@ def classify_unit(
     from pipeline.segmentation import measure_cells, rounded_measures
     from pipeline.sideroblasts import confidence_of, read_sideroblasts
     from storage.case_store import CaseStore
-    from storage.registry import load
     from storage.store import Store
 
     limit_threads()
-    patches = patches_toread(CaseStore(Store(store_url), case_id), cells, first_row, settings)
+    patches = patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
     size_um = settings.patches.pixel_size_um
     perls = [i for i, c in enumerate(cells) if c.stain == "Perls"]
     named = [i for i, c in enumerate(cells) if c.stain != "Perls"]
     documents: list[dict[str, Any]] = [{} for _ in cells]
     if named:
-        segmenter = load("segmenter", settings.classification.segmenter)
+        segmenter = model("segmenter", settings.classification.segmenter)
         measures = measure_cells(segmenter.segment(patches[named], size_um), patches[named], size_um)
         for i, measure in zip(named, measures, strict=True):
             documents[i] = rounded_measures(measure)
@@ -211,7 +207,7 @@ def classify_unit(
         mine = [i for i in named if (cells[i].modality == "dic") is virtual]
         if not mine:
             continue
-        classifier = load("classifier", settings.classification.namer(virtual=virtual))
+        classifier = model("classifier", settings.classification.namer(virtual=virtual))
         found = classify_patches(patches[mine], size_um, classifier, settings.classification)
         for i, result in zip(mine, found.cells([cells[i].cell_id for i in mine]), strict=True):
             documents[i] |= {
@@ -226,11 +222,11 @@ def classify_unit(
         # erythroblasts only, and the reader says "indeterminate" where it finds none.
         chosen = settings.classification
         readings = read_sideroblasts(
-            patches[perls], size_um, load("sideroblast-reader", chosen.sideroblast_reader)
+            patches[perls], size_um, model("sideroblast-reader", chosen.sideroblast_reader)
         )
         second: list[Any] = [None] * len(perls)
         if chosen.sideroblast_second_reader is not None:
-            other = load("sideroblast-reader", chosen.sideroblast_second_reader)
+            other = model("sideroblast-reader", chosen.sideroblast_second_reader)
             second = read_sideroblasts(patches[perls], size_um, other)
         for i, reading, opinion in zip(perls, readings, second, strict=True):
             documents[i] = {

@@ -50,6 +50,7 @@ def explanation(
         in_doubt(found, classes, calibrated_confidence(settings, found), settings.report.explained_cells)
     )
     if not chosen:
+        run.retire(STAGE, set())
         return ()
     labels = {c.cell_id: c.label for c in classes if c.cell_id in chosen}
     mark = fingerprint(
@@ -75,10 +76,7 @@ def explanation(
                     gpu=True,
                 )
             )
-    by_key = {item.key: item for item in items}
-    outcomes = run.run_items(
-        STAGE, items, intact=lambda key: all(run.store.exists(k) for k in by_key[key].args[5].values())
-    )
+    outcomes = run.run_items(STAGE, items)
     cells: list[ExplainedCell] = []
     for outcome in outcomes.values():
         if outcome.error is not None:
@@ -102,17 +100,15 @@ def explain_unit(
     from classifiers.explaining import explain
     from classifiers.taxonomy import is_a
     from storage.case_store import CaseStore
-    from storage.registry import load
     from storage.store import Store
 
-    work.limit_threads()
     patches = cell_work.patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
     size_um = settings.patches.pixel_size_um
     done = []
     for cell, patch in zip(cells, patches, strict=True):
         if cell.cell_id not in labels:
             continue
-        classifier = load("classifier", settings.classification.namer(virtual=cell.modality == "dic"))
+        classifier = work.model("classifier", settings.classification.namer(virtual=cell.modality == "dic"))
         if not isinstance(classifier, Explainable):
             continue
         # A label that the stage gave and the classifier does not know (unidentified) has no heat of its own.

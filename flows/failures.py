@@ -7,33 +7,21 @@ own item, is named, and is tried again by the next run.
 
 from __future__ import annotations
 
-import errno
 from typing import Literal
 
 from flows.cluster import ClusterGone, ResultLost
-from pipeline.errors import BadInput, BadModelPackage, InputChanged, SmearflowError, UnknownName
+from pipeline.errors import (
+    BadInput,
+    BadModelPackage,
+    InputChanged,
+    SmearflowError,
+    UnknownName,
+    is_of_machine,
+)
 from storage.store import CaseBusy
 
 Fault = Literal["input", "machine", "item"]
 
-# Full, read-only or failing disks, shares that went away, a machine out of handles or memory.
-_MACHINE = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENOTCONN,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.ETIMEDOUT,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOLCK,
-}
 # Their roots are no OSError, and the libraries are not imported where no remote store is used.
 _REMOTE_ROOTS = ("botocore.", "aiobotocore.", "aiohttp.")
 
@@ -53,9 +41,7 @@ def fault_of(error: BaseException) -> Fault:
         return "machine"
     if isinstance(error, BadInput):
         return "input"
-    if isinstance(error, ConnectionError | TimeoutError):
-        return "machine"
-    if isinstance(error, OSError) and error.errno in _MACHINE:
+    if is_of_machine(error):
         return "machine"
     return "machine" if type(error).__module__.startswith(_REMOTE_ROOTS) else "item"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pipeline.settings import Settings
+from pipeline.settings import Settings, StainingSettings
 from pipeline.types import Cell
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ def naming_settings(settings: Settings) -> dict[str, Any]:
     """What the names of cells are made by, beside the models: not what is done with the names afterwards."""
     afterwards = {"min_seen", "min_confidence", "classifier", "virtual_classifier"}
     return settings.classification.model_dump(mode="json", exclude=afterwards)
+
+
+def painting_settings(settings: StainingSettings) -> dict[str, Any]:
+    """What DIC is painted by, beside the model: not what is done with its confidence afterwards."""
+    return settings.model_dump(mode="json", include={"dic_stainer", "target", "size_px"})
 
 
 def _described(settings: Settings, found: Iterable[Cell]) -> list[ModelPackage | Entry]:

@@ -11,11 +11,13 @@ import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed, Failed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
 
 from flows import canary, logs
 from flows.case import process_case
@@ -77,14 +79,15 @@ class _Cases:
         """Settle what was computed in nights before, which costs a look; returns the others."""
         todo = []
         for folder in progress(self.folders, what="looking"):
-            row, _ = _tried(
-                folder, lambda folder=folder: up_to_date(own_folder(folder), self.store, self.settings)
-            )
+            row, _ = _tried(folder, partial(self._kept, folder))
             if row is None or row["status"] != "done":
                 todo.append(folder)
             else:
                 self.rows[folder] = row
         return todo
+
+    def _kept(self, folder: Path) -> CaseOutcome | None:
+        return up_to_date(own_folder(folder), self.store, self.settings)
 
     def process(self, todo: list[Path], workers: Workers) -> None:
         """Process cases; those that the machine failed or another run holds are tried again at the end."""
@@ -92,7 +95,7 @@ class _Cases:
             again: list[Path] = []
             for folder in progress(todo, what=what):
                 workers.restart_if_lost()
-                row, retry = _tried(folder, lambda folder=folder: self._one(folder, workers))
+                row, retry = _tried(folder, partial(self._one, folder, workers))
                 assert row is not None
                 self.rows[folder] = row
                 if retry:

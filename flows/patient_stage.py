@@ -11,6 +11,8 @@ from pipeline.settings import Settings
 from pipeline.types import Cell, PatientPattern
 from storage.fingerprint import fingerprint
 
+STAGE = "patient"
+
 
 def stained_cells(found: tuple[Cell, ...]) -> list[Cell]:
     """The cells whose real May-Grünwald-Giemsa stain was photographed, in their order."""
@@ -55,12 +57,14 @@ def patient(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> Patient
     """The pattern of the case's stained cells; None where `why_not` gives a reason."""
     settings = run.settings
     if settings.patients.model is None or why_not(run, found) is not None:
+        run.retire(STAGE, set())
         return None
     mark = fingerprint(
-        "patient",
-        VERSIONS["patient"],
+        STAGE,
+        VERSIONS[STAGE],
         patches_mark,
         settings.patients,
+        settings.classification.patch_px,
         model_sha("classifier", settings.classification.classifier),
         model_sha("patient-classifier", settings.patients.model),
     )
@@ -71,7 +75,7 @@ def patient(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> Patient
         args=(run.store.url, run.case_id, list(found), settings),
         gpu=True,
     )
-    outcome = run.run_items("patient", [item])["case"]
+    outcome = run.run_items(STAGE, [item])["case"]
     if outcome.error is not None:
         raise StageFailed(f"{run.case_id}: patient failed: {outcome.error_type}: {outcome.error}")
     return PatientPattern.model_validate(outcome.output)
@@ -83,10 +87,8 @@ def read_case(store_url: str, case_id: str, found: list[Cell], settings: Setting
 
     from pipeline.patients import embed_cells, read_patient
     from storage.case_store import CaseStore, shard_rows
-    from storage.registry import load
     from storage.store import Store
 
-    work.limit_threads()
     assert settings.patients.model is not None
     store, step = CaseStore(Store(store_url), case_id), shard_rows(settings.patches)
     wanted = {c.cell_id for c in stained_cells(tuple(found))}
@@ -98,13 +100,13 @@ def read_case(store_url: str, case_id: str, found: list[Cell], settings: Setting
             if mine.any():
                 yield cell_work.patches_to_read(store, some, start, settings)[mine]
 
-    classifier = load("classifier", settings.classification.classifier)
+    classifier = work.model("classifier", settings.classification.classifier)
     embeddings, probabilities = embed_cells(batches(), settings.patches.pixel_size_um, classifier)
     pattern = read_patient(
         [c.cell_id for c in found if c.cell_id in wanted],
         embeddings,
         probabilities,
-        load("patient-classifier", settings.patients.model),
+        work.model("patient-classifier", settings.patients.model),
         top_cells=settings.patients.top_cells,
     )
     return pattern.model_dump(mode="json")

@@ -264,10 +264,15 @@ class CaseRun:
 
         if not todo:
             return
-        calls = {item.key: item.args for item in todo}
         how = {"alone": True} if alone else {}
-        results = self.workers.map(todo[0].function, calls, gpu=todo[0].gpu, **how)
-        yield from progress(results, total=len(todo), what=f"{self.case_id} {stage}")
+
+        def results() -> Iterator[tuple[str, Any, BaseException | None]]:
+            for gpu in (False, True):
+                calls = {item.key: item.args for item in todo if item.gpu is gpu}
+                if calls:
+                    yield from self.workers.map(todo[0].function, calls, gpu=gpu, **how)
+
+        yield from progress(results(), total=len(todo), what=f"{self.case_id} {stage}")
 
     def run_here(
         self,

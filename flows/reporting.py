@@ -210,7 +210,8 @@ def _has_row(run: CaseRun, mark: str) -> bool:
 
 
 def report_mark(run: CaseRun, findings: Findings) -> str:
-    models = [(m.name, m.version, m.sha256) for m in models_used(run, findings)]
+    # With the cards: thresholds, reader errors and measured figures in a report are theirs.
+    models = [(m.name, m.version, m.card) for m in models_used(run, findings)]
     return fingerprint(
         "report",
         # Of every stage: where one draws another picture of the same values, the page is made anew.

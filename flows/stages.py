@@ -10,6 +10,7 @@ from typing import Any
 from flows import work
 from flows.naming import check_painter
 from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
+from pipeline.settings import Settings
 from pipeline.types import (
     Case,
     Cell,
@@ -29,7 +30,7 @@ VERSIONS = {
     "cells": 2,
     "patches": 1,
     "target": 1,
-    "staining": 5,
+    "staining": 6,
     "classification": 5,
     "explanation": 2,
     "patient": 2,
@@ -37,6 +38,8 @@ VERSIONS = {
     "virtual_perls": 2,
     "report": 10,
 }
+
+GPU_STAGES = {"target", "staining", "classification", "virtual-perls", "explanation", "patient"}
 
 FieldKey = tuple[str, str]
 ImageKey = tuple[str, str, str, str]  # slide, field, modality, stain
@@ -197,6 +200,16 @@ def _looks(run: CaseRun, image: FieldImage) -> tuple[bool, ...]:
     return (run.settings.detection.dic_painted,) if image.modality == "dic" else ()
 
 
+def painted_by(settings: Settings, image: FieldImage) -> bool:
+    """Whether a stainer, for which there may be a GPU, takes part in looking at an image."""
+    return image.modality == "dic" and settings.detection.dic_painted
+
+
+def uses_gpu(stage: str, settings: Settings) -> bool:
+    """Whether a stage, by the name of its Prefect task, runs networks where there is a GPU."""
+    return stage in GPU_STAGES or (stage == "detection" and settings.detection.dic_painted)
+
+
 def detection(
     run: CaseRun, case: Case
 ) -> tuple[list[Detections], dict[ImageKey, FocusQuality], dict[ImageKey, str], list[Problem]]:
@@ -224,6 +237,7 @@ def detection(
                     name,
                     run.settings,
                 ),
+                gpu=name is not None and painted_by(run.settings, image),
                 # The threshold is applied to the kept boxes later, so it is no part of what was computed.
                 fingerprint=fingerprint(
                     "detection", VERSIONS["detection"], image, name, shas[name], *_looks(run, image)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flows import cell_work, work
-from flows.naming import made_for
+from flows.naming import made_for, painting_settings
 from flows.records import CaseRun, Item
 from flows.stages import VERSIONS, model_sha
 from flows.unit_stages import dic_images, need_all
@@ -41,8 +41,12 @@ def target(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str)
     settings = run.settings
     rows = sample(found, settings.classification.min_seen)
     namer = settings.classification.virtual_classifier
-    named = settings.staining.target is not None or namer is None
-    if named or not rows or made_for(str(namer), settings.staining.dic_stainer) is not True:
+    if (
+        settings.staining.target is not None
+        or namer is None
+        or not rows
+        or made_for(namer, settings.staining.dic_stainer) is not True
+    ):
         run.retire(STAGE, set())
         return None
     cells = [found[i] for i in rows]
@@ -51,7 +55,7 @@ def target(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str)
         VERSIONS[STAGE],
         patches_mark,
         rows,
-        settings.staining,
+        painting_settings(settings.staining),
         model_sha("stainer", settings.staining.dic_stainer),
         model_sha("classifier", namer),
     )
@@ -79,12 +83,10 @@ def try_targets(
     """On a worker: how sure the classifier is, on the mean of these cells, of each target's pictures."""
     from stainers.virtual_cells import Painter
     from storage.case_store import CaseStore
-    from storage.registry import load
     from storage.store import Store
 
-    stainer: Any = load("stainer", settings.staining.dic_stainer)
-    classifier = load("classifier", str(settings.classification.virtual_classifier))
-    work.limit_threads()
+    stainer: Any = work.model("stainer", settings.staining.dic_stainer)
+    classifier = work.model("classifier", str(settings.classification.virtual_classifier))
     store = CaseStore(Store(store_url), case_id)
     name = f"patches/{settings.staining.size_px}/dic"
     dic = np.concatenate([store.read_rows(name, row, row + 1) for row in rows])

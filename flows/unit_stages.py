@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from flows import cell_work
-from flows.naming import namers, naming_settings
+from flows.naming import namers, naming_settings, painting_settings
 from flows.records import CaseRun, Item, Outcome, StageFailed
 from flows.stages import VERSIONS, model_sha
 from pipeline.types import Case, Cell, CellClass, FieldImage, PaintedTarget
@@ -130,7 +130,11 @@ def staining(
         run.retire("staining", set())
         return "", {}
     mark = fingerprint(
-        "staining", VERSIONS["staining"], patches_mark, settings, model_sha("stainer", settings.dic_stainer)
+        "staining",
+        VERSIONS["staining"],
+        patches_mark,
+        painting_settings(settings),
+        model_sha("stainer", settings.dic_stainer),
     )
     arrays = {
         virtual_array(settings.dic_stainer, kind): (settings.size_px, channels)
@@ -151,8 +155,9 @@ def staining(
     doubt: Doubt = {}
     for index, start, end in units:
         output = outcomes[_key(index)].output or {}
-        rows = zip(found[start:end], output["confidence"], output["trusted"], strict=True)
-        doubt.update({cell.cell_id: (value, enough) for cell, value, enough in rows if value is not None})
+        least = output["stated"] if settings.min_confidence is None else settings.min_confidence
+        rows = zip(found[start:end], output["confidence"], strict=True)
+        doubt.update({cell.cell_id: (value, value >= least) for cell, value in rows if value is not None})
     return mark, doubt
 
 

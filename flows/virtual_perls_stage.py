@@ -58,13 +58,16 @@ def virtual_perls(
     namer = settings.staining.erythroblast_classifier
     chosen = set(candidates(case, found, classes, settings)) if model is not None else set()
     if model is None or not chosen:
+        run.retire(STAGE, set())
         return classes
     called = {c.cell_id for c in classes if is_erythroblast(c.label)}
     mark = fingerprint(
         STAGE,
         VERSIONS[STAGE],
         patches_mark,
-        settings.staining,
+        settings.staining.model_dump(mode="json", exclude={"dic_stainer", "target", "size_px"}),
+        settings.classification.patch_px,
+        settings.classification.classifier,  # what is called an erythroblast, and by whom: the result says so
         model_sha("stainer", model),
         model_sha("sideroblast-reader", settings.staining.perls_reader),
         None if namer is None else model_sha("classifier", namer),
@@ -140,10 +143,8 @@ def read_unit(
     """
     from pipeline.virtual_perls import erythroblasts_of, read_virtual
     from storage.case_store import CaseStore
-    from storage.registry import load
     from storage.store import Store
 
-    work.limit_threads()
     model = str(settings.staining.perls_stainer)
     side, size_um = model_view(model)
     store, wanted = CaseStore(Store(store_url), case_id), set(chosen)
@@ -151,15 +152,15 @@ def read_unit(
     patches = cell_work.patches_to_read(store, cells, first_row, settings)[rows]
     namer, method = settings.staining.erythroblast_classifier, settings.classification.classifier
     if namer is not None:
-        kept = erythroblasts_of(patches, settings.patches.pixel_size_um, load("classifier", namer))
+        kept = erythroblasts_of(patches, settings.patches.pixel_size_um, work.model("classifier", namer))
         kept |= np.array([cells[row].cell_id in called for row in rows])
         rows, patches = [row for row, yes in zip(rows, kept, strict=True) if yes], patches[kept]
         method = f"{namer} or {method}"
     found = read_virtual(
         patches,
         settings.patches.pixel_size_um,
-        load("stainer", model),
-        load("sideroblast-reader", settings.staining.perls_reader),
+        work.model("stainer", model),
+        work.model("sideroblast-reader", settings.staining.perls_reader),
         model_px=side,
         model_um=size_um,
         min_confidence=settings.staining.min_confidence,

@@ -30,6 +30,15 @@ def limit_threads() -> None:
         sys.modules["torch"].set_num_threads(1)
 
 
+def model(task: Any, name: str) -> Any:
+    """The model of a name, kept by this process, on one thread: loading it may have brought torch."""
+    from storage.registry import load
+
+    found = load(task, name)
+    limit_threads()
+    return found
+
+
 def read(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray:
     """The pixels of an image of a case as 8 bit, (H, W) or (H, W, 3)."""
     from pipeline.intake import read_field

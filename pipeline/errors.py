@@ -6,6 +6,34 @@ sentence.  Each child also inherits the builtin that a library caller would expe
 
 from __future__ import annotations
 
+import errno
+
+# Full, read-only or failing disks, shares that went away, a machine out of handles or memory.
+_MACHINE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOLCK,
+}
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether an error of the operating system says nothing about the file that was asked for."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    return isinstance(error, OSError) and error.errno in _MACHINE
+
 
 class SmearflowError(Exception):
     """Base of all errors that smearflow raises on purpose."""

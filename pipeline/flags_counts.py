@@ -80,7 +80,10 @@ def blast_present(f: Facts) -> Finding | None:
 
 
 def zero_bound(f: Facts) -> Finding | None:
-    zeros = [r for r in f.counted.differential.rows if r.n_ai == 0 and not r.n_reviewed]
+    # A reviewer's count stands where there is one: what it took away was not seen either.
+    zeros = [
+        r for r in f.counted.differential.rows if (r.n_ai if r.n_reviewed is None else r.n_reviewed) == 0
+    ]
     if not zeros or f.counted.differential.n_denominator == 0:
         return None
     names = ", ".join(r.display.lower() for r in zeros)

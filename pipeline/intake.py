@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import BadInput, InputChanged, UnreadableImage
+from pipeline.errors import BadInput, InputChanged, UnreadableImage, is_of_machine
 from pipeline.intake_files import check_case_id, check_pixel_size, inside, read_regular_file
 from pipeline.intake_manifest import Declaration, Source, declare
 from pipeline.intake_slides import inspect_slide, refuse_unusable_slides
@@ -66,6 +66,8 @@ def inspect_source(
         message = str(error).replace(str(case_dir) + "/", "")
         return Inspected(problems=(problem_of(source, "UNREADABLE", message),))
     except (OSError, BadInput) as error:
+        if is_of_machine(error):
+            raise  # of a disk or share that fails: no verdict on the image
         detail = getattr(error, "strerror", None) or str(error)
         message = f"{source.file} cannot be read ({detail}); copy it again."
         return Inspected(problems=(problem_of(source, "UNREADABLE", message),))

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any, Literal
 
 from pipeline.errors import BadModelPackage, UnknownName
+from storage.fingerprint import fingerprint
 from storage.packages import ModelPackage, find_package, list_packages
 
 Task = Literal["detector", "segmenter", "stainer", "classifier", "sideroblast-reader", "patient-classifier"]
@@ -110,11 +111,12 @@ def load(task: Task, name: str) -> Any:
     found = describe(task, name)
     if isinstance(found, Entry):
         return _build(task, name, None)
-    return _build(task, name, found.card.sha256)
+    return _build(task, name, fingerprint(found.card))
 
 
 @cache
-def _build(task: Task, name: str, sha256: str | None) -> Any:
+def _build(task: Task, name: str, card: str | None) -> Any:
+    del card  # another card is another model, even of the same weights: its parameters are the card's
     found = describe(task, name)
     if isinstance(found, Entry):
         return found.builder(None)

@@ -180,16 +180,22 @@ class ObjectLock:
                 self.lost = True
             else:
                 self.lost = not self._put(**condition)
-        except OSError as error:
+        # Errors of the network share no root among its libraries; the next beat tries again.
+        except Exception as error:
             log.warning("%s: the lock could not be renewed: %s", self._case_id, error)
         if self.lost:
             log.error("%s: the lock was taken over by another run", self._case_id)
 
     def release(self) -> None:
-        """Give the lock back, if it is still ours."""
-        with contextlib.suppress(OSError):
-            if (self.read() or {}).get("owner") == self._owner:
+        """Give the lock back, if it is still ours; notes where another run holds it by now."""
+        try:
+            owner = (self.read() or {}).get("owner")
+            if owner == self._owner:
                 self._fs.rm_file(self._path)
+            elif owner is not None:
+                self.lost = True
+        except Exception as error:  # as above; a lock that is not given back runs out
+            log.warning("%s: the lock could not be given back: %s", self._case_id, error)
 
 
 @contextlib.contextmanager
