@@ -1,6 +1,6 @@
 """Structured logs: one JSON object a line, with the case, stage and field that it is about.
 
-Every run writes to the file that SMEARFLOW_LOG names, if it names one; a night on a local store also
+Every night writes to the file that SMEARFLOW_LOG names, if it names one; a night on a local store also
 writes `<store>/nights/<night>.jsonl`.
 """
 

@@ -269,6 +269,7 @@ def write_report(
         RunInfo(
             fingerprint=mark,
             config_sha256=settings_mark(run.settings),
+            expected_config_sha256=run.settings.report.validated_config,
             created=now(),
             models=models_used(run, findings),
             version=version("smearflow"),

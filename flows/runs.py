@@ -19,8 +19,12 @@ def settings_of(values: dict[str, Any] | None) -> Settings:
 
 
 def settings_mark(settings: Settings) -> str:
-    """The hash of the settings that a result names; how its night was run says nothing of it."""
-    return fingerprint(settings.model_copy(update={"night": NightSettings()}))
+    """The hash of the settings that a result names.
+
+    How its night was run says nothing of it, nor what its hash is compared with.
+    """
+    report = settings.report.model_copy(update={"validated_config": None})
+    return fingerprint(settings.model_copy(update={"night": NightSettings(), "report": report}))
 
 
 def configured(value: str | None, variable: str, what: str) -> str:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from flows.console import as_rgb
-from pipeline.settings import Settings
+from pipeline.settings import KEPT_SCORE, Settings
 from pipeline.types import FieldImage
 
 OVERVIEW_WIDTH_PX = 900  # reduced field pictures of the report
-LOW_SCORE = 0.05  # detections kept in the store, so that another threshold needs no new detection
 
 
 def limit_threads() -> None:
@@ -134,7 +133,7 @@ def find_cells(
     boxes, scores = list[list[float]](), list[float]()
     if model:
         found, score = model.detect(pixels, image.pixel_size_um)
-        keep = score >= LOW_SCORE
+        keep = score >= KEPT_SCORE
         boxes = [[round(float(v), 2) for v in box] for box in found[keep]]
         scores = [round(float(s), 4) for s in score[keep]]
         put_jpeg(store_url, picture_key, _reduced(pixels, OVERVIEW_WIDTH_PX))

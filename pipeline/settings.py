@@ -1,7 +1,7 @@
 """The one settings model.
 
-Every stage takes its own section; unknown keys are refused; the fingerprint of a stage covers the
-section that it takes, so that changing one figure recomputes only what depends on it.
+Every stage takes its own section; unknown keys are refused; the fingerprint of a stage covers what it takes,
+so that changing one figure recomputes only the stages that depend on it.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class FieldPosition(Section):
 class IntakeSettings(Section):
     """Which inputs are taken, and how a whole slide becomes fields."""
 
-    field_width_px: int = Field(2064, gt=0)
-    field_height_px: int = Field(1544, gt=0)
+    field_width_px: int = Field(2064, gt=0)  # of the fields that a whole slide is cut into
+    field_height_px: int = Field(1544, gt=0)  # the same
     slide_pixel_size_um: float = Field(0.25, gt=0)  # fields are cut from whole slides at this size
     field_overlap_um: float = Field(25.0, ge=0)  # of fields cut from a slide: about a large cell
-    max_slide_fields: int = Field(60, gt=0)
+    max_slide_fields: int = Field(60, gt=0)  # of a whole slide, the best by `slide_field_choice`
     min_tissue_fraction: float = Field(0.05, ge=0, le=1)
     slide_field_choice: Literal["monolayer", "stained area"] = "monolayer"  # how fields are ranked
     min_field_score: float = Field(0.1, ge=0, le=1)  # monolayer score under which a field is left out
@@ -61,25 +61,30 @@ class IntakeSettings(Section):
     max_image_pixels: int = Field(400_000_000, gt=0)  # larger field images are refused, not opened
 
 
+KEPT_SCORE = 0.05  # detections from it on are kept, so that another threshold needs no new detection
+
+
 class RegistrationSettings(Section):
     """DIC to brightfield alignment."""
 
     max_shift_px: float = Field(350.0, gt=0)  # along x and along y, between the images' centres
-    max_rotation_deg: float = Field(3.5, gt=0)
-    max_scale_change: float = Field(0.015, gt=0)
-    max_p_false_accept: float = Field(1e-3, gt=0, lt=1)
-    max_residual_px: float = Field(3.0, gt=0)
+    max_rotation_deg: float = Field(3.5, gt=0)  # a found one beyond it is refused
+    max_scale_change: float = Field(0.015, gt=0)  # the same, of the ratio of both scales from 1
+    max_p_false_accept: float = Field(1e-3, gt=0, lt=1)  # chance that two other fields would look so aligned
+    max_residual_px: float = Field(3.0, gt=0)  # median shift of the held-out tiles
     max_uncertainty_px: float = Field(1.0, gt=0)  # expected error over the field, from the tiles' spread
 
 
 class DetectionSettings(Section):
     """Finding leukocytes."""
 
-    brightfield_detector: str = "leukocyte-brightfield"
-    dic_detector: str = "leukocyte-dic"
+    brightfield_detector: str = "leukocyte-brightfield"  # of leukocytes on MGG fields
+    dic_detector: str = "leukocyte-dic"  # of leukocytes on DIC fields that have no stained partner
     perls_detector: str = "marrow-perls"  # of erythroblasts on Perls fields
-    threshold: float = Field(0.4, ge=0, le=1)  # on stained images: a box below it is no cell of the case
-    dic_threshold: float = Field(0.4, ge=0, le=1)  # the same on DIC; 0.5 where the network looks alone
+    threshold: float = Field(
+        0.4, ge=KEPT_SCORE, le=1
+    )  # on stained images: a box below is no cell of the case
+    dic_threshold: float = Field(0.4, ge=KEPT_SCORE, le=1)  # the same on DIC; 0.5 where it looks alone
     dic_painted: bool = True  # a DIC detector made for it looks at the painted picture, too; slower
     same_cell_iou: float = Field(0.3, gt=0, lt=1)  # overlap from which two boxes are one cell
     border_policy: Literal["keep", "drop"] = "keep"  # a cell cut by the edge of the imaged area
@@ -88,9 +93,9 @@ class DetectionSettings(Section):
 class PatchSettings(Section):
     """Patches around each cell."""
 
-    sizes_px: tuple[int, ...] = (256, 360)
-    pixel_size_um: float = Field(0.1, gt=0)
-    chunk: int = Field(16, gt=0)
+    sizes_px: tuple[int, ...] = (256, 360)  # sides of the patches that are kept of each cell
+    pixel_size_um: float = Field(0.1, gt=0)  # to which fields are resampled
+    chunk: int = Field(16, gt=0)  # patches that are compressed together
     shard: int = Field(32, gt=0)  # cells a write unit; a case of 100 cells fills several workers
     border_fill: Literal["reflect", "background"] = "reflect"  # what stands beyond the field's edge
 
@@ -98,9 +103,9 @@ class PatchSettings(Section):
 class StainingSettings(Section):
     """Virtual staining of DIC patches."""
 
-    dic_stainer: str = "dic-to-mgg"
+    dic_stainer: str = "dic-to-mgg"  # paints the cells that were never stained
     target: str | None = None  # stain to paint, that most like the laboratory's; None: found for each case
-    size_px: int = 256
+    size_px: int = 256  # of the patches that are painted: one of `patches.sizes_px`
     min_confidence: float | None = None  # None: the threshold that the model's card states
     perls_stainer: str | None = "mgg-to-perls"  # virtual Perls of marrow without a Perls slide; None: never
     erythroblast_classifier: str | None = "marrow-erythroblasts"  # chooses them on MGG; None: by their names
@@ -112,11 +117,10 @@ class ClassificationSettings(Section):
 
     classifier: str = "leukocyte-classes"
     virtual_classifier: str | None = "virtual-leukocytes"  # names what is painted; None: the classifier
-    segmenter: str = "nucleus-cytoplasm"
+    segmenter: str = "nucleus-cytoplasm"  # measures areas, N:C ratio and lobes
     sideroblast_reader: str = "rule"  # of iron on Perls: what it says is counted
     sideroblast_second_reader: str | None = "iron-types"  # read beside it, never counted; None: none
-    patch_px: int = 256
-    batch: int = Field(16, gt=0)
+    patch_px: int = 256  # of the patches that are named: that of `staining.size_px`
     min_confidence: float | None = None  # None: the calibrated figure of the model's card
     min_child_share: float = Field(0.6, ge=0.5, le=1)  # of its parent's probability, for a child to be named
     min_seen: float = Field(0.4, ge=0, le=1)  # of a cell that an edge cuts; with less of it, it is not named
@@ -137,28 +141,29 @@ class PatientSettings(Section):
 class CountingSettings(Section):
     """Denominators, intervals and the rules of the flags (CLINICAL.md)."""
 
-    blood_target: int = Field(200, gt=0)
-    marrow_target: int = Field(500, gt=0)
-    interval: Literal["clopper-pearson", "wilson"] = "clopper-pearson"
-    level: float = Field(0.95, gt=0.5, lt=1)
-    bootstrap_draws: int = Field(2000, ge=0)
-    bootstrap_seed: int = 20261121
-    rs_limits_pct: tuple[float, ...] = (5.0, 15.0)
+    blood_target: int = Field(200, gt=0)  # cells that a differential of blood is to rest on
+    marrow_target: int = Field(500, gt=0)  # the same, of marrow
+    interval: Literal["clopper-pearson", "wilson"] = "clopper-pearson"  # of proportions
+    level: float = Field(0.95, gt=0.5, lt=1)  # of every interval
+    bootstrap_draws: int = Field(2000, ge=0)  # over whole fields; 0: no interval between fields
+    bootstrap_seed: int = 20261121  # of those draws, so that a report comes out the same
+    rs_limits_pct: tuple[float, ...] = (5.0, 15.0)  # limits of ring sideroblasts that a result is held to
     rs_reader_errors: tuple[int, int, int, int] | None = None  # a laboratory's own: see docs/sideroblasts.md
-    blast_limits_marrow_pct: tuple[float, ...] = (5.0, 10.0, 20.0)
-    blast_limits_blood_pct: tuple[float, ...] = (2.0, 5.0, 20.0)
-    monocytes_in_myeloid: bool = True
+    blast_limits_marrow_pct: tuple[float, ...] = (5.0, 10.0, 20.0)  # limits of blasts, in marrow
+    blast_limits_blood_pct: tuple[float, ...] = (2.0, 5.0, 20.0)  # the same, in blood
+    monocytes_in_myeloid: bool = True  # of the M:E ratio
     blasts_in_myeloid: bool = False  # a blast's lineage is not known from its look
-    pct_decimals: int = Field(1, ge=0, le=4)
+    pct_decimals: int = Field(1, ge=0, le=4)  # of percentages; together they are 100
 
 
 class ReportSettings(Section):
     """The report page."""
 
-    gallery_cells_per_class: int = Field(1000, gt=0)
-    thumbnail_px: int = Field(72, gt=0)
+    gallery_cells_per_class: int = Field(1000, gt=0)  # least sure first
+    thumbnail_px: int = Field(72, gt=0)  # of a cell on the page
     explained_cells: int = Field(24, ge=0)  # cells in doubt, least sure first, of which heat is shown
-    max_bytes: int = 5_000_000
+    max_bytes: int = Field(5_000_000, gt=0)  # of the page: pictures are left out or made smaller to keep it
+    validated_config: str | None = None  # `config_sha256` of a result of your validation; another is flagged
 
 
 class NightSettings(Section):
@@ -184,6 +189,21 @@ class Settings(Section):
     counting: CountingSettings = CountingSettings()
     report: ReportSettings = ReportSettings()
     night: NightSettings = NightSettings()
+
+    @model_validator(mode="after")
+    def _patches_are_cut(self) -> Settings:
+        sizes, named = self.patches.sizes_px, self.classification.patch_px
+        for key, size in (("staining.size_px", self.staining.size_px), ("classification.patch_px", named)):
+            if size not in sizes:
+                raise ValueError(f"{key} is {size}, which patches.sizes_px {list(sizes)} does not hold")
+        if self.staining.size_px != named:
+            raise ValueError(
+                f"staining.size_px is {self.staining.size_px} and classification.patch_px {named}; what is "
+                "painted is named, so they have to be the same"
+            )
+        if min(sizes) < 1:
+            raise ValueError("patches.sizes_px holds a size below 1")
+        return self
 
 
 def detection_threshold(settings: DetectionSettings, modality: str) -> float:
@@ -213,6 +233,6 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])
-        raise BadInput(
-            f"{path or 'settings'}: '{where}': {first['msg']}; docs/settings.md lists every key."
-        ) from error
+        told = first["msg"].removeprefix("Value error, ")
+        place = f"'{where}': " if where else ""
+        raise BadInput(f"{path or 'settings'}: {place}{told}; docs/settings.md lists every key.") from error

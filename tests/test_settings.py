@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,40 @@ def test_every_key_stands_in_the_documentation_with_its_default(
 ) -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     shown = list(default) if isinstance(default, tuple) else default
-    assert f"| `{section}.{key}` | `{shown}` |" in text
+    lines = [r for r in text.splitlines() if r.startswith(f"| `{section}.{key}` | `{shown}` |")]
+    assert len(lines) == 1
+    assert len(lines[0].split("|")[3].strip()) > 5  # and with what it does
+
+
+def test_every_environment_variable_stands_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    rooms = ("pipeline", "flows", "detectors", "stainers", "classifiers", "storage", "phantoms")
+    used = {
+        name
+        for room in rooms
+        for path in (ROOT / room).rglob("*.py")
+        for name in re.findall(r"\bSMEARFLOW_[A-Z_]+\b", path.read_text(encoding="utf-8"))
+    }
+    assert len(used) > 9
+    assert {name for name in used if f"`{name}`" not in text} == set()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"patches": {"sizes_px": []}}, "staining.size_px is 256"),
+        ({"patches": {"sizes_px": [360]}, "staining": {"size_px": 360}}, "classification.patch_px is 256"),
+        ({"staining": {"size_px": 360}}, "they have to be the same"),
+        ({"patches": {"sizes_px": [256, 0]}}, "a size below 1"),
+        ({"detection": {"threshold": 0.01}}, "detection.threshold"),
+        ({"report": {"max_bytes": 0}}, "report.max_bytes"),
+    ],
+)
+def test_settings_that_no_case_could_be_run_with_are_refused(values: dict, said: str) -> None:
+    with pytest.raises(BadInput) as error:
+        load_settings(None, values)
+    assert said in str(error.value)
+    assert "''" not in str(error.value)
 
 
 def test_an_unknown_key_is_refused_with_its_place(tmp_path: Path) -> None:
