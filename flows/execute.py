@@ -18,6 +18,7 @@ from flows import (
 )
 from flows.auditing import note
 from flows.cluster import Workers
+from flows.findings import gather
 from flows.records import CaseRun, WorkNeeded
 from flows.runs import open_run
 from storage.store import CaseBusy
@@ -56,7 +57,8 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         run, found, classes, patches_mark, staining_mark
     )
     pattern = wrap("patient", patient_stage.patient)(run, found, patches_mark)
-    findings = reporting.gather(
+    gathered = gather(
+        run,
         case.model_copy(update={"problems": (*case.problems, *problems)}),
         found,
         classes,
@@ -69,13 +71,13 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         explained,
         painted,
     )
-    result = wrap("report", reporting.report)(run, findings)
+    result = wrap("report", reporting.report)(run, gathered)
     return CaseOutcome(
         case_id=run.case_id,
         result=result,
         report_url=run.store.url_of(f"{run.case_id}/report.html"),
         result_url=run.store.url_of(f"{run.case_id}/result.json"),
-        n_quarantined=sum(p.fatal_for_field for p in findings.case.problems),
+        n_quarantined=sum(p.fatal_for_field for p in gathered.case.problems),
         computed=dict(run.computed),
         reused=dict(run.reused),
         stage_seconds=dict(run.stage_seconds),

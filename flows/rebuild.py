@@ -8,24 +8,24 @@ from typing import Any
 from flows.auditing import note
 from flows.cluster import Workers
 from flows.runs import open_run
-from pipeline.errors import BadInput
 
 
 def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Count again with these settings and write result.json, report.html and the table anew."""
-    from flows import reporting
+    """Count again with these settings and write result.json, report.html and the table anew.
+
+    Of the settings those of counting and report count; raises BadInput where another was not so in the run.
+    """
+    from flows.findings import as_made, kept_findings
+    from flows.reporting import report
     from pipeline.intake import check_case_id
 
     with Workers() as workers:
         run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
-        findings = reporting.kept_findings(run)
-        if findings is None:
-            raise BadInput(
-                f"{case_id}: the store {store} holds no finished run of this case; process it first."
-            )
-        with run.store.writing(case_id):
+        with run.store.writing(run.case_id):
+            findings = kept_findings(run)
+            run = as_made(run, findings, settings)
             run.ledger.begin()
-            result = reporting.report(run, findings)
+            result = report(run, findings)
             run.end()
             note(run, "report")
     return {

@@ -13,7 +13,7 @@ from flows.records import CaseRun
 from pipeline.types import Case, Cell
 
 if TYPE_CHECKING:
-    from flows.reporting import Findings
+    from flows.findings import Findings
 
 
 def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.ndarray]:

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 from flows import stages
+from flows.findings import FINDINGS, Findings
 from flows.identity import deidentified, deidentified_text, pseudonym
-from flows.naming import calibrated_confidence, known_classes
 from flows.provenance import source_commit
 from flows.records import CaseRun
 from flows.report_pictures import (
@@ -31,144 +31,10 @@ from pipeline.review import (
     review_part,
     review_state,
 )
-from pipeline.types import (
-    Case,
-    Cell,
-    CellClass,
-    ExplainedCell,
-    FocusQuality,
-    Modality,
-    PaintedTarget,
-    PatientPattern,
-    Registration,
-    Spec,
-    Stain,
-)
 from storage.clock import now
 from storage.fingerprint import fingerprint
 
-RESULT, PAGE, TABLE, FINDINGS = "result.json", "report.html", "cells.parquet", "work/findings.json"
-
-
-class FieldFinding(Spec):
-    """What is known of one image or field besides its cells."""
-
-    slide: str
-    field: str
-    modality: Modality | None = None
-    stain: Stain | None = None
-    registration: Registration | None = None
-    quality: FocusQuality | None = None
-    picture: str | None = None  # key of the reduced picture in the store
-
-
-class Findings(Spec):
-    """Everything that a report is made of; kept in the store, so that a report can be made again."""
-
-    case: Case
-    cells: tuple[Cell, ...]
-    classes: tuple[CellClass, ...]
-    registrations: tuple[FieldFinding, ...]
-    images: tuple[FieldFinding, ...]
-    patient: PatientPattern | None = None
-    no_patient: str | None = None  # why there is no patient-level reading
-    explained: tuple[ExplainedCell, ...] = ()  # cells in doubt, least sure first
-    painted: PaintedTarget | None = None  # of virtual cells, where the settings name no target
-
-
-def gather(
-    case: Case,
-    cells: tuple[Cell, ...],
-    classes: tuple[CellClass, ...],
-    registrations: dict[stages.FieldKey, Registration],
-    doubtful: dict[stages.FieldKey, str],
-    quality: dict[stages.ImageKey, FocusQuality],
-    overviews: dict[stages.ImageKey, str],
-    patient: PatientPattern | None = None,
-    no_patient: str | None = None,
-    explained: tuple[ExplainedCell, ...] = (),
-    painted: PaintedTarget | None = None,
-) -> Findings:
-    """The stages' results in one value."""
-    return Findings(
-        case=case,
-        cells=cells,
-        classes=classes,
-        registrations=tuple(
-            FieldFinding(slide=k[0], field=k[1], registration=r, picture=doubtful.get(k))
-            for k, r in sorted(registrations.items())
-        ),
-        images=tuple(
-            FieldFinding.model_validate(
-                {
-                    "slide": k[0],
-                    "field": k[1],
-                    "modality": k[2],
-                    "stain": k[3],
-                    "quality": q,
-                    "picture": overviews.get(k),
-                }
-            )
-            for k, q in sorted(quality.items())
-        ),
-        patient=patient,
-        no_patient=no_patient,
-        explained=explained,
-        painted=painted,
-    )
-
-
-def models_used(run: CaseRun, findings: Findings) -> tuple[Any, ...]:
-    """Each model that took part, and what it read."""
-    from detectors.painted import companions
-    from pipeline.report_inputs import ModelUse
-    from storage.registry import describe
-
-    settings = run.settings
-    kinds = {(c.modality, c.stain) for c in findings.cells}
-    named: list[tuple[Any, str, tuple[tuple[Modality, Stain], ...]]] = []
-    if any(i.modality == "brightfield" and i.stain == "MGG" for i in findings.case.images):
-        named.append(("detector", settings.detection.brightfield_detector, (("brightfield", "MGG"),)))
-    if any(
-        stages.detector_of(run, findings.case, i) == settings.detection.dic_detector
-        for i in findings.case.images
-    ):
-        named.append(("detector", settings.detection.dic_detector, (("dic", "unstained"),)))
-        beside = companions(settings.detection.dic_detector) if settings.detection.dic_painted else ()
-        for task, name in beside:  # the stainer reads the DIC, the detector what is painted of it
-            dic = task == "stainer"
-            named.append((task, name, (("dic", "unstained"),) if dic else (("brightfield", "MGG"),)))
-    if any(k[1] == "Perls" for k in kinds):
-        named.append(("detector", settings.detection.perls_detector, (("brightfield", "Perls"),)))
-        readers = (
-            settings.classification.sideroblast_reader,
-            settings.classification.sideroblast_second_reader,
-        )
-        named += [("sideroblast-reader", r, (("brightfield", "Perls"),)) for r in readers if r is not None]
-    if any(k[0] == "dic" for k in kinds):
-        named.append(("stainer", settings.staining.dic_stainer, (("dic", "unstained"),)))
-    if any(k[1] != "Perls" for k in kinds):
-        named.append(("segmenter", settings.classification.segmenter, (("brightfield", "MGG"),)))
-        own = settings.classification.virtual_classifier
-        if own is None or ("brightfield", "MGG") in kinds:
-            named.append(("classifier", settings.classification.classifier, (("brightfield", "MGG"),)))
-        if own is not None and any(k[0] == "dic" for k in kinds):
-            named.append(("classifier", own, (("dic", "unstained"),)))
-    perls_stainer = settings.staining.perls_stainer
-    if perls_stainer is not None and any(c.rs_virtual for c in findings.classes):
-        named.append(("stainer", perls_stainer, (("brightfield", "MGG"),)))
-        named.append(("sideroblast-reader", settings.staining.perls_reader, (("brightfield", "Perls"),)))
-        if settings.staining.erythroblast_classifier is not None:
-            named.append(("classifier", settings.staining.erythroblast_classifier, (("brightfield", "MGG"),)))
-    if findings.patient is not None:
-        named.append(("patient-classifier", findings.patient.model, (("brightfield", "MGG"),)))
-    once: dict[tuple[Any, str], tuple[tuple[Modality, Stain], ...]] = {}
-    for task, name, reads in named:  # one that took part twice stands once
-        once.setdefault((task, name), reads)
-    return tuple(
-        ModelUse.of(describe(task, name), reads, version=version("smearflow"))
-        for (task, name), reads in once.items()
-    )
+RESULT, PAGE, TABLE = "result.json", "report.html", "cells.parquet"
 
 
 def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
@@ -210,18 +76,14 @@ def _has_row(run: CaseRun, mark: str) -> bool:
 
 
 def report_mark(run: CaseRun, findings: Findings) -> str:
-    # With the cards: thresholds, reader errors and measured figures in a report are theirs.
-    models = [(m.name, m.version, m.card) for m in models_used(run, findings)]
     return fingerprint(
         "report",
         # Of every stage: where one draws another picture of the same values, the page is made anew.
         stages.VERSIONS,
         version("smearflow"),
+        # With models' cards: thresholds, reader errors and measured figures in a report are theirs.
         findings,
-        models,
         pseudonym(run.case_id),
-        run.settings.classification,
-        run.settings.staining,
         run.settings.counting,
         run.settings.report,
     )
@@ -244,7 +106,7 @@ def write_report(
     from pipeline.report_inputs import Quality, RunInfo
     from storage.results_db import ResultsDatabase
 
-    classes = known_classes(run.settings, findings.cells)
+    made_by = findings.made_by
     told = deidentified_text(findings.case)
     case = deidentified(findings.case)
     state = review_state(acts)
@@ -271,11 +133,11 @@ def write_report(
             config_sha256=settings_mark(run.settings),
             expected_config_sha256=run.settings.report.validated_config,
             created=now(),
-            models=models_used(run, findings),
+            models=made_by.models,
             version=version("smearflow"),
             commit=source_commit(),
-            known_classes=classes,
-            min_confidence=calibrated_confidence(run.settings, findings.cells),
+            known_classes=made_by.known_classes,
+            min_confidence=made_by.min_confidence,
             painted=findings.painted,
         ),
         run.settings,
@@ -306,7 +168,7 @@ def write_report(
             slides=slide_pictures(run, findings),
             explanations=explained_pictures(run, findings),
         ).encode(),
-        TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, classes, reviewed)),
+        TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, made_by.known_classes, reviewed)),
     }
     for name, data in files.items():
         run.store.write_bytes(f"{run.case_id}/{name}", data)
@@ -314,9 +176,3 @@ def write_report(
     with ResultsDatabase(database_url(run.store.url)) as database:
         database.record(result.model_dump(mode="json"), fingerprint=mark, result_sha256=hashes[RESULT])
     return hashes
-
-
-def kept_findings(run: CaseRun) -> Findings | None:
-    """The findings of the case's last finished run, or None."""
-    key = f"{run.case_id}/{FINDINGS}"
-    return Findings.model_validate(run.store.read_json(key)) if run.store.exists(key) else None

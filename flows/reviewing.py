@@ -14,6 +14,7 @@ from typing import Any
 from flows import reporting
 from flows.auditing import note
 from flows.cluster import Workers
+from flows.findings import as_made, kept_findings
 from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.review_acts import acts_of
@@ -52,11 +53,8 @@ def review_case(
         raise BadInput("a report is withdrawn for a reason; give --reason.")
     with Workers() as workers:
         run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
-        findings = reporting.kept_findings(run)
-        if findings is None:
-            raise BadInput(
-                f"{case_id}: the store {store} holds no finished run of this case; process it first."
-            )
+        findings = kept_findings(run)
+        run = as_made(run, findings, settings)
         check_corrections(case_id, findings.cells, corrections)
         with run.store.writing(case_id):
             wrong = AuditLog(run.store, case_id).verify()

@@ -113,7 +113,7 @@ def build_result(
                 else []
             ),
         ),
-        problems=_problems(case, quality),
+        problems=_problems(case),
         fields=fields,
         review=review or _review(counted, classes, reviewed or {}),
     )
@@ -265,11 +265,8 @@ def _gallery_cell(cell: Cell, found: CellClass | None, reviewed: Mapping[str, st
     )
 
 
-def _problems(case: Case, quality: Quality) -> tuple[ProblemReport, ...]:
-    found = {
-        (p.slide or "", p.field or "", p.file or "", p.code, p.message): p
-        for p in (*case.problems, *quality.problems)
-    }
+def _problems(case: Case) -> tuple[ProblemReport, ...]:
+    found = {(p.slide or "", p.field or "", p.file or "", p.code, p.message): p for p in case.problems}
     return tuple(
         ProblemReport(
             code=p.code,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from pipeline.types import FocusQuality, Modality, PaintedTarget, Problem, Registration, Stain
+from pipeline.types import FocusQuality, Modality, PaintedTarget, Registration, Spec, Stain
 from storage.packages import ModelCard, ModelPackage
 from storage.registry import Entry
 
@@ -16,20 +16,13 @@ ImageKey = tuple[str, str, str, str]  # slide, field, modality, stain
 
 @dataclass(frozen=True)
 class Quality:
-    """Quality of the case's images, and the problems that later stages met.
-
-    `reference` may hold focus of earlier cases by (modality, stain), so that a case of a few fields is
-    judged against its own scanner.
-    """
+    """Quality of the case's images."""
 
     focus: Mapping[ImageKey, FocusQuality] = field(default_factory=dict)
     registrations: Mapping[FieldKey, Registration] = field(default_factory=dict)
-    problems: tuple[Problem, ...] = ()
-    reference: Mapping[tuple[str, str], tuple[FocusQuality, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class ModelUse:
+class ModelUse(Spec):
     """A model of the run, and what it was given to read.
 
     `reads` are the (modality, stain) of its inputs; a virtual image counts as what it shows.
@@ -39,11 +32,11 @@ class ModelUse:
 
     name: str
     version: str
-    sha256: str | None
-    card: ModelCard | None
     reads: tuple[tuple[Modality, Stain], ...]
-    seen_pixel_size_um: float | None
-    found_sha256: str | None
+    sha256: str | None = None
+    card: ModelCard | None = None
+    seen_pixel_size_um: float | None = None
+    found_sha256: str | None = None
 
     @classmethod
     def of(
@@ -52,17 +45,22 @@ class ModelUse:
         reads: tuple[tuple[Modality, Stain], ...],
         *,
         version: str = "",
-        found_sha256: str | None = None,
     ) -> ModelUse:
         """From `storage.registry.describe`, for a model that resamples to the scale of its card.
 
         `version` names a weight-free method's version, that of the software.
         """
         if isinstance(described, Entry):
-            return cls(described.architecture, version, None, None, reads, None, None)
+            return cls(name=described.architecture, version=version, reads=reads)
         card = described.card
         return cls(
-            card.name, card.version, card.sha256, card, reads, card.pixel_size_um, found_sha256 or card.sha256
+            name=card.name,
+            version=card.version,
+            sha256=card.sha256,
+            card=card,
+            reads=reads,
+            seen_pixel_size_um=card.pixel_size_um,
+            found_sha256=described.found_sha256(),
         )
 
 

@@ -39,23 +39,22 @@ def focus_scores(quality: Quality) -> dict[ImageKey, float]:
     for key in sorted(quality.focus):
         kinds.setdefault((key[0], key[2], key[3]), []).append(key)
     scores: dict[ImageKey, float] = {}
-    for (_, modality, stain), keys in kinds.items():
+    for keys in kinds.values():
         own = [quality.focus[k] for k in keys]
-        pool = [*own, *quality.reference.get((modality, stain), ())]
-        if len(pool) < FEWEST_FOR_Z:
+        if len(own) < FEWEST_FOR_Z:
             continue
-        by_variance = _robust_z([f.normalised_variance for f in own], [f.normalised_variance for f in pool])
-        by_laplacian = _robust_z([f.laplacian_variance for f in own], [f.laplacian_variance for f in pool])
+        by_variance = _robust_z([f.normalised_variance for f in own])
+        by_laplacian = _robust_z([f.laplacian_variance for f in own])
         for key, a, b in zip(keys, by_variance, by_laplacian, strict=True):
             scores[key] = round(max(a, b), 2)
     return scores
 
 
-def _robust_z(values: Sequence[float], pool: Sequence[float]) -> list[float]:
-    logs = [math.log(max(v, 1e-12)) for v in pool]
+def _robust_z(values: Sequence[float]) -> list[float]:
+    logs = [math.log(max(v, 1e-12)) for v in values]
     middle = median(logs)
     scale = max(1.4826 * median(abs(v - middle) for v in logs), FOCUS_SCALE_FLOOR)
-    return [(math.log(max(v, 1e-12)) - middle) / scale for v in values]
+    return [(value - middle) / scale for value in logs]
 
 
 def is_doubtful(registration: Registration) -> bool:
@@ -75,7 +74,7 @@ def field_reports(
     `counted` are the ids of the cells in the denominator.  A field is rejected where no image of it
     came through, or where a later stage lost it.
     """
-    problems = (*case.problems, *quality.problems)
+    problems = case.problems
     images: dict[FieldKey, list[FieldImage]] = {}
     for image in case.images:
         images.setdefault((image.slide, image.field), []).append(image)

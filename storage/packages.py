@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +85,14 @@ class ModelPackage:
                 f"{self.card.sha256[:12]}…); restore the weights or retrain the package."
             )
 
+    def found_sha256(self) -> str | None:
+        """The hash of the weights as they are on disk; None where they are gone.  A file is read once."""
+        try:
+            found = self.weights_path.stat()
+        except OSError:
+            return None
+        return _known_sha256(self.weights_path, found.st_mtime_ns, found.st_size)
+
     def state_dict(self) -> dict[str, Any]:
         """The safetensors weights as torch tensors, on the CPU."""
         from safetensors.torch import load_file
@@ -97,6 +106,12 @@ def sha256_of(path: Path) -> str:
         for block in iter(lambda: stream.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+@cache
+def _known_sha256(path: Path, mtime_ns: int, size: int) -> str:
+    del mtime_ns, size  # another of either is another file
+    return sha256_of(path)
 
 
 def read_package(folder: Path) -> ModelPackage:

@@ -261,9 +261,8 @@ def test_a_field_lost_by_a_later_stage_is_rejected_and_one_that_lost_its_dic_is_
     dic = Problem(
         code="DETECTION_ERROR", message="it failed.", slide="s1", field="F2", file=images["F2", "dic"]
     )
-    result = a_result(
-        settings=QUICK, case=case, read=cells_of(BLOOD, 4), quality=Quality(problems=(lost, dic))
-    )
+    case = case.model_copy(update={"problems": (lost, dic)})
+    result = a_result(settings=QUICK, case=case, read=cells_of(BLOOD, 4))
     assert [f.status for f in result.fields] == ["rejected", "used", "used", "used"]
 
 
@@ -288,7 +287,7 @@ def test_registrations_are_reported_in_pixels_and_micrometres_and_a_failed_one_w
 
 
 def test_a_weight_free_method_is_a_model_without_a_hash():
-    use = ModelUse("classical", "0.1.0", None, None, (("brightfield", "MGG"),), None, None)
+    use = ModelUse(name="classical", version="0.1.0", reads=(("brightfield", "MGG"),))
     model = a_result(settings=QUICK, run=a_run(models=(use,))).software.models[0]
     assert (model.name, model.sha256, model.card) == ("classical", None, None)
 

@@ -14,6 +14,7 @@ from flows import reporting, stages
 from flows.auditing import audit_cases, note
 from flows.cli import group
 from flows.cluster import Workers
+from flows.findings import gather
 from flows.rebuild import rebuild
 from flows.runs import open_run
 from pipeline.errors import BadInput, SmearflowError
@@ -39,7 +40,7 @@ def _report(store: str, counts: dict[str, int] | None = None, shift: float = 0.0
         cells = tuple(c.model_copy(update={"bbox_px": tuple(v + shift for v in c.bbox_px)}) for c in cells)
     with Workers() as workers:
         run = open_run(Path("."), store, None, workers, case_id=CASE)
-        findings = reporting.gather(a_case(), cells, classes, {}, {}, {}, {})
+        findings = gather(run, a_case(), cells, classes, {}, {}, {}, {})
         with run.store.writing(CASE):
             run.ledger.begin()
             reporting.report(run, findings)

@@ -173,6 +173,7 @@ def test_a_result_and_page_under_a_key_name_neither_case_nor_files(
 ) -> None:
     from flows import reporting
     from flows.cluster import Workers
+    from flows.findings import gather
     from flows.runs import open_run
     from tests.report_cases import cells_of
 
@@ -181,7 +182,7 @@ def test_a_result_and_page_under_a_key_name_neither_case_nor_files(
     cells, classes = cells_of({"neutrophil": 30}, 3)
     with Workers() as workers:
         run = open_run(Path("."), str(tmp_path / "store"), None, workers, case_id="DOE-1970")
-        result = reporting.report(run, reporting.gather(_named_case(), cells, classes, {}, {}, {}, {}))
+        result = reporting.report(run, gather(run, _named_case(), cells, classes, {}, {}, {}, {}))
     for name in ("result.json", "report.html"):
         text = (tmp_path / "store" / "DOE-1970" / name).read_text()
         assert "DOE" not in text, name

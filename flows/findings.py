@@ -1,0 +1,222 @@
+"""What a report is made of, kept in the store: what was found, by which settings and which models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+from flows import stages
+from flows.naming import calibrated_confidence, known_classes
+from flows.records import CaseRun
+from pipeline.errors import BadInput
+from pipeline.report_inputs import ModelUse
+from pipeline.settings import CountingSettings, NightSettings, ReportSettings, Settings
+from pipeline.types import (
+    Case,
+    Cell,
+    CellClass,
+    ExplainedCell,
+    FocusQuality,
+    Modality,
+    PaintedTarget,
+    PatientPattern,
+    Registration,
+    Spec,
+    Stain,
+)
+
+FINDINGS = "work/findings.json"
+AFTERWARDS = {"counting": CountingSettings(), "report": ReportSettings(), "night": NightSettings()}
+
+
+class FieldFinding(Spec):
+    """What is known of one image or field besides its cells."""
+
+    slide: str
+    field: str
+    modality: Modality | None = None
+    stain: Stain | None = None
+    registration: Registration | None = None
+    quality: FocusQuality | None = None
+    picture: str | None = None  # key of the reduced picture in the store
+
+
+class MadeBy(Spec):
+    """What cells were found and named by.  A report that is made again tells of these, not of what is set or
+    installed by then.
+
+    `settings` are those of the stages before the report; `known_classes` are those that cells can be given,
+    None where a classifier without a card names some; below `min_confidence` a cell is in doubt.
+    """
+
+    settings: Settings
+    models: tuple[ModelUse, ...]
+    known_classes: tuple[str, ...] | None
+    min_confidence: float | None
+
+
+class Findings(Spec):
+    """Everything that a report is made of; kept in the store, so that a report can be made again."""
+
+    case: Case
+    cells: tuple[Cell, ...]
+    classes: tuple[CellClass, ...]
+    registrations: tuple[FieldFinding, ...]
+    images: tuple[FieldFinding, ...]
+    patient: PatientPattern | None = None
+    no_patient: str | None = None  # why there is no patient-level reading
+    explained: tuple[ExplainedCell, ...] = ()  # cells in doubt, least sure first
+    painted: PaintedTarget | None = None  # of virtual cells, where the settings name no target
+    made_by: MadeBy
+
+
+def gather(
+    run: CaseRun,
+    case: Case,
+    cells: tuple[Cell, ...],
+    classes: tuple[CellClass, ...],
+    registrations: dict[stages.FieldKey, Registration],
+    doubtful: dict[stages.FieldKey, str],
+    quality: dict[stages.ImageKey, FocusQuality],
+    overviews: dict[stages.ImageKey, str],
+    patient: PatientPattern | None = None,
+    no_patient: str | None = None,
+    explained: tuple[ExplainedCell, ...] = (),
+    painted: PaintedTarget | None = None,
+) -> Findings:
+    """The stages' results in one value."""
+    return Findings(
+        case=case,
+        cells=cells,
+        classes=classes,
+        registrations=tuple(
+            FieldFinding(slide=k[0], field=k[1], registration=r, picture=doubtful.get(k))
+            for k, r in sorted(registrations.items())
+        ),
+        images=tuple(
+            FieldFinding.model_validate(
+                {
+                    "slide": k[0],
+                    "field": k[1],
+                    "modality": k[2],
+                    "stain": k[3],
+                    "quality": q,
+                    "picture": overviews.get(k),
+                }
+            )
+            for k, q in sorted(quality.items())
+        ),
+        patient=patient,
+        no_patient=no_patient,
+        explained=explained,
+        painted=painted,
+        made_by=makers(run, case, cells, classes, patient),
+    )
+
+
+def makers(
+    run: CaseRun,
+    case: Case,
+    cells: tuple[Cell, ...],
+    classes: tuple[CellClass, ...],
+    patient: PatientPattern | None,
+) -> MadeBy:
+    """The settings and the models of a run, as they are now."""
+    return MadeBy(
+        settings=run.settings.model_copy(update=AFTERWARDS),
+        models=models_used(run, case, cells, classes, patient),
+        known_classes=known_classes(run.settings, cells),
+        min_confidence=calibrated_confidence(run.settings, cells),
+    )
+
+
+def models_used(
+    run: CaseRun,
+    case: Case,
+    cells: tuple[Cell, ...],
+    classes: tuple[CellClass, ...],
+    patient: PatientPattern | None,
+) -> tuple[ModelUse, ...]:
+    """Each model that took part, and what it read."""
+    from detectors.painted import companions
+    from storage.registry import describe
+
+    settings = run.settings
+    kinds = {(c.modality, c.stain) for c in cells}
+    named: list[tuple[Any, str, tuple[tuple[Modality, Stain], ...]]] = []
+    if any(i.modality == "brightfield" and i.stain == "MGG" for i in case.images):
+        named.append(("detector", settings.detection.brightfield_detector, (("brightfield", "MGG"),)))
+    if any(stages.detector_of(run, case, i) == settings.detection.dic_detector for i in case.images):
+        named.append(("detector", settings.detection.dic_detector, (("dic", "unstained"),)))
+        beside = companions(settings.detection.dic_detector) if settings.detection.dic_painted else ()
+        for task, name in beside:  # the stainer reads the DIC, the detector what is painted of it
+            dic = task == "stainer"
+            named.append((task, name, (("dic", "unstained"),) if dic else (("brightfield", "MGG"),)))
+    if any(k[1] == "Perls" for k in kinds):
+        named.append(("detector", settings.detection.perls_detector, (("brightfield", "Perls"),)))
+        readers = (
+            settings.classification.sideroblast_reader,
+            settings.classification.sideroblast_second_reader,
+        )
+        named += [("sideroblast-reader", r, (("brightfield", "Perls"),)) for r in readers if r is not None]
+    if any(k[0] == "dic" for k in kinds):
+        named.append(("stainer", settings.staining.dic_stainer, (("dic", "unstained"),)))
+    if any(k[1] != "Perls" for k in kinds):
+        named.append(("segmenter", settings.classification.segmenter, (("brightfield", "MGG"),)))
+        own = settings.classification.virtual_classifier
+        if own is None or ("brightfield", "MGG") in kinds:
+            named.append(("classifier", settings.classification.classifier, (("brightfield", "MGG"),)))
+        if own is not None and any(k[0] == "dic" for k in kinds):
+            named.append(("classifier", own, (("dic", "unstained"),)))
+    perls_stainer = settings.staining.perls_stainer
+    if perls_stainer is not None and any(c.rs_virtual for c in classes):
+        named.append(("stainer", perls_stainer, (("brightfield", "MGG"),)))
+        named.append(("sideroblast-reader", settings.staining.perls_reader, (("brightfield", "Perls"),)))
+        if settings.staining.erythroblast_classifier is not None:
+            named.append(("classifier", settings.staining.erythroblast_classifier, (("brightfield", "MGG"),)))
+    if patient is not None:
+        named.append(("patient-classifier", patient.model, (("brightfield", "MGG"),)))
+    once: dict[tuple[Any, str], tuple[tuple[Modality, Stain], ...]] = {}
+    for task, name, reads in named:  # one that took part twice stands once
+        once.setdefault((task, name), reads)
+    return tuple(
+        ModelUse.of(describe(task, name), reads, version=version("smearflow"))
+        for (task, name), reads in once.items()
+    )
+
+
+_NOTHING = MadeBy(settings=Settings(), models=(), known_classes=None, min_confidence=None)
+
+
+def kept_findings(run: CaseRun) -> Findings:
+    """The findings of the case's last finished run; raises BadInput where there are none."""
+    key = f"{run.case_id}/{FINDINGS}"
+    if not run.store.exists(key):
+        raise BadInput(
+            f"{run.case_id}: the store {run.store.url} holds no finished run of this case; process it first."
+        )
+    document = run.store.read_json(key)
+    if "made_by" not in document:  # of an earlier version, which took what was set and installed
+        whole = Findings.model_validate({**document, "made_by": _NOTHING})
+        made_by = makers(run, whole.case, whole.cells, whole.classes, whole.patient)
+        return whole.model_copy(update={"made_by": made_by})
+    return Findings.model_validate(document)
+
+
+def as_made(run: CaseRun, findings: Findings, given: dict[str, Any] | None) -> CaseRun:
+    """The run by whose settings a report can be made again: counting and report as now, the rest as then.
+
+    Raises BadInput where `given`, what a person set now, asks another stage for something else.
+    """
+    then = findings.made_by.settings
+    for section, values in (given or {}).items():
+        for key in values or {} if section not in AFTERWARDS else {}:
+            if getattr(getattr(run.settings, section), key) != getattr(getattr(then, section), key):
+                raise BadInput(
+                    f"{run.case_id}: {section}.{key} is not what the case was run with "
+                    f"({getattr(getattr(then, section), key)!r}), and a report alone changes no finding; "
+                    "leave it out, or run the case again."
+                )
+    now = {section: getattr(run.settings, section) for section in AFTERWARDS}
+    return replace(run, settings=then.model_copy(update=now))
