@@ -9,6 +9,7 @@ from typing import Any
 from flows.records import CaseRun
 from flows.review_acts import acts_of
 from flows.runs import settings_mark
+from flows.status import open_existing
 from pipeline.errors import BadInput
 from pipeline.review import audit_part
 from storage.audit import Action, AuditBroken, AuditEntry, AuditLog, Change
@@ -53,7 +54,7 @@ def audit_cases(url: str, cases: Sequence[str] = (), *, verify: bool = False) ->
     """Each case's entries, and with `verify` what is wrong with them, one sentence each."""
     from pipeline.intake import check_case_id
 
-    store = Store(url)
+    store = open_existing(url)
     names = [check_case_id(c) for c in cases] or [n for n in store.list() if store.list(f"{n}/audit")]
     found = []
     for name in names:

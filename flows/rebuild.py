@@ -8,6 +8,7 @@ from typing import Any
 from flows.auditing import note
 from flows.cluster import Workers
 from flows.runs import open_run
+from flows.status import open_existing
 
 
 def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -19,6 +20,7 @@ def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) ->
     from flows.reporting import report
     from pipeline.intake import check_case_id
 
+    open_existing(store)
     with Workers() as workers:
         run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
         with run.store.writing(run.case_id):

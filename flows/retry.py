@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.status import CaseStatus, cases_of_store, open_existing, status_of_case
+from flows.status import CaseStatus, cases_of_store, leaves_out, open_existing, status_of_case
 from pipeline.errors import BadInput, SmearflowError
 from storage.store import Store
 
@@ -49,7 +49,7 @@ def forget_verdicts(store: Store, case: str) -> int:
 
 def _left_out(output: dict[str, Any]) -> bool:
     problems = output.get("problems")
-    return isinstance(problems, list) and any(p.get("fatal_for_field", True) for p in problems)
+    return isinstance(problems, list) and any(leaves_out(p) for p in problems)
 
 
 def folder_of(status: CaseStatus, inbox: str | None) -> Path:

@@ -19,6 +19,7 @@ from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.review_acts import acts_of
 from flows.runs import open_run
+from flows.status import open_existing
 from pipeline.errors import BadInput
 from pipeline.review import Act, check_corrections, review_state
 from storage.audit import AuditLog, Change
@@ -51,6 +52,7 @@ def review_case(
         raise BadInput("a report is withdrawn alone; give --cancel without corrections or --sign.")
     if cancel and not reason:
         raise BadInput("a report is withdrawn for a reason; give --reason.")
+    open_existing(store)
     with Workers() as workers:
         run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
         findings = kept_findings(run)

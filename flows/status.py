@@ -12,6 +12,11 @@ State = Literal["done", "running", "failed", "interrupted", "unfinished", "damag
 NOT_CASES = {"nights", "audit"}
 
 
+def leaves_out(problem: dict[str, Any]) -> bool:
+    """Whether a problem cost the case a field, or an image of one that is used without it."""
+    return problem.get("fatal_for_field", True) or problem.get("code") in ("UNREADABLE", "MISSING_FILE")
+
+
 @dataclass(frozen=True)
 class CaseStatus:
     """One case of a store.
@@ -126,7 +131,7 @@ def status_of_case(store: Store, case: str) -> CaseStatus:
                 "reason": p.get("message"),
             }
             for p in problems
-            if p.get("fatal_for_field", True)
+            if leaves_out(p)
         ],
         failed_items=[
             {"stage": stage, "item": key, "reason": _reason(entry), "attempts": entry.get("attempts", 0)}

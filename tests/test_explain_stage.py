@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from flows import explain_stage
 from flows.explain_stage import explanation, in_doubt, pair_picture
 from flows.naming import calibrated_confidence
+from flows.patient_stage import patient
 from flows.records import CaseRun
+from flows.virtual_perls_stage import virtual_perls
 from pipeline.report_explanations import ExplainedPicture
 from pipeline.report_html import render_html
-from pipeline.settings import ClassificationSettings, CountingSettings, ReportSettings, Settings
+from pipeline.settings import (
+    ClassificationSettings,
+    CountingSettings,
+    PatientSettings,
+    ReportSettings,
+    Settings,
+    StainingSettings,
+)
 from pipeline.types import ExplainedCell
 from storage.case_store import CaseStore
 from storage.ledger import Ledger
 from storage.registry import describe
 from storage.store import Store
-from tests.report_cases import a_picture, a_result, both, cells_of
+from tests.report_cases import a_case, a_picture, a_result, both, cells_of
 from tests.test_classifiers import cells as drawn
 
 QUICK = Settings(counting=CountingSettings(bootstrap_draws=100))
@@ -146,3 +157,33 @@ def test_a_view_that_reaches_beyond_the_patch_is_drawn_where_it_lies_inside(view
     picture = pair_picture(patch, SimpleNamespace(view_px=view, heat=heat))
     assert picture.shape == (160, 324, 3)
     assert picture[80, 80].mean() < 250
+
+
+def test_a_case_whose_classifier_cannot_be_explained_is_not_computed_again(run, monkeypatch):
+    case_run, found, classes = run
+    case_run.ledger.begin()
+    monkeypatch.setattr(explain_stage, "explain_unit", lambda *args: {"cells": []})
+    assert explanation(case_run, found, classes, "patches", "") == ()
+    assert explanation(case_run, found, classes, "patches", "") == ()
+    assert (case_run.computed, case_run.reused) == ({"explanation": 1}, {"explanation": 1})
+
+
+@pytest.mark.parametrize("stage", ["explanation", "patient", "virtual_perls"])
+def test_a_stage_that_is_switched_off_leaves_no_failure_and_no_record_behind(run, stage):
+    """Else `retry --failed` would run such a case every time."""
+    case_run, found, classes = run
+    case_run.ledger.begin()
+    case_run.ledger.start(stage, "case", "mark")
+    case_run.ledger.fail(stage, "case", ValueError("a bug"))
+    case_run.store.write_json(case_run.record_key(stage, "case"), {"fingerprint": "mark", "output": {}})
+    off = {
+        "report": ReportSettings(explained_cells=0),
+        "patients": PatientSettings(model=None),
+        "staining": StainingSettings(perls_stainer=None),
+    }
+    case_run = replace(case_run, settings=case_run.settings.model_copy(update=off))
+    assert explanation(case_run, found, classes, "patches", "") == ()
+    assert patient(case_run, found, "patches") is None
+    assert virtual_perls(case_run, a_case(), found, classes, "patches") == classes
+    assert case_run.ledger.items(stage)["case"]["status"] == "retired"
+    assert not case_run.store.exists(case_run.record_key(stage, "case"))

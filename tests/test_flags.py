@@ -304,3 +304,11 @@ def test_a_case_of_perls_fields_alone_is_not_blamed_for_its_missing_differential
     read = cells_of({"erythroblast": 40}, 1, rs_type="0", stain="Perls")
     found = flags(case=case, read=read, run=MARROW_MODEL)
     assert not {"LOW_COUNT", "VERY_LOW_COUNT", "ERYTHROID_ZERO"} & set(found)
+
+
+def test_a_class_that_a_reviewer_took_away_has_an_upper_limit_too():
+    cells, classes = both(cells_of({"neutrophil": 197}), cells_of({"basophil": 3}, start=300))
+    away = {c.cell_id: "neutrophil" for c in classes if c.label == "basophil"}
+    zero = flags(read=(cells, classes), reviewed=away)["ZERO_BOUND"]
+    assert "basophils" in zero.message
+    assert "basophils" not in flags(read=(cells, classes))["ZERO_BOUND"].message

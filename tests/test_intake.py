@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from pipeline import intake
 from pipeline.errors import BadInput
 from pipeline.intake import assemble_case, declare, inspect_source, read_case, read_field
 from storage.fingerprint import fingerprint
@@ -198,3 +200,23 @@ def test_a_picture_too_small_to_hold_a_cell_is_left_out(tmp_path: Path) -> None:
     folder = make_case(tmp_path / "C", 2, paired=False)
     tifffile.imwrite(folder / "F1_BF.tif", colour(1)[:1, :1], photometric="rgb")
     assert the_problem(read_case(folder, S), "TOO_SMALL").field == "F1"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_disk_that_fails_is_no_verdict_on_the_image(
+    paired: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source = declare(paired, S).sources[0]
+
+    def failing(path: Path, max_bytes: int) -> bytes:
+        raise OSError(number, "of the machine")
+
+    monkeypatch.setattr(intake, "read_regular_file", failing)
+    with pytest.raises(OSError, match="of the machine"):
+        inspect_source(paired, source, S)
+
+    def forbidden(path: Path, max_bytes: int) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(intake, "read_regular_file", forbidden)
+    assert [p.code for p in inspect_source(paired, source, S).problems] == ["UNREADABLE"]

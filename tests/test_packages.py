@@ -172,3 +172,32 @@ def test_an_error_with_names_survives_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(UnknownName("detector", "x", ["a", "b"])))
     assert isinstance(error, UnknownName)
     assert "known are: a, b" in str(error)
+
+
+def test_the_same_weights_under_another_card_are_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that lives long must not name cells by parameters that the card had when it began."""
+    import shutil
+
+    monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
+    folder = tmp_path / "marrow-erythroblasts"
+    shipped = find_package("marrow-erythroblasts")
+    assert shipped is not None
+    shutil.copytree(shipped.folder, folder)
+    before = load("classifier", "marrow-erythroblasts")
+    assert load("classifier", "marrow-erythroblasts") is before
+    card = json.loads((folder / "card.json").read_text())
+    card["version"] += ".1"
+    (folder / "card.json").write_text(json.dumps(card))
+    assert load("classifier", "marrow-erythroblasts") is not before
+
+
+def test_the_hash_of_weights_on_disk_follows_the_file(tmp_path: Path) -> None:
+    package = read_package(write(tmp_path / "p"))
+    assert package.found_sha256() == package.card.sha256
+    data = package.weights_path.read_bytes()
+    package.weights_path.write_bytes(data + b" ")
+    assert package.found_sha256() not in (None, package.card.sha256)
+    package.weights_path.unlink()
+    assert package.found_sha256() is None

@@ -126,3 +126,38 @@ def test_a_lock_that_is_no_json_is_a_lock(store: Store) -> None:
     store.write_bytes("C1/.lock", b"{torn")
     with pytest.raises(CaseBusy, match="process unknown"):
         _lock(store).acquire()
+
+
+class EndpointConnectionError(Exception):
+    """As botocore's: no OSError."""
+
+
+def test_a_network_that_fails_for_a_while_costs_no_lock(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, failures = store_lock.ObjectLock._put, []
+
+    def failing(self: Any, **how: Any) -> bool:
+        if "IfMatch" in how and len(failures) < 2:
+            failures.append(1)
+            raise EndpointConnectionError("no route")
+        return put(self, **how)
+
+    monkeypatch.setattr(store_lock.ObjectLock, "_put", failing)
+    with store_lock.held(store._fs, store._remote("C1/.lock"), "C1", lease_s=2.4):
+        time.sleep(4.2)  # beyond the lease: the third beat must have come
+        with pytest.raises(CaseBusy):
+            _lock(store).acquire()
+    assert len(failures) == 2
+
+
+def test_a_run_whose_case_was_taken_over_hears_of_it_at_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_lock.ObjectLock, "renew", lambda self: None)  # no beat came through
+    owned = store_lock.held(store._fs, store._remote("C1/.lock"), "C1", lease_s=0.5)
+    owned.__enter__()
+    time.sleep(2.1)
+    _lock(store).acquire()
+    with pytest.raises(CaseBusy, match="another run took this case over"):
+        owned.__exit__(None, None, None)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from distributed.scheduler import KilledWorker
 
+from flows import stages
 from flows.cluster import ClusterGone, Workers
 from flows.failures import Interrupted, fault_of, worth_another_try
 from flows.records import CaseRun, Item
 from pipeline.errors import BadInput, BadModelPackage, InputChanged, UnknownName, UnreadableImage
-from pipeline.settings import Settings
+from pipeline.settings import DetectionSettings, Settings
 from storage.ledger import Ledger
 from storage.store import CaseBusy, Store
 
@@ -144,3 +145,37 @@ def test_a_picture_beside_a_record_that_was_torn_or_replaced_is_noticed(tmp_path
     assert run.kept("detection", "F1", "f-F1") is None
     run.run_items("detection", items("F1"))
     assert not run.store.exists("C-1/work/detection/F1.jpg"), "the new outcome has no picture"
+
+
+def test_each_item_goes_to_the_workers_that_it_needs(tmp_path: Path) -> None:
+    """Of one stage some items may need a GPU and others not: DIC that is painted, and stained fields."""
+    asked: list[tuple[bool, list[str]]] = []
+
+    class Seen(Answers):
+        def map(self, function: Any, calls: Any, *, gpu: bool = False, alone: bool = False) -> Iterator[Any]:
+            asked.append((gpu, list(calls)))
+            yield from ((key, {"a": 1}, None) for key in calls)
+
+    run = run_with(tmp_path, Seen())
+    mixed = [
+        Item("F1", "1", dict, (), gpu=True),
+        Item("F2", "2", dict, ()),
+        Item("F3", "3", dict, (), gpu=True),
+    ]
+    assert set(run.run_items("detection", mixed)) == {"F1", "F2", "F3"}
+    assert asked == [(False, ["F2"]), (True, ["F1", "F3"])]
+
+
+@pytest.mark.parametrize(
+    ("stage", "painted", "gpu"),
+    [
+        ("virtual-perls", True, True),
+        ("detection", True, True),
+        ("detection", False, False),
+        ("cells", True, False),
+    ],
+)
+def test_the_limit_of_the_gpu_is_held_by_every_stage_that_may_use_one(
+    stage: str, painted: bool, gpu: bool
+) -> None:
+    assert stages.uses_gpu(stage, Settings(detection=DetectionSettings(dic_painted=painted))) is gpu
