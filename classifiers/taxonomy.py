@@ -350,11 +350,6 @@ def display_name(label: str) -> str:
     return cell_type(label).display
 
 
-def short_name(label: str) -> str:
-    """The abbreviation as a table prints it."""
-    return cell_type(label).short
-
-
 def report_order(labels: Iterable[str]) -> list[str]:
     """Labels in the order in which a laboratory reads a differential."""
     return sorted(labels, key=lambda label: ORDER[cell_type(label).name])

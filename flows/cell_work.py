@@ -25,10 +25,6 @@ def patch_modalities(cells: Iterable[Cell]) -> list[str]:
     return sorted(found)
 
 
-def _centre(box: tuple[float, float, float, float]) -> tuple[float, float]:
-    return ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-
-
 def box_in(cell: Cell, modality: str) -> tuple[float, float, float, float] | None:
     """The cell's box in an image of a modality, or None where it is not known there."""
     if cell.modality == modality:
@@ -62,7 +58,7 @@ def cut_unit(
 
     `cells` are those of the unit alone, `first_row` the row of the first in the case's arrays.
     """
-    from pipeline.patches import crop_patches
+    from pipeline.patches import crop_patches, patch_centres
     from storage.case_store import CaseStore
     from storage.store import Store
 
@@ -84,9 +80,8 @@ def cut_unit(
             image = by_field[(slide, field, modality, stain)]
             pixels = read(case_dir, image, settings)
             pixels = as_rgb(pixels) if channels == 3 else _grey(pixels)
-            centres = [
-                _centre(box) for box in (box_in(cells[i], modality) for i in indices) if box is not None
-            ]
+            boxes = (box_in(cells[i], modality) for i in indices)
+            centres = patch_centres([box for box in boxes if box is not None])
             for size, block in blocks.items():
                 cut = crop_patches(
                     pixels,

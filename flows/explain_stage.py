@@ -8,8 +8,9 @@ import numpy as np
 
 from flows import cell_work, work
 from flows.naming import calibrated_confidence, namers, naming_settings
-from flows.records import CaseRun, Item, StageFailed, safe_key
+from flows.records import CaseRun, Item, safe_key
 from flows.stages import VERSIONS, model_sha
+from flows.unit_stages import need_all, unit_key, units_of
 from pipeline.settings import Settings
 from pipeline.types import Cell, CellClass, ExplainedCell
 from storage.fingerprint import fingerprint
@@ -43,8 +44,6 @@ def explanation(
     staining_mark: str,
 ) -> tuple[ExplainedCell, ...]:
     """A picture of what speaks for the name of each cell in doubt; a write unit's cells are one item."""
-    from storage.case_store import plan_units, shard_rows
-
     settings = run.settings
     chosen = set(
         in_doubt(found, classes, calibrated_confidence(settings, found), settings.report.explained_cells)
@@ -62,25 +61,24 @@ def explanation(
         *(model_sha("classifier", name) for name in namers(settings, found)),
     )
     items = []
-    for unit in plan_units("patches", len(found), shard_rows(settings.patches)):
-        some = list(found[unit.start : unit.stop])
+    for index, start, end in units_of(run, len(found)):
+        some = list(found[start:end])
         mine = {c.cell_id: labels[c.cell_id] for c in some if c.cell_id in chosen}
         if mine:
             keys = {i: run.picture_key(STAGE, safe_key(i)) for i in mine}
             items.append(
                 Item(
-                    key=f"unit-{unit.index:05d}",
+                    key=unit_key(index),
                     fingerprint=fingerprint(mark, sorted(mine.items())),
                     function=explain_unit,
-                    args=(run.store.url, run.case_id, unit.start, some, mine, keys, settings),
+                    args=(run.store.url, run.case_id, start, some, mine, keys, settings),
                     gpu=True,
                 )
             )
     outcomes = run.run_items(STAGE, items)
     cells: list[ExplainedCell] = []
+    need_all(run, STAGE, outcomes)
     for outcome in outcomes.values():
-        if outcome.error is not None:
-            raise StageFailed(f"{run.case_id}: {STAGE} failed: {outcome.error_type}: {outcome.error}")
         cells += [ExplainedCell.model_validate(c) for c in (outcome.output or {})["cells"]]
     order = {c.cell_id: (c.confidence, c.cell_id) for c in classes}
     return tuple(sorted(cells, key=lambda c: order[c.cell_id]))

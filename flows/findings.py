@@ -10,7 +10,7 @@ from flows import stages
 from flows.naming import calibrated_confidence, known_classes
 from flows.records import CaseRun
 from pipeline.errors import BadInput
-from pipeline.report_inputs import ModelUse
+from pipeline.report_inputs import FieldKey, ImageKey, ModelUse
 from pipeline.settings import CountingSettings, NightSettings, ReportSettings, Settings
 from pipeline.types import (
     Case,
@@ -76,10 +76,10 @@ def gather(
     case: Case,
     cells: tuple[Cell, ...],
     classes: tuple[CellClass, ...],
-    registrations: dict[stages.FieldKey, Registration],
-    doubtful: dict[stages.FieldKey, str],
-    quality: dict[stages.ImageKey, FocusQuality],
-    overviews: dict[stages.ImageKey, str],
+    registrations: dict[FieldKey, Registration],
+    doubtful: dict[FieldKey, str],
+    quality: dict[ImageKey, FocusQuality],
+    overviews: dict[ImageKey, str],
     patient: PatientPattern | None = None,
     no_patient: str | None = None,
     explained: tuple[ExplainedCell, ...] = (),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flows import cell_work, work
-from flows.records import CaseRun, Item, StageFailed
+from flows.records import CaseRun, Item
 from flows.stages import VERSIONS, model_sha
+from flows.unit_stages import need_all
 from pipeline.settings import Settings
 from pipeline.types import Cell, PatientPattern
 from storage.fingerprint import fingerprint
@@ -75,10 +76,9 @@ def patient(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> Patient
         args=(run.store.url, run.case_id, list(found), settings),
         gpu=True,
     )
-    outcome = run.run_items(STAGE, [item])["case"]
-    if outcome.error is not None:
-        raise StageFailed(f"{run.case_id}: patient failed: {outcome.error_type}: {outcome.error}")
-    return PatientPattern.model_validate(outcome.output)
+    outcomes = run.run_items(STAGE, [item])
+    need_all(run, STAGE, outcomes)
+    return PatientPattern.model_validate(outcomes[item.key].output)
 
 
 def read_case(store_url: str, case_id: str, found: list[Cell], settings: Settings) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows import cell_work, stages, virtual_perls_stage
+from flows import cell_work, virtual_perls_stage
 from flows.records import CaseRun
 from pipeline.types import Case, Cell
 
 if TYPE_CHECKING:
     from flows.findings import Findings
+    from pipeline.report_inputs import FieldKey
 
 
 def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.ndarray]:
@@ -107,7 +108,7 @@ def explained_pictures(run: CaseRun, findings: Findings) -> list[Any]:
     ]
 
 
-def registration_pictures(run: CaseRun, findings: Findings) -> dict[stages.FieldKey, np.ndarray]:
+def registration_pictures(run: CaseRun, findings: Findings) -> dict[FieldKey, np.ndarray]:
     """Pictures of registrations in doubt, by (slide, field)."""
     return {
         (f.slide, f.field): _picture(run, f.picture)

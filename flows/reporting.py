@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from flows import stages
+from flows.auditing import RESULT
 from flows.findings import FINDINGS, Findings
 from flows.identity import deidentified, deidentified_text, pseudonym
 from flows.provenance import source_commit
@@ -34,7 +35,7 @@ from pipeline.review import (
 from storage.clock import now
 from storage.fingerprint import fingerprint
 
-RESULT, PAGE, TABLE = "result.json", "report.html", "cells.parquet"
+PAGE, TABLE = "report.html", "cells.parquet"
 
 
 def report(run: CaseRun, findings: Findings) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import reporting
-from flows.auditing import note
+from flows.auditing import RESULT, note
 from flows.cluster import Workers
 from flows.findings import as_made, kept_findings
 from flows.identity import pseudonym
@@ -93,7 +93,7 @@ def check_reviewer(name: str) -> str:
 
 def _is_current(run: CaseRun, findings: Any) -> None:
     """Refuse a review that would count anew by other rules, or under another name, by the way."""
-    kept = run.store.read_json(f"{run.case_id}/{reporting.RESULT}")
+    kept = run.store.read_json(f"{run.case_id}/{RESULT}")
     if kept["case"]["pseudo_id"] != pseudonym(run.case_id):
         raise BadInput(
             f"{run.case_id}: its report has another pseudonym; set SMEARFLOW_PSEUDONYM_KEY as the run did."

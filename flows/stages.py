@@ -10,6 +10,7 @@ from typing import Any
 from flows import work
 from flows.naming import check_painter
 from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
+from pipeline.report_inputs import FieldKey, ImageKey
 from pipeline.settings import Settings
 from pipeline.types import (
     Case,
@@ -40,9 +41,6 @@ VERSIONS = {
 }
 
 GPU_STAGES = {"target", "staining", "classification", "virtual-perls", "explanation", "patient"}
-
-FieldKey = tuple[str, str]
-ImageKey = tuple[str, str, str, str]  # slide, field, modality, stain
 
 
 def model_sha(task: Any, name: str) -> str:

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pipeline.errors import BadInput
+from pipeline.intake_files import RESERVED
 from storage.store import Store
 
 State = Literal["done", "running", "failed", "interrupted", "unfinished", "damaged"]
-NOT_CASES = {"nights", "audit"}
 
 
 def leaves_out(problem: dict[str, Any]) -> bool:
@@ -69,7 +69,7 @@ def cases_of_store(store: Store) -> list[str]:
     return [
         name
         for name in store.list()
-        if name not in NOT_CASES and not name.startswith(".") and store.exists(f"{name}/ledger.json")
+        if name not in RESERVED and not name.startswith(".") and store.exists(f"{name}/ledger.json")
     ]
 
 

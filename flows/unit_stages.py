@@ -17,7 +17,7 @@ from storage.registry import virtual_array
 Doubt = dict[str, tuple[float, bool]]  # by cell: the stainer's confidence, and whether it suffices
 
 
-def _units(run: CaseRun, n_cells: int) -> list[tuple[int, int, int]]:
+def units_of(run: CaseRun, n_cells: int) -> list[tuple[int, int, int]]:
     """(index, first row, end row) of each write unit."""
     from storage.case_store import plan_units, shard_rows
 
@@ -25,7 +25,7 @@ def _units(run: CaseRun, n_cells: int) -> list[tuple[int, int, int]]:
     return [(u.index, u.start, u.stop) for u in units]
 
 
-def _key(index: int) -> str:
+def unit_key(index: int) -> str:
     return f"unit-{index:05d}"
 
 
@@ -53,7 +53,7 @@ def _fill(
         where = (str(run.case_dir), run.store.url, run.case_id, index, start, len(found), mark)
         items.append(
             Item(
-                key=_key(index),
+                key=unit_key(index),
                 function=function,
                 args=(*where, some, images_of(some), run.settings),
                 fingerprint=fingerprint(mark, index),
@@ -106,7 +106,7 @@ def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
         fields = {(c.slide, c.field) for c in some}
         return [i for i in case.images if (i.slide, i.field) in fields]
 
-    _fill(run, "patches", mark, found, arrays, cell_work.cut_unit, images_of, _units(run, len(found)))
+    _fill(run, "patches", mark, found, arrays, cell_work.cut_unit, images_of, units_of(run, len(found)))
     return mark
 
 
@@ -140,7 +140,7 @@ def staining(
         virtual_array(settings.dic_stainer, kind): (settings.size_px, channels)
         for kind, channels in (("image", 3), ("uncertainty", 1))
     }
-    units = [u for u in _units(run, len(found)) if any(c.modality == "dic" for c in found[u[1] : u[2]])]
+    units = [u for u in units_of(run, len(found)) if any(c.modality == "dic" for c in found[u[1] : u[2]])]
 
     outcomes = _fill(
         run,
@@ -154,7 +154,7 @@ def staining(
     )
     doubt: Doubt = {}
     for index, start, end in units:
-        output = outcomes[_key(index)].output or {}
+        output = outcomes[unit_key(index)].output or {}
         least = output["stated"] if settings.min_confidence is None else settings.min_confidence
         rows = zip(found[start:end], output["confidence"], strict=True)
         doubt.update({cell.cell_id: (value, value >= least) for cell, value in rows if value is not None})
@@ -190,13 +190,13 @@ def classification(
     )
     items = [
         Item(
-            key=_key(index),
+            key=unit_key(index),
             function=cell_work.classify_unit,
             gpu=True,
             args=(run.store.url, run.case_id, start, list(found[start:end]), run.settings),
             fingerprint=fingerprint(mark, index),
         )
-        for index, start, end in _units(run, len(found))
+        for index, start, end in units_of(run, len(found))
     ]
     outcomes = run.run_items("classification", items)
     need_all(run, "classification", outcomes)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from flows import cell_work, work
-from flows.records import CaseRun, Item, StageFailed
+from flows.records import CaseRun, Item
 from flows.stages import VERSIONS, model_sha
+from flows.unit_stages import need_all, unit_key, units_of
 from pipeline.settings import Settings
 from pipeline.types import Case, Cell, CellClass
 from storage.fingerprint import fingerprint
@@ -51,7 +52,7 @@ def virtual_perls(
     images kept.
     """
     from pipeline.virtual_perls import is_erythroblast
-    from storage.case_store import CaseStore, plan_units, shard_rows
+    from storage.case_store import CaseStore
 
     settings = run.settings
     model = settings.staining.perls_stainer
@@ -80,15 +81,15 @@ def virtual_perls(
         ids = [c.cell_id for c in found]
         store.ensure_array(name, (len(found), side, side, 3), settings.patches, mark, ids)
     items = []
-    for unit in plan_units("patches", len(found), shard_rows(settings.patches)):
-        some = list(found[unit.start : unit.stop])
+    for index, start, end in units_of(run, len(found)):
+        some = list(found[start:end])
         mine = [c.cell_id for c in some if c.cell_id in chosen]
         if mine:
-            where = (run.store.url, run.case_id, unit.index, unit.start, len(found), mark)
+            where = (run.store.url, run.case_id, index, start, len(found), mark)
             items.append(
                 Item(
-                    key=f"unit-{unit.index:05d}",
-                    fingerprint=fingerprint(mark, unit.index),
+                    key=unit_key(index),
+                    fingerprint=fingerprint(mark, index),
                     function=read_unit,
                     args=(*where, some, mine, sorted(called.intersection(mine)), settings),
                     gpu=True,
@@ -98,9 +99,8 @@ def virtual_perls(
         STAGE, items, intact=lambda key: store.unit_is_intact(name, int(key.split("-")[1]), mark)
     )
     readings: dict[str, dict[str, Any]] = {}
+    need_all(run, STAGE, outcomes)
     for outcome in outcomes.values():
-        if outcome.error is not None:
-            raise StageFailed(f"{run.case_id}: {STAGE} failed: {outcome.error_type}: {outcome.error}")
         readings |= (outcome.output or {})["readings"]
     return tuple(
         c.model_copy(update={**readings[c.cell_id], "rs_virtual": True}) if c.cell_id in readings else c

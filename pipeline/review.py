@@ -16,7 +16,9 @@ from pathlib import Path
 from pydantic import Field
 
 from classifiers import taxonomy
+from pipeline.cells import overlap
 from pipeline.errors import BadInput
+from pipeline.intake_files import shown
 from pipeline.result import AuditEntry, NotAssessed, Review, Status
 from pipeline.types import Box, Cell, CellClass, Spec
 
@@ -100,18 +102,11 @@ def placed_labels(state: ReviewState, cells: Iterable[Cell]) -> dict[str, str]:
     found = {}
     for cell in cells:
         box = state.boxes.get(cell.cell_id)
-        if cell.cell_id in state.labels and box is not None and _overlap(box, cell.bbox_px) >= SAME_CELL_IOU:
+        if cell.cell_id not in state.labels or box is None:
+            continue
+        if overlap(box, cell.bbox_px)[0] >= SAME_CELL_IOU:
             found[cell.cell_id] = state.labels[cell.cell_id]
     return found
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
 def review_part(
@@ -185,7 +180,7 @@ def check_corrections(case_id: str, cells: Sequence[Cell], corrections: Sequence
     for cell_id, label in corrections:
         cell = by_id.get(cell_id)
         if cell is None:
-            raise BadInput(f"{case_id} has no cell '{_shown(cell_id)}'; its cells are in cells.parquet.")
+            raise BadInput(f"{case_id} has no cell '{shown(cell_id, 80)}'; its cells are in cells.parquet.")
         if cell.stain == "Perls":
             raise BadInput(
                 f"{case_id}: {cell_id} lies on a Perls slide, where cells are read for iron and not for "
@@ -193,11 +188,7 @@ def check_corrections(case_id: str, cells: Sequence[Cell], corrections: Sequence
             )
         if label not in taxonomy.ORDER:
             raise BadInput(
-                f"'{_shown(label)}' is no class of the hierarchy; use one of {', '.join(taxonomy.ORDER)}."
+                f"'{shown(label, 80)}' is no class of the hierarchy; use one of {', '.join(taxonomy.ORDER)}."
             )
         if seen.setdefault(cell_id, label) != label:
             raise BadInput(f"{case_id}: {cell_id} is given two classes; give one.")
-
-
-def _shown(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text[:80])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from detectors.base import CYTOPLASM, NUCLEUS, Segmenter
+from detectors.base import CYTOPLASM, NUCLEUS
 from detectors.segment import central_cell
 from detectors.segment_colour import background_colour, optical_density
 from pipeline.errors import BadInput
@@ -16,14 +16,6 @@ from pipeline.types import CellMeasures
 MIN_CELL_UM2 = 12.0  # a platelet's size; what is smaller is no leukocyte
 MIN_LOBE_UM2 = 1.5  # smaller pieces of nucleus are crumbs of the labelling
 LOBE_DEPTH_UM = 0.35  # how much a neck must be narrower than both lobes that it joins
-
-
-def segment_patches(patches: np.ndarray, pixel_size_um: float, segmenter: Segmenter) -> np.ndarray:
-    """Labels (N, H, W) uint8 of patches (N, H, W, 3) uint8; the stage function of segmentation."""
-    labels = segmenter.segment(patches, pixel_size_um)
-    if labels.shape != patches.shape[:3]:
-        raise ValueError(f"segmenter '{segmenter.name}' returned {labels.shape} for patches {patches.shape}")
-    return labels
 
 
 def measure_cells(labels: np.ndarray, patches: np.ndarray, pixel_size_um: float) -> list[CellMeasures]:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from stainers.base import Stainer
     from storage.packages import ModelCard
 
-NOT_SUPPORTED = "not supported by the image"
 METRIC = "virtual_perls"  # the card's metric that holds the evidence
 ERYTHROBLASTS = ("erythroblast", "proerythroblast")
 

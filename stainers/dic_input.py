@@ -178,9 +178,3 @@ def canonical_turn(angle_deg: float) -> Turn:
         return abs((turn.angle(angle_deg) - 22.5 + 180.0) % 360.0 - 180.0)
 
     return min(turns, key=miss)
-
-
-def network_input(grey: Array, angle_deg: float, scale: Scale | None = None) -> Array:
-    """(H, W) grey levels, already turned so that the shear lies at `angle_deg` -> (2, H, W) float32."""
-    normalised = normalise(grey, scale or measure_scale(grey))
-    return np.stack([normalised, integrate(normalised, angle_deg)])

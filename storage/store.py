@@ -74,10 +74,6 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({self.url!r})"
 
-    @property
-    def is_local(self) -> bool:
-        return self.folder is not None
-
     def path(self, key: str) -> Path:
         """Where a key lies on this machine; raises BadKey for a remote store or a way out of the root."""
         if self.folder is None:

@@ -36,7 +36,15 @@ def read_virtually(n: int, rs_type: str, start: int):
 def marrow_result(positive: int, sensitivity: float, made_up: float):
     """A marrow of 100 erythroblasts on which the generator drew `positive` rings."""
     found = measured_evidence(some_cases(20, 60, sensitivity, made_up), "phantom cases")
-    stainer = ModelUse("mgg-to-perls", "1", "0", card(virtual_perls=found), (), 0.2, "0")
+    stainer = ModelUse(
+        name="mgg-to-perls",
+        version="1",
+        sha256="0",
+        card=card(virtual_perls=found),
+        reads=(),
+        seen_pixel_size_um=0.2,
+        found_sha256="0",
+    )
     read = both(
         cells_of({"neutrophil": 60, "lymphocyte": 20}),
         read_virtually(positive, "3", 200),
