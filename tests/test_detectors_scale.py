@@ -85,6 +85,7 @@ def test_known_smears_are_measured_within_a_fifth(real_data):
     from detectors.datasets import image_scale_um, label_path, read_image, read_labels
 
     paths = sorted((real_data / "smears" / "images" / "val").glob("*.jpg"))[::60]
+    judged = 0
     for path in paths:
         image = read_image(path)
         height, width = image.shape[:2]
@@ -92,6 +93,8 @@ def test_known_smears_are_measured_within_a_fifth(real_data):
         if truth is None:  # too few labelled red cells to say
             continue
         assert infer_pixel_size_um(image).pixel_size_um == pytest.approx(truth, rel=0.2), path.name
+        judged += 1
+    assert judged >= 3
 
 
 @pytest.mark.real
