@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from detectors.checkpoints import earlier_state, marks
 from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, split
 from detectors.packing import Look, endless, pack, resample
 from detectors.starting import said_of, starting_weights
@@ -131,18 +132,22 @@ def train(
 
     `start` is what to begin from (`detectors.starting`).  `stop_at` (time.time())
     ends after the epoch under way; resume continues it.  Returns {"epochs", "best", "history"}.
+    Raises BadInput where `out_dir` holds a checkpoint and `resume` is not asked for, or one of other
+    settings, data or start.
     """
     import torch
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
+    now = marks(samples, recipe, start)
+    state = earlier_state(out_dir, resume, now)
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.model).to(memory_format=torch.channels_last)
     from ultralytics.utils.torch_utils import ModelEMA  # only after build_network has told it its folder
 
     if look is None and recipe.modality == "dic":
         look = dic_look
-    if start is not None and not (resume and (out_dir / "last.pt").is_file()):
+    if start is not None and state is None:
         network.load_state_dict(
             starting_weights(start, network, lambda: first_canvases(samples["train"], recipe, look))
         )
@@ -151,13 +156,7 @@ def train(
     steps = max(1, recipe.canvases_per_epoch // recipe.batch)
     total = steps * recipe.epochs
     first, history, best = 0, [], -1.0
-    last = out_dir / "last.pt"
-    if resume and last.is_file():
-        state = torch.load(last, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise BadInput(
-                f"{last} was trained with other settings; resume with the same, or use a new folder."
-            )
+    if state is not None:
         network.load_state_dict(state["network"])
         ema.ema.load_state_dict(state["ema"])
         ema.updates = state["updates"]
@@ -213,15 +212,15 @@ def train(
                 "epoch": epoch + 1,
                 "history": history,
                 "best": best,
-                "recipe": asdict(recipe),
+                **now,
             },
-            last,
+            out_dir / "last.pt",
         )
         if stop_at is not None and time.time() > stop_at:
             break
     pool.shutdown()
     (out_dir / "history.json").write_text(json.dumps(history, indent=0), encoding="utf-8")
-    if not (out_dir / "best.pt").is_file():
+    if best < 0 or not (out_dir / "best.pt").is_file():  # no validation part to choose an epoch by
         _save(
             {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": history[-1]}, out_dir / "best.pt"
         )
