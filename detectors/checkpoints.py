@@ -1,4 +1,4 @@
-"""What a detector's checkpoint was trained on, so that a run is resumed with the same data and start alone."""
+"""What a detector's checkpoint was trained on: a run is resumed with the same data and start alone."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def earlier_state(out_dir: Path, resume: bool, now: dict[str, Any]) -> dict[str,
     for key, what in WHAT.items():
         if key not in state:
             raise BadInput(
-                f"{last} does not say with which {what} it was trained, an earlier version wrote it; use a new "
-                "folder."
+                f"{last} does not say with which {what} it was trained (an earlier version wrote it); use a "
+                "new folder."
             )
         if state[key] != now[key]:
             raise BadInput(
