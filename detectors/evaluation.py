@@ -11,6 +11,7 @@ import numpy as np
 
 from detectors.boxes import iou_matrix
 from detectors.datasets import LEUKOCYTE, Sample, read_image, read_yolo_folder
+from pipeline.errors import BadInput
 
 IOUS = np.round(np.arange(0.5, 1.0, 0.05), 2)
 
@@ -100,12 +101,20 @@ def evaluate_detector(
     if out_dir is not None:
         out_dir = Path(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
-        from detectors.evaluation_pictures import draw_curve, draw_errors
+        from detectors.evaluation_pictures import draw_curve, draw_errors, find_errors
 
-        draw_curve(out_dir / "precision_recall.png", boxes, scores, truth, threshold)
-        errors = draw_errors(out_dir / "errors.png", samples, boxes, scores, truth, threshold, look)
-        report["errors"] = errors
+        errors = find_errors(samples, boxes, scores, truth, threshold)
+        report["errors"] = [{k: v for k, v in e.items() if k != "index"} for e in errors]
+        # The figures first: a disk that fills up while pictures are drawn must not cost them.
         (out_dir / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        try:
+            draw_curve(out_dir / "precision_recall.png", boxes, scores, truth, threshold)
+            draw_errors(out_dir / "errors.png", errors, samples, boxes, scores, truth, threshold, look)
+        except OSError as error:
+            raise BadInput(
+                f"{out_dir}: the pictures cannot be written ({error}); the figures are in evaluation.json; "
+                "for the pictures choose another folder."
+            ) from error
     return report
 
 

@@ -38,12 +38,17 @@ def label_path(image: Path) -> Path:
 def read_rows(path: Path) -> list[Row]:
     """Class, centre x and y, width and height of each box; an absent file is an image without cells.
 
-    Raises BadInput naming the file and the line that is none.
+    Raises BadInput naming the file, and the line that is no box.
     """
     if not path.is_file():
         return []
     rows: list[Row] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a text with a mark of its encoding
+    except (OSError, UnicodeDecodeError) as error:
+        detail = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BadInput(f"{path}: the labels cannot be read ({detail}); export them again as text.") from error
+    for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         try:

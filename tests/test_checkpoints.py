@@ -71,7 +71,8 @@ def test_every_training_reads_its_checkpoints_in_the_same_way():
     found = set()
     for package in ("classifiers", "detectors", "stainers", "pipeline", "flows"):
         for path in (ROOT / package).rglob("*.py"):
-            calls = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call))
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call))
             if any(ast.unparse(c.func) == "torch.load" for c in calls):
                 found.add(path.relative_to(ROOT).as_posix())
     assert found == others

@@ -49,6 +49,14 @@ def test_labels_lie_in_the_nearest_folder_called_images_or_beside_the_image():
     assert label_path(Path("/d/a.png")) == Path("/d/a.txt")
 
 
+def test_labels_that_are_no_text_are_one_sentence_and_a_mark_of_the_encoding_is_no_error(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"0 0.5 0.5 0.1 0.2\n# \xe9\xff\n")
+    with pytest.raises(BadInput, match=r"a\.txt: the labels cannot be read \(it is not UTF-8 text\); export"):
+        read_rows(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf0 0.5 0.5 0.1 0.2\r\n")
+    assert read_rows(tmp_path / "a.txt") == [(0, 0.5, 0.5, 0.1, 0.2)]
+
+
 def test_a_line_that_is_no_box_is_named_and_an_absent_file_is_an_empty_field(tmp_path):
     assert read_rows(tmp_path / "none.txt") == []
     (tmp_path / "a.txt").write_text("0 0.5 0.5 0.1 0.2 0.9\n\n1 0.5 half 0.1 0.1\n")
