@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadInput, UnreadableImage
+from storage import images
 from storage.image_folders import label_path, read_rows, yolo_images
 from storage.near_duplicates import near_duplicate_groups
 
@@ -45,14 +46,13 @@ class Sample:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB; raises UnreadableImage naming the file."""
-    import cv2
+    """(H, W, 3) uint8 RGB, the pixels that `detect` and `run` see; raises UnreadableImage naming the file.
 
-    data = np.fromfile(path, np.uint8) if path.is_file() else np.zeros(0, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise UnreadableImage(f"{path} is not an image that can be read; remove it or replace it.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    16-bit images are brought to 8 by the camera's depth, and no EXIF orientation is applied: boxes are in
+    pixels as they are stored.
+    """
+    image = images.to_uint8(images.read_image(path))
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def sides_px(boxes: np.ndarray) -> np.ndarray:

@@ -89,3 +89,32 @@ def test_figures_outlive_a_disk_that_fills_up_while_pictures_are_drawn(
     with pytest.raises(BadInput, match=r"No space left on device.*figures are in evaluation\.json"):
         evaluate_detector(OneBox(), tmp_path, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["all"]["ap50"] == 1.0
+
+
+def test_an_evaluation_sees_twelve_bit_and_turned_images_as_detect_sees_them(tmp_path: Path) -> None:
+    import tifffile
+    from PIL import Image
+
+    from flows.console import read_rgb_or_grey
+
+    image = write_field(tmp_path, "twelve.tif")
+    tifffile.imwrite(tmp_path / "images" / "twelve.tif", image.astype(np.uint16) * 16, photometric="rgb")
+    write_field(tmp_path, "turned.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / "images" / "turned.jpg", quality=95, exif=turned)
+    detector = OneBox()
+    assert evaluate_detector(detector, tmp_path, pixel_size_um=0.1)["all"]["ap50"] == 1.0
+    for name, (shown, _) in zip(("turned.jpg", "twelve.tif"), detector.seen, strict=True):
+        np.testing.assert_array_equal(shown, read_rgb_or_grey(tmp_path / "images" / name))
+        assert np.abs(shown.astype(int) - image).mean() < 3
+
+
+def test_a_grey_image_is_read_as_three_equal_channels(tmp_path: Path) -> None:
+    import cv2
+
+    from detectors.datasets import read_image
+
+    grey = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), grey)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.dstack([grey] * 3))
