@@ -98,7 +98,7 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
 
     Images of one size are taken as one source.  The scale of an image is `pixel_size_um` where given,
     else its red cells', else the median of its source, else its leukocytes'.  Raises BadInput where
-    there is no image.
+    there is no image or no label file.
     """
     import cv2
 
@@ -106,14 +106,20 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
     paths = yolo_images(data_dir)
     if not paths:
         raise BadInput(f"{data_dir} holds no images; a YOLO folder has images/ and labels/ of equal names.")
+    if not any(label_path(p).is_file() for p in paths):
+        raise BadInput(
+            f"{data_dir}: none of its {len(paths)} images has a label file, the first would be "
+            f"{label_path(paths[0])}; add the labels."
+        )
     samples, thumbs = [], []
     for path in paths:
         image = read_image(path)
         height, width = image.shape[:2]
         boxes, classes = read_labels(label_path(path), width, height)
-        if ((classes < 0) | (classes >= len(CLASSES))).any():
+        unknown = classes[(classes < 0) | (classes >= len(CLASSES))]
+        if len(unknown):
             raise BadInput(
-                f"{label_path(path)}: class {int(classes.max())} is not known; 0 is leukocyte, 1 red cell, "
+                f"{label_path(path)}: class {unknown[0]} is not known; 0 is leukocyte, 1 red cell, "
                 "2 platelet."
             )
         scale = pixel_size_um or image_scale_um(boxes, classes, width, height) or 0.0
