@@ -188,7 +188,9 @@ def train(
             losses.append([float(v) for v in (parts.values() if isinstance(parts, dict) else parts)])
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": [round(float(v), 4) for v in np.mean(losses, 0)]}
         row["train_s"] = round(time.time() - began, 1)
-        if samples.get("val") and (epoch % 4 == 3 or epoch == recipe.epochs - 1):
+        if any(len(s.of(0)) for s in samples.get("val", ())) and (
+            epoch % 4 == 3 or epoch == recipe.epochs - 1
+        ):
             from detectors.evaluation import average_precision
 
             found = [predict(ema.ema, s, recipe, look, recipe.seed + i) for i, s in enumerate(samples["val"])]

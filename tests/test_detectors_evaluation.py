@@ -118,3 +118,39 @@ def test_a_grey_image_is_read_as_three_equal_channels(tmp_path: Path) -> None:
     grey = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), grey)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.dstack([grey] * 3))
+
+
+def test_a_single_image_has_no_interval_and_a_folder_without_leukocytes_no_ap(tmp_path: Path) -> None:
+    from benchmarks.detection_accuracy import accuracy
+
+    write_field(tmp_path / "one")
+    one = evaluate_detector(OneBox(), tmp_path / "one", tmp_path / "out")
+    assert (one["all"]["ap50"], one["all"]["ap50_ci95"], one["all"]["ap50_95_ci95"]) == (1.0, None, None)
+    assert "note" not in one
+    write_field(tmp_path / "none", labels="1 0.5 0.5 0.1 0.1\n")
+    none = evaluate_detector(OneBox(), tmp_path / "none", tmp_path / "out", pixel_size_um=0.1)
+    asked = {k: none["all"][k] for k in ("ap50", "ap50_ci95", "ap50_95", "ap50_95_ci95", "recall")}
+    assert set(asked.values()) == {None}
+    assert none["all"]["n_found"] == 1
+    assert "No image has a labelled leukocyte" in none["note"]
+    assert [e["kind"] for e in none["errors"]] == ["false"]
+    assert accuracy(one["all"]).startswith("1.000 | ")
+    assert accuracy(none["all"]).startswith("- | - | ")
+
+
+def test_draws_of_images_without_leukocytes_do_not_widen_the_interval(tmp_path: Path) -> None:
+    class FirstTwo(OneBox):
+        def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
+            boxes, scores = super().detect(image, pixel_size_um)
+            return (boxes, scores) if len(self.seen) < 3 else (boxes[:0], scores[:0])
+
+    for name, labels in (("a.png", ""), ("b.png", ""), ("c.png", None)):
+        write_field(tmp_path, name, labels)
+    report = evaluate_detector(FirstTwo(), tmp_path, pixel_size_um=0.1)
+    assert report["all"]["ap50_ci95"] == [1.0, 1.0]
+
+
+def test_a_folder_without_a_single_label_file_is_refused(tmp_path: Path) -> None:
+    write_field(tmp_path, labels=None)
+    with pytest.raises(BadInput, match=r"none of its 1 images has a label file, the first would be .*a\.txt"):
+        evaluate_detector(OneBox(), tmp_path)
