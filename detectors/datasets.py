@@ -52,7 +52,11 @@ def read_image(path: Path) -> np.ndarray:
     pixels as they are stored.
     """
     image = images.to_uint8(images.read_image(path))
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=2)
+    return np.require(
+        image, requirements="W"
+    )  # a JPEG's pixels come read-only, and pictures are drawn on them
 
 
 def sides_px(boxes: np.ndarray) -> np.ndarray:

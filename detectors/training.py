@@ -163,6 +163,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
         first, history, best = state["epoch"], state["history"], state["best"]
     (out_dir / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+    chooses = any(len(s.of(0)) for s in samples.get("val", ()))  # without a leukocyte there is no AP
     pool = ThreadPoolExecutor(1)
     for epoch in range(first, recipe.epochs):
         network.train()
@@ -188,9 +189,7 @@ def train(
             losses.append([float(v) for v in (parts.values() if isinstance(parts, dict) else parts)])
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": [round(float(v), 4) for v in np.mean(losses, 0)]}
         row["train_s"] = round(time.time() - began, 1)
-        if any(len(s.of(0)) for s in samples.get("val", ())) and (
-            epoch % 4 == 3 or epoch == recipe.epochs - 1
-        ):
+        if chooses and (epoch % 4 == 3 or epoch == recipe.epochs - 1):
             from detectors.evaluation import average_precision
 
             found = [predict(ema.ema, s, recipe, look, recipe.seed + i) for i, s in enumerate(samples["val"])]

@@ -121,19 +121,23 @@ def test_a_grey_image_is_read_as_three_equal_channels(tmp_path: Path) -> None:
 
 
 def test_a_single_image_has_no_interval_and_a_folder_without_leukocytes_no_ap(tmp_path: Path) -> None:
+    from PIL import Image
+
     from benchmarks.detection_accuracy import accuracy
 
     write_field(tmp_path / "one")
     one = evaluate_detector(OneBox(), tmp_path / "one", tmp_path / "out")
     assert (one["all"]["ap50"], one["all"]["ap50_ci95"], one["all"]["ap50_95_ci95"]) == (1.0, None, None)
     assert "note" not in one
+    write_field(tmp_path / "none", "b.jpg", labels=None)
+    Image.fromarray(smear((24, 30), [(12.0, 12.0)], 0.1)[0]).save(tmp_path / "none" / "images" / "b.jpg")
     write_field(tmp_path / "none", labels="1 0.5 0.5 0.1 0.1\n")
     none = evaluate_detector(OneBox(), tmp_path / "none", tmp_path / "out", pixel_size_um=0.1)
     asked = {k: none["all"][k] for k in ("ap50", "ap50_ci95", "ap50_95", "ap50_95_ci95", "recall")}
     assert set(asked.values()) == {None}
-    assert none["all"]["n_found"] == 1
+    assert none["all"]["n_found"] == 2
     assert "No image has a labelled leukocyte" in none["note"]
-    assert [e["kind"] for e in none["errors"]] == ["false"]
+    assert [e["kind"] for e in none["errors"]] == ["false", "false"]
     assert accuracy(one["all"]).startswith("1.000 | ")
     assert accuracy(none["all"]).startswith("- | - | ")
 
