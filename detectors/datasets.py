@@ -40,6 +40,7 @@ class Sample:
     group: str = ""  # images of one group are near-duplicates and are never split
     complete: bool = True  # False: only the leukocytes are labelled
     tags: tuple[str, ...] = field(default=())
+    scale_from: str = ""  # what the pixel size was taken from, in words
 
     def of(self, cls: int) -> np.ndarray:
         return self.boxes[self.classes == cls]
@@ -54,9 +55,7 @@ def read_image(path: Path) -> np.ndarray:
     image = images.to_uint8(images.read_image(path))
     if image.ndim == 2:
         return np.repeat(image[..., None], 3, axis=2)
-    return np.require(
-        image, requirements="W"
-    )  # a JPEG's pixels come read-only, and pictures are drawn on them
+    return np.require(image, requirements="W")  # a JPEG's come read-only, and pictures are drawn on them
 
 
 def sides_px(boxes: np.ndarray) -> np.ndarray:
@@ -100,11 +99,14 @@ def image_scale_um(
 def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list[Sample]:
     """Every image below `data_dir/images` with its labels, physical scale and near-duplicate group.
 
-    Images of one size are taken as one source.  The scale of an image is `pixel_size_um` where given,
-    else its red cells', else the median of its source, else its leukocytes'.  Raises BadInput where
-    there is no image or no label file.
+    Images of one size are taken as one source.  The scale of an image is `pixel_size_um` where given, else
+    its file's own, else its labelled red cells', else the median of its source, else its labelled
+    leukocytes', else inferred from its cells (`detectors.scale`), else the median of the folder.  Raises
+    BadInput where there is no image, no label file, or nothing to take a scale from.
     """
     import cv2
+
+    from detectors.data_scale import own_scale_um, with_scales
 
     data_dir = Path(data_dir)
     paths = yolo_images(data_dir)
@@ -126,28 +128,21 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
                 f"{label_path(path)}: class {unknown[0]} is not known; 0 is leukocyte, 1 red cell, "
                 "2 platelet."
             )
-        scale = pixel_size_um or image_scale_um(boxes, classes, width, height) or 0.0
+        scale, scale_from = own_scale_um(path, pixel_size_um, boxes, classes, width, height)
         tag = "train" if "train" in path.parts else "val" if "val" in path.parts else ""
         source = f"{width}x{height}"
-        samples.append(Sample(path, width, height, boxes, classes, source, scale, tags=(tag,) if tag else ()))
+        tags = (tag,) if tag else ()
+        samples.append(
+            Sample(path, width, height, boxes, classes, source, scale, tags=tags, scale_from=scale_from)
+        )
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         thumbs.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA).astype(np.float32))
     has_red = any((s.classes == RED_CELL).any() for s in samples)
     groups = near_duplicate_groups(np.stack(thumbs), SAME_FIELD)
-    known = defaultdict(list)
-    for s in samples:
-        if s.pixel_size_um:
-            known[s.source].append(s.pixel_size_um)
-    out = []
-    for s, group in zip(samples, groups, strict=True):
-        scale = s.pixel_size_um
-        if not scale and known[s.source]:
-            scale = float(np.median(known[s.source]))
-        if not scale:
-            white = s.of(LEUKOCYTE)
-            scale = float(LEUKOCYTE_UM / np.median(sides_px(white))) if len(white) else 0.1
-        out.append(replace(s, pixel_size_um=scale, group=f"g{group:05d}", complete=has_red))
-    return out
+    return [
+        replace(s, group=f"g{group:05d}", complete=has_red)
+        for s, group in zip(with_scales(samples), groups, strict=True)
+    ]
 
 
 def split(samples: list[Sample], fractions: dict[str, float], seed: int = 0) -> dict[str, list[Sample]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from detectors.boxes import iou_matrix
+from detectors.data_scale import scales_of
 from detectors.datasets import LEUKOCYTE, Sample, read_image, read_yolo_folder
 from pipeline.errors import BadInput
 
@@ -85,14 +86,15 @@ def evaluate_detector(
     """AP50, AP50-95 (with a bootstrap interval over images), precision and recall at a threshold.
 
     `data_dir` is a YOLO-format folder or its samples.  The scale of an image is `pixel_size_um` where
-    given, else that of its labels (red cells of 7.5 µm).  Writes `evaluation.json`,
-    `precision_recall.png` and `errors.png` to `out_dir`.  The sources are images of one size.  AP
-    is None where no leukocyte is labelled, an interval where there is one image.
+    given, else what `read_yolo_folder` takes; the report says which it was (`pixel_size_from`).  Writes
+    `evaluation.json`, `precision_recall.png` and `errors.png` to `out_dir`.  The sources are images of
+    one size.  AP is None where no leukocyte is labelled, an interval where there is one image.
     """
     samples = data_dir if isinstance(data_dir, list) else read_yolo_folder(Path(data_dir), pixel_size_um)
     boxes, scores = detect_all(detector, samples, look)
     truth = [s.of(LEUKOCYTE) for s in samples]
     report: dict[str, Any] = {"detector": detector.name, "threshold": threshold, "n_images": len(samples)}
+    report["pixel_size_from"] = scales_of(samples)
     report["all"] = _figures(boxes, scores, truth, threshold)
     if not report["all"]["n_leukocytes"]:
         report["note"] = "No image has a labelled leukocyte (class 0), so there is no AP and no recall."

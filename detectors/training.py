@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from detectors.checkpoints import earlier_state, marks
+from detectors.data_scale import scales_of
 from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, split
 from detectors.packing import Look, endless, pack, resample
 from detectors.starting import said_of, starting_weights
@@ -287,6 +288,7 @@ def train_detector(
     for a folder without images or leukocytes.
     """
     samples = read_yolo_folder(Path(data_dir))
+    log(json.dumps({"pixel_size_from": scales_of(samples)}, ensure_ascii=False), flush=True)
     parts = split(samples, FRACTIONS, seed)
     if not any(len(s.of(0)) for s in parts["train"]):
         raise BadInput(f"{data_dir} has no box of class 0 (leukocyte) to learn from.")

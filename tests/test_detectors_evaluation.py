@@ -158,3 +158,69 @@ def test_a_folder_without_a_single_label_file_is_refused(tmp_path: Path) -> None
     write_field(tmp_path, labels=None)
     with pytest.raises(BadInput, match=r"none of its 1 images has a label file, the first would be .*a\.txt"):
         evaluate_detector(OneBox(), tmp_path)
+
+
+def red_cells(n: int) -> str:
+    """Labels of the leukocyte of `write_field` and of n red cells 75 px wide: 0.1 µm a pixel."""
+    rows = [f"1 {0.2 + 0.1 * i} 0.3 {75 / 300} {75 / 240}\n" for i in range(n)]
+    return f"0 0.4 0.5 {130 / 300} {130 / 240}\n" + "".join(rows)
+
+
+def test_the_scale_of_an_image_is_the_options_the_files_the_labels_or_inferred_and_the_report_says_which(
+    tmp_path: Path,
+) -> None:
+    import tifffile
+
+    def measured(pixel_size_um: float | None = None) -> tuple[float, dict[str, Any]]:
+        detector = OneBox()
+        report = evaluate_detector(detector, tmp_path, pixel_size_um=pixel_size_um)
+        return detector.seen[0][1], report["pixel_size_from"]
+
+    image = write_field(tmp_path, "a.tif", red_cells(5))
+    path = tmp_path / "images" / "a.tif"
+    per_cm = 1e4 / 0.16
+    tifffile.imwrite(path, image, photometric="rgb", resolution=(per_cm, per_cm), resolutionunit=3)
+    assert measured(0.2) == (0.2, {"given": {"n_images": 1, "median_um": 0.2}})
+    um, said = measured()
+    assert um == pytest.approx(0.16, rel=1e-3)
+    assert said == {"the file": {"n_images": 1, "median_um": 0.16}}
+    tifffile.imwrite(path, image, photometric="rgb")
+    um, said = measured()
+    assert um == pytest.approx(0.1, rel=0.01)
+    assert list(said) == ["labelled red cells"]
+    write_field(tmp_path, "a.tif", red_cells(0))
+    um, said = measured()
+    assert um == pytest.approx(14.5 / 130, rel=0.01)
+    assert list(said) == ["labelled leukocytes"]
+    write_field(tmp_path, "a.tif", labels="\n")
+    um, said = measured()
+    assert um == pytest.approx(0.1, rel=0.25)
+    assert list(said) == ["inferred from the image"]
+
+
+def test_an_image_that_shows_no_scale_takes_that_of_the_folder_and_alone_is_refused(tmp_path: Path) -> None:
+    import cv2
+
+    for kind in ("images", "labels"):
+        (tmp_path / kind).mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "blank.png"), np.full((200, 210, 3), 230, np.uint8))
+    (tmp_path / "labels" / "blank.txt").write_text("")
+    with pytest.raises(
+        BadInput, match=r"blank\.png: neither the file nor its labels nor .*; give --pixel-size"
+    ):
+        evaluate_detector(OneBox(), tmp_path)
+    write_field(tmp_path, "a.png", red_cells(5))
+    report = evaluate_detector(OneBox(), tmp_path)
+    assert set(report["pixel_size_from"]) == {"labelled red cells", "other images of the folder"}
+
+
+def test_the_command_hands_the_pixel_size_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_field(tmp_path / "data", labels=red_cells(5))
+    monkeypatch.setattr("storage.registry.load", lambda *_: OneBox())
+    asked = ["evaluate", "detector", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    for option, source in (([], "labelled red cells"), (["--pixel-size", "0.12"], "given")):
+        done = CliRunner().invoke(group, [*asked, *option])
+        assert done.exit_code == 0, done.output
+        assert list(json.loads((tmp_path / "out" / "evaluation.json").read_text())["pixel_size_from"]) == [
+            source
+        ]
