@@ -57,13 +57,17 @@ def whole_fields(
     return out
 
 
+def average_precisions(r: dict) -> str:
+    """Cells of a row: AP50 with its interval, AP50-95; a dash for what nobody could measure."""
+    if r["ap50"] is None:
+        return "- | -"
+    interval = "" if r["ap50_ci95"] is None else " ({:.3f}-{:.3f})".format(*r["ap50_ci95"])
+    return f"{r['ap50']:.3f}{interval} | {r['ap50_95']:.3f}"
+
+
 def accuracy(r: dict) -> str:
-    """The cells of a row that say AP50 with its interval, AP50-95, precision and recall."""
-    low, high = r["ap50_ci95"]
-    return (
-        f"{r['ap50']:.3f} ({low:.3f}-{high:.3f}) | {r['ap50_95']:.3f} | "
-        f"{r['precision'] or 0:.3f} | {r['recall'] or 0:.3f}"
-    )
+    """The same with precision and recall."""
+    return f"{average_precisions(r)} | {r['precision'] or 0:.3f} | {r['recall'] or 0:.3f}"
 
 
 def table(rows: dict[str, dict]) -> str:

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    from benchmarks.detection_accuracy import average_precisions
     from detectors.datasets import read_masked_cells
     from storage.registry import load
 
@@ -70,10 +71,9 @@ def main() -> None:
         for given in (True, False):
             name = f"{stain}, scale {'given' if given else 'inferred'}"
             r = rows[name] = measure(detector, samples, given)
-            low, high = r["ap50_ci95"]
             print(
-                f"| {stain} | {'given' if given else 'inferred'} | {r['n_images']} | {r['ap50']:.3f} "
-                f"({low:.3f}-{high:.3f}) | {r['ap50_95']:.3f} | {r['recall'] or 0:.3f} | {r['refused']} | "
+                f"| {stain} | {'given' if given else 'inferred'} | {r['n_images']} | "
+                f"{average_precisions(r)} | {r['recall'] or 0:.3f} | {r['refused']} | "
                 f"{100 * r['scale_error']:.0f} % |",
                 flush=True,
             )

@@ -22,6 +22,7 @@ from classifiers.networks import BACKBONES, build_backbone
 from classifiers.recipes import Recipe
 from classifiers.sources import Sample, boxed_cells
 from pipeline.errors import BadInput, BadModelPackage
+from storage.checkpoints import keep_earlier, read_checkpoint
 
 WEIGHTS, NOTES = "backbone.safetensors", "pretraining.json"
 
@@ -127,7 +128,7 @@ def pretrain(
     )
     start = 0
     if resume and checkpoint is not None and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_checkpoint(checkpoint, "net", "optimiser", "schedule", "generator", "epoch")
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -195,17 +196,17 @@ def pretrain_backbone(
     """Pretrain on the boxed cells of a smears folder (YOLO format) and write `backbone.safetensors`.
 
     Beside it stands `pretraining.json`: settings, seed, cells by source.  Raises BadInput where the folder
-    holds no boxes.
+    holds no boxes, or `out_dir` a checkpoint and `resume` is not asked for.
     """
     from collections import Counter
 
+    checkpoint = out_dir / "checkpoint.pt"
+    keep_earlier(resume, checkpoint)
     run = run or Pretraining()
     samples = boxed_cells(data, run.crops, seed)
     images, view = crops_of(samples, run)
     out_dir.mkdir(parents=True, exist_ok=True)
-    state = pretrain(
-        images, view, run, seed=seed, checkpoint=out_dir / "checkpoint.pt", resume=resume, report=report
-    )
+    state = pretrain(images, view, run, seed=seed, checkpoint=checkpoint, resume=resume, report=report)
     notes = {
         "method": "SimCLR (Chen et al. 2020), no labels used",
         "seed": seed,

@@ -19,6 +19,7 @@ from classifiers.training import follow_average
 from phantoms.marrow_fields import ERYTHROID_RECIPES, RECIPES
 from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set
 from phantoms.marrow_sets import PIXEL_SIZE_UM as FIELD_PIXEL_SIZE_UM
+from storage.checkpoints import read_checkpoint
 from storage.packages import ModelPackage, write_package
 
 OTHER = OUTPUTS.index("other")
@@ -143,7 +144,7 @@ def fit(
     average = copy.deepcopy(net)
     start = 0
     if checkpoint is not None and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_checkpoint(checkpoint, "net", "average", "optimiser", "schedule", "step")
         net.load_state_dict(state["net"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])

@@ -21,6 +21,9 @@ from classifiers.networks import CellNet, build_backbone
 from classifiers.recipes import Recipe
 from classifiers.sources import Sample, level_classes
 from pipeline.errors import BadInput
+from storage.checkpoints import keep_earlier, read_checkpoint
+
+STATE = ("network", "average", "optimiser", "schedule", "generator", "global", "epoch")
 
 
 def class_loss(out: Tensor, labels: Tensor, weights: Tensor, recipe: Recipe) -> Tensor:
@@ -145,7 +148,7 @@ def _fit_one(
     start = 0
     step = 0
     if resume and checkpoint is not None and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_checkpoint(checkpoint, *STATE)
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -197,6 +200,11 @@ def follow_average(average: torch.nn.Module, network: torch.nn.Module, share: fl
                 a.copy_(b)
 
 
+def checkpoint_of(out_dir: Path) -> Path:
+    """Where the training of the package `out_dir` keeps its state; an ensemble's others are numbered."""
+    return out_dir.parent / f".{out_dir.name}.checkpoint.pt"
+
+
 def train_classifier(
     data: Path | Sequence[Sample],
     out_dir: Path,
@@ -220,7 +228,8 @@ def train_classifier(
     `data`: a folder that `reader` (default: the recipe's) takes, or samples.  `holdout` is the share of
     groups (patients where they are known) kept from training, on which temperature, familiarity and metrics
     are computed.  `locator` are a trained locator's weights, `start` a pretrained backbone
-    (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used.
+    (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used, or
+    where an earlier training's checkpoint is there and `resume` is not asked for.
     """
     from classifiers.calibration import finish_package
     from classifiers.pretraining import how_pretrained
@@ -229,6 +238,8 @@ def train_classifier(
     from classifiers.timm_classifier import go_on_from, own_locator
     from storage.packages import find_package
 
+    checkpoint = checkpoint_of(out_dir)
+    keep_earlier(resume, checkpoint)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if epochs is not None:
         recipe = recipe.with_epochs(epochs)
@@ -255,7 +266,6 @@ def train_classifier(
     begun = copy.deepcopy(net.members) if recipe.start_share else ()
     cells = cell_set(learned, recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint = out_dir.parent / f".{out_dir.name}.checkpoint.pt"
     net = fit(
         net,
         cells,

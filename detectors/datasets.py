@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadInput, UnreadableImage
+from storage import images
 from storage.image_folders import label_path, read_rows, yolo_images
 from storage.near_duplicates import near_duplicate_groups
 
@@ -39,20 +40,22 @@ class Sample:
     group: str = ""  # images of one group are near-duplicates and are never split
     complete: bool = True  # False: only the leukocytes are labelled
     tags: tuple[str, ...] = field(default=())
+    scale_from: str = ""  # what the pixel size was taken from, in words
 
     def of(self, cls: int) -> np.ndarray:
         return self.boxes[self.classes == cls]
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB; raises UnreadableImage naming the file."""
-    import cv2
+    """(H, W, 3) uint8 RGB, the pixels that `detect` and `run` see; raises UnreadableImage naming the file.
 
-    data = np.fromfile(path, np.uint8) if path.is_file() else np.zeros(0, np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    if image is None:
-        raise UnreadableImage(f"{path} is not an image that can be read; remove it or replace it.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    16-bit images are brought to 8 by the camera's depth, and no EXIF orientation is applied: boxes are in
+    pixels as they are stored.
+    """
+    image = images.to_uint8(images.read_image(path))
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=2)
+    return np.require(image, requirements="W")  # a JPEG's come read-only, and pictures are drawn on them
 
 
 def sides_px(boxes: np.ndarray) -> np.ndarray:
@@ -96,48 +99,50 @@ def image_scale_um(
 def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list[Sample]:
     """Every image below `data_dir/images` with its labels, physical scale and near-duplicate group.
 
-    Images of one size are taken as one source.  The scale of an image is `pixel_size_um` where given,
-    else its red cells', else the median of its source, else its leukocytes'.  Raises BadInput where
-    there is no image.
+    Images of one size are taken as one source.  The scale of an image is `pixel_size_um` where given, else
+    its file's own, else its labelled red cells', else the median of its source, else its labelled
+    leukocytes', else inferred from its cells (`detectors.scale`), else the median of the folder.  Raises
+    BadInput where there is no image, no label file, or nothing to take a scale from.
     """
     import cv2
+
+    from detectors.data_scale import own_scale_um, with_scales
 
     data_dir = Path(data_dir)
     paths = yolo_images(data_dir)
     if not paths:
         raise BadInput(f"{data_dir} holds no images; a YOLO folder has images/ and labels/ of equal names.")
+    if not any(label_path(p).is_file() for p in paths):
+        raise BadInput(
+            f"{data_dir}: none of its {len(paths)} images has a label file, the first would be "
+            f"{label_path(paths[0])}; add the labels."
+        )
     samples, thumbs = [], []
     for path in paths:
         image = read_image(path)
         height, width = image.shape[:2]
         boxes, classes = read_labels(label_path(path), width, height)
-        if ((classes < 0) | (classes >= len(CLASSES))).any():
+        unknown = classes[(classes < 0) | (classes >= len(CLASSES))]
+        if len(unknown):
             raise BadInput(
-                f"{label_path(path)}: class {int(classes.max())} is not known; 0 is leukocyte, 1 red cell, "
+                f"{label_path(path)}: class {unknown[0]} is not known; 0 is leukocyte, 1 red cell, "
                 "2 platelet."
             )
-        scale = pixel_size_um or image_scale_um(boxes, classes, width, height) or 0.0
+        scale, scale_from = own_scale_um(path, pixel_size_um, boxes, classes, width, height)
         tag = "train" if "train" in path.parts else "val" if "val" in path.parts else ""
         source = f"{width}x{height}"
-        samples.append(Sample(path, width, height, boxes, classes, source, scale, tags=(tag,) if tag else ()))
+        tags = (tag,) if tag else ()
+        samples.append(
+            Sample(path, width, height, boxes, classes, source, scale, tags=tags, scale_from=scale_from)
+        )
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         thumbs.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA).astype(np.float32))
     has_red = any((s.classes == RED_CELL).any() for s in samples)
     groups = near_duplicate_groups(np.stack(thumbs), SAME_FIELD)
-    known = defaultdict(list)
-    for s in samples:
-        if s.pixel_size_um:
-            known[s.source].append(s.pixel_size_um)
-    out = []
-    for s, group in zip(samples, groups, strict=True):
-        scale = s.pixel_size_um
-        if not scale and known[s.source]:
-            scale = float(np.median(known[s.source]))
-        if not scale:
-            white = s.of(LEUKOCYTE)
-            scale = float(LEUKOCYTE_UM / np.median(sides_px(white))) if len(white) else 0.1
-        out.append(replace(s, pixel_size_um=scale, group=f"g{group:05d}", complete=has_red))
-    return out
+    return [
+        replace(s, group=f"g{group:05d}", complete=has_red)
+        for s, group in zip(with_scales(samples), groups, strict=True)
+    ]
 
 
 def split(samples: list[Sample], fractions: dict[str, float], seed: int = 0) -> dict[str, list[Sample]]:

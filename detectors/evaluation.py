@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from detectors.boxes import iou_matrix
+from detectors.data_scale import scales_of
 from detectors.datasets import LEUKOCYTE, Sample, read_image, read_yolo_folder
+from pipeline.errors import BadInput
 
 IOUS = np.round(np.arange(0.5, 1.0, 0.05), 2)
 
@@ -84,14 +86,18 @@ def evaluate_detector(
     """AP50, AP50-95 (with a bootstrap interval over images), precision and recall at a threshold.
 
     `data_dir` is a YOLO-format folder or its samples.  The scale of an image is `pixel_size_um` where
-    given, else that of its labels (red cells of 7.5 µm).  Writes `evaluation.json`,
-    `precision_recall.png` and `errors.png` to `out_dir`.  The sources are images of one size.
+    given, else what `read_yolo_folder` takes; the report says which it was (`pixel_size_from`).  Writes
+    `evaluation.json`, `precision_recall.png` and `errors.png` to `out_dir`.  The sources are images of
+    one size.  AP is None where no leukocyte is labelled, an interval where there is one image.
     """
     samples = data_dir if isinstance(data_dir, list) else read_yolo_folder(Path(data_dir), pixel_size_um)
     boxes, scores = detect_all(detector, samples, look)
     truth = [s.of(LEUKOCYTE) for s in samples]
     report: dict[str, Any] = {"detector": detector.name, "threshold": threshold, "n_images": len(samples)}
+    report["pixel_size_from"] = scales_of(samples)
     report["all"] = _figures(boxes, scores, truth, threshold)
+    if not report["all"]["n_leukocytes"]:
+        report["note"] = "No image has a labelled leukocyte (class 0), so there is no AP and no recall."
     report["sources"] = {}
     for source in sorted({s.source for s in samples}):
         index = [i for i, s in enumerate(samples) if s.source == source]
@@ -100,36 +106,49 @@ def evaluate_detector(
     if out_dir is not None:
         out_dir = Path(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
-        from detectors.evaluation_pictures import draw_curve, draw_errors
+        from detectors.evaluation_pictures import draw_curve, draw_errors, find_errors
 
-        draw_curve(out_dir / "precision_recall.png", boxes, scores, truth, threshold)
-        errors = draw_errors(out_dir / "errors.png", samples, boxes, scores, truth, threshold, look)
-        report["errors"] = errors
+        errors = find_errors(samples, boxes, scores, truth, threshold)
+        report["errors"] = [{k: v for k, v in e.items() if k != "index"} for e in errors]
+        # The figures first: a disk that fills up while pictures are drawn must not cost them.
         (out_dir / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        try:
+            draw_curve(out_dir / "precision_recall.png", boxes, scores, truth, threshold)
+            draw_errors(out_dir / "errors.png", errors, samples, boxes, scores, truth, threshold, look)
+        except OSError as error:
+            raise BadInput(
+                f"{out_dir}: the pictures cannot be written ({error}); the figures are in evaluation.json; "
+                "for the pictures choose another folder."
+            ) from error
     return report
 
 
 def _figures(
     boxes: list[np.ndarray], scores: list[np.ndarray], truth: list[np.ndarray], threshold: float
 ) -> dict[str, Any]:
-    ap50, ap, _ = average_precision(boxes, scores, truth)
+    """Figures of images together; None for AP without truth, and for an interval of one image."""
     found = [b[s >= threshold] for b, s in zip(boxes, scores, strict=True)]
     sure = [s[s >= threshold] for s in scores]
     right = sum(int(match(b, s, t, 0.5).sum()) for b, s, t in zip(found, sure, truth, strict=True))
     n_found, n_truth = sum(map(len, found)), sum(map(len, truth))
     rng = np.random.default_rng(0)
+    ap: dict[str, Any] = {"ap50": None, "ap50_ci95": None, "ap50_95": None, "ap50_95_ci95": None}
+    if n_truth:
+        for key, value in zip(("ap50", "ap50_95"), average_precision(boxes, scores, truth), strict=False):
+            ap[key] = round(float(value), 4)
     draws = []
     for _ in range(100 if len(boxes) > 1 else 0):  # images, not boxes: cells of one image are alike
         pick = rng.integers(0, len(boxes), len(boxes))
-        draws.append(average_precision(*([v[i] for i in pick] for v in (boxes, scores, truth)))[:2])
-    spread = np.percentile(np.array(draws).reshape(-1, 2), [2.5, 97.5], axis=0) if draws else np.zeros((2, 2))
+        if any(len(truth[i]) for i in pick):  # without truth there is no AP, as above
+            draws.append(average_precision(*([v[i] for i in pick] for v in (boxes, scores, truth)))[:2])
+    if draws:
+        spread = np.percentile(draws, [2.5, 97.5], axis=0)
+        for column, key in enumerate(("ap50_ci95", "ap50_95_ci95")):
+            ap[key] = [round(float(v), 4) for v in spread[:, column]]
     return {
         "n_images": len(boxes),
         "n_leukocytes": n_truth,
-        "ap50": round(ap50, 4),
-        "ap50_ci95": [round(float(v), 4) for v in spread[:, 0]],
-        "ap50_95": round(ap, 4),
-        "ap50_95_ci95": [round(float(v), 4) for v in spread[:, 1]],
+        **ap,
         "precision": round(right / n_found, 4) if n_found else None,
         "recall": round(right / n_truth, 4) if n_truth else None,
         "n_found": n_found,

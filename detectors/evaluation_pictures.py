@@ -40,22 +40,18 @@ def draw_curve(
     figure.savefig(path)
 
 
-def draw_errors(
-    path: Path,
+def find_errors(
     samples: list[Sample],
     boxes: list[np.ndarray],
     scores: list[np.ndarray],
     truth: list[np.ndarray],
     threshold: float,
-    look: Callable[[np.ndarray, float, np.random.Generator], np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
-    """A gallery: truth green, boxes red with their score.  Returns the list of all errors, worst first.
+    """All errors, worst first, each with the `index` of its sample.
 
     Kinds: `missed` (a labelled leukocyte that no box above the threshold finds), `false` (a box that
     meets no label), `loose` (a box that meets one at an IoU of 0.1 to 0.5).
     """
-    import cv2
-
     errors: list[dict[str, Any]] = []
     for i, (s, b, v, t) in enumerate(zip(samples, boxes, scores, truth, strict=True)):
         sure = v >= threshold
@@ -70,6 +66,25 @@ def draw_errors(
             if iou < 0.1:
                 errors.append(_error(i, s, "missed", box, 0.0, float(iou)))
     errors.sort(key=lambda e: (-e["score"] if e["kind"] != "missed" else -0.9, e["file"]))
+    return errors
+
+
+def draw_errors(
+    path: Path,
+    errors: list[dict[str, Any]],
+    samples: list[Sample],
+    boxes: list[np.ndarray],
+    scores: list[np.ndarray],
+    truth: list[np.ndarray],
+    threshold: float,
+    look: Callable[[np.ndarray, float, np.random.Generator], np.ndarray] | None = None,
+) -> None:
+    """A gallery of the first errors (`find_errors`): truth green, boxes red with their score.
+
+    Raises OSError where the picture cannot be written.
+    """
+    import cv2
+
     tiles = []
     for e in errors[:MAX_TILES]:
         s = samples[e["index"]]
@@ -90,8 +105,8 @@ def draw_errors(
     while len(tiles) % PER_ROW or not tiles:
         tiles.append(np.full((TILE, TILE, 3), 255, np.uint8))
     rows = [np.hstack(tiles[i : i + PER_ROW]) for i in range(0, len(tiles), PER_ROW)]
-    cv2.imwrite(str(path), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
-    return [{k: v for k, v in e.items() if k != "index"} for e in errors]
+    # OpenCV answers a full disk with False, which nobody would see.
+    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))[1].tobytes())
 
 
 def _error(index: int, s: Sample, kind: str, box: np.ndarray, score: float, iou: float) -> dict[str, Any]:

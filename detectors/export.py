@@ -21,8 +21,9 @@ def export_onnx(checkpoint: Path, target: Path) -> Path:
     import torch
 
     from detectors.training import build_network
+    from storage.checkpoints import read_checkpoint
 
-    state = torch.load(checkpoint, weights_only=True)
+    state = read_checkpoint(checkpoint, "model", "recipe")
     network = build_network(state["recipe"]["model"])
     network.load_state_dict(state["model"])
     network = network.float().fuse(verbose=False).eval()

@@ -20,6 +20,7 @@ from detectors.segment_colour import background_colour
 from detectors.segment_data import IGNORE, LabelledCell, read_labelled_cells, split_cells
 from detectors.segment_unet import DEFAULT_WIDTHS, UNet
 from pipeline.errors import BadInput, UnknownName
+from storage.checkpoints import keep_earlier, read_checkpoint
 
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
@@ -82,6 +83,11 @@ def draw_batch(
     return normalise(np.stack(images), np.stack(glass)), torch.from_numpy(np.stack(labels).astype(np.int64))
 
 
+def checkpoint_of(out_dir: Path) -> Path:
+    """Where the training of the package `out_dir` keeps its state."""
+    return out_dir.with_name(out_dir.name + ".training") / "checkpoint.pt"
+
+
 def train_segmenter(
     data_dir: Path,
     out_dir: Path,
@@ -104,9 +110,12 @@ def train_segmenter(
     (pseudo-labelled ones, `detectors.segment_pseudo`); `teacher` is a package whose weights are the
     start; `stages` is said on the card.  Augmentation is at full strength for 60 % of the epochs and falls
     to 40 %.  The package goes to `out_dir`, the checkpoint to `out_dir`.training/checkpoint.pt, from where
-    `resume` goes on; a checkpoint of other data or other figures is refused.  Returns the card's metrics.
+    `resume` goes on; a checkpoint of other data or other figures is refused, and so is one
+    that is there where `resume` is not asked for.  Returns the card's metrics.
     """
     say = progress or (lambda text: None)
+    checkpoint = checkpoint_of(out_dir)
+    keep_earlier(resume, checkpoint)
     cells = read_labelled_cells(data_dir)
     train, test = split_cells(cells, seed)
     if not train or not test:
@@ -133,14 +142,15 @@ def train_segmenter(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, max_lr=learning_rate, total_steps=max(total, 2), pct_start=0.15
     )
-    folder = out_dir.with_name(out_dir.name + ".training")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     start = 0
     if resume and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+        state = read_checkpoint(checkpoint, "recipe", "model", "optimiser", "schedule", "average", "epoch")
         if json.loads(state["recipe"]) != recipe:
-            raise BadInput(f"{checkpoint} was made with other data or settings; train without --resume.")
+            raise BadInput(
+                f"{checkpoint} was made with other data or settings; train without --resume "
+                "into another folder."
+            )
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])

@@ -8,6 +8,7 @@ and shift that undo them.  Such a network answers as the package does, and its n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +42,7 @@ def starting_weights(path: Path, network: Any, canvases: Callable[[], Tensor]) -
     try:
         earlier = torch.load(path, map_location="cpu", weights_only=True)["model"]
     except OSError as error:
-        what = "give a best.pt, a detector's package or a wheel"
-        raise BadInput(f"{path}: cannot be read ({error}); {what}. {coco.COCO.cure}") from error
+        raise _unreadable(path, error) from error
     except Exception:  # no checkpoint of ours: whatever torch makes of a foreign file
         try:
             given = coco.tensors_of(coco.COCO.read(path))
@@ -57,6 +57,24 @@ def starting_weights(path: Path, network: Any, canvases: Callable[[], Tensor]) -
             ) from None
         return own | fits
     return dict(earlier)
+
+
+def _unreadable(path: Path, error: OSError) -> BadInput:
+    what = "give a best.pt, a detector's package or a wheel"
+    return BadInput(f"{path}: cannot be read ({error}); {what}. {coco.COCO.cure}")
+
+
+def mark_of(path: Path) -> str:
+    """The sha256 of the weights in `path`, a package (folder or name) or a file; raises BadInput for none."""
+    from storage.packages import find_package
+
+    package = find_package(str(path))
+    if package is not None:
+        return package.card.sha256
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def said_of(path: Path) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from detectors.checkpoints import earlier_state, marks
+from detectors.data_scale import scales_of
 from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, split
 from detectors.packing import Look, endless, pack, resample
 from detectors.starting import said_of, starting_weights
@@ -131,18 +133,22 @@ def train(
 
     `start` is what to begin from (`detectors.starting`).  `stop_at` (time.time())
     ends after the epoch under way; resume continues it.  Returns {"epochs", "best", "history"}.
+    Raises BadInput where `out_dir` holds a checkpoint and `resume` is not asked for, or one of other
+    settings, data or start.
     """
     import torch
 
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
+    now = marks(samples, recipe, start)
+    state = earlier_state(out_dir, resume, now)
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.model).to(memory_format=torch.channels_last)
     from ultralytics.utils.torch_utils import ModelEMA  # only after build_network has told it its folder
 
     if look is None and recipe.modality == "dic":
         look = dic_look
-    if start is not None and not (resume and (out_dir / "last.pt").is_file()):
+    if start is not None and state is None:
         network.load_state_dict(
             starting_weights(start, network, lambda: first_canvases(samples["train"], recipe, look))
         )
@@ -151,19 +157,14 @@ def train(
     steps = max(1, recipe.canvases_per_epoch // recipe.batch)
     total = steps * recipe.epochs
     first, history, best = 0, [], -1.0
-    last = out_dir / "last.pt"
-    if resume and last.is_file():
-        state = torch.load(last, weights_only=True)
-        if state["recipe"] != asdict(recipe):
-            raise BadInput(
-                f"{last} was trained with other settings; resume with the same, or use a new folder."
-            )
+    if state is not None:
         network.load_state_dict(state["network"])
         ema.ema.load_state_dict(state["ema"])
         ema.updates = state["updates"]
         optimizer.load_state_dict(state["optimizer"])
         first, history, best = state["epoch"], state["history"], state["best"]
     (out_dir / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+    chooses = any(len(s.of(0)) for s in samples.get("val", ()))  # without a leukocyte there is no AP
     pool = ThreadPoolExecutor(1)
     for epoch in range(first, recipe.epochs):
         network.train()
@@ -189,7 +190,7 @@ def train(
             losses.append([float(v) for v in (parts.values() if isinstance(parts, dict) else parts)])
         row: dict[str, Any] = {"epoch": epoch + 1, "loss": [round(float(v), 4) for v in np.mean(losses, 0)]}
         row["train_s"] = round(time.time() - began, 1)
-        if samples.get("val") and (epoch % 4 == 3 or epoch == recipe.epochs - 1):
+        if chooses and (epoch % 4 == 3 or epoch == recipe.epochs - 1):
             from detectors.evaluation import average_precision
 
             found = [predict(ema.ema, s, recipe, look, recipe.seed + i) for i, s in enumerate(samples["val"])]
@@ -213,15 +214,15 @@ def train(
                 "epoch": epoch + 1,
                 "history": history,
                 "best": best,
-                "recipe": asdict(recipe),
+                **now,
             },
-            last,
+            out_dir / "last.pt",
         )
         if stop_at is not None and time.time() > stop_at:
             break
     pool.shutdown()
     (out_dir / "history.json").write_text(json.dumps(history, indent=0), encoding="utf-8")
-    if not (out_dir / "best.pt").is_file():
+    if best < 0 or not (out_dir / "best.pt").is_file():  # no validation part to choose an epoch by
         _save(
             {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": history[-1]}, out_dir / "best.pt"
         )
@@ -287,6 +288,7 @@ def train_detector(
     for a folder without images or leukocytes.
     """
     samples = read_yolo_folder(Path(data_dir))
+    log(json.dumps({"pixel_size_from": scales_of(samples)}, ensure_ascii=False), flush=True)
     parts = split(samples, FRACTIONS, seed)
     if not any(len(s.of(0)) for s in parts["train"]):
         raise BadInput(f"{data_dir} has no box of class 0 (leukocyte) to learn from.")

@@ -137,13 +137,22 @@ def as_rgb(image: Any) -> Any:
 
 
 def output_folder(out: str | Path) -> Path:
-    """Make the output folder, or say why it cannot be made."""
+    """Make the output folder and try to write there, or say why it cannot be: before any work is lost."""
+    import tempfile
+
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(
             f"{out}: the output folder cannot be made ({error.strerror}); choose another."
+        ) from error
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".smearflow-"):
+            pass
+    except OSError as error:
+        raise BadInput(
+            f"{out}: nothing can be written into the output folder ({error.strerror}); choose another."
         ) from error
     return folder
 

@@ -20,6 +20,7 @@ from pipeline.settings import ClassificationSettings
 from stainers.base import Stainer
 from stainers.data import PIXEL_SIZE_UM
 from stainers.virtual_cells import Subject, VirtualCellOptions, named_crops, subjects, write_virtual_cells
+from storage.checkpoints import keep_earlier
 from storage.fingerprint import fingerprint
 from storage.packages import ModelPackage
 
@@ -59,9 +60,10 @@ def train_virtual_classifier(
     the pictures lie beside it, and a run that was cut off goes on from them.  Raises BadInput.
     """
     from classifiers.sources import read_image, read_samples
-    from classifiers.training import train_classifier
+    from classifiers.training import checkpoint_of, train_classifier
     from stainers.data import load_smears
 
+    keep_earlier(resume, checkpoint_of(out_dir))  # before the cells of that training are painted over
     smears = load_smears(data)
     options = VirtualCellOptions(seed=seed) if draws is None else VirtualCellOptions(draws=draws, seed=seed)
     learned = subjects([s for s in smears if s.split == "train"], seed)
@@ -110,7 +112,7 @@ def _own_folder(folder: Path, mark: str, resume: bool) -> Path:
     if note.is_file() and note.read_text(encoding="utf-8") != mark:
         raise BadInput(
             f"{folder}: these pictures were painted by another stainer or drawn by another seed; leave out "
-            "--resume to paint them again."
+            "--resume to paint them again, into another folder."
         )
     note.write_text(mark, encoding="utf-8")
     return folder

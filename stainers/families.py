@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UnknownName
+from storage.checkpoints import keep_earlier
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,14 @@ def train_by_recipe(
     resume: bool = False,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train by a shipped recipe or a recipe file; `steps` and `seed` override it.  Returns the metrics."""
+    """Train by a shipped recipe or a recipe file; `steps` and `seed` override it.  Returns the metrics.
+
+    Raises BadInput where `out_dir` holds a checkpoint and `resume` is not asked for.
+    """
     from stainers.recipes import read_recipe
 
     plan = with_length(read_recipe(recipe), steps, seed)
+    keep_earlier(resume, out_dir / "checkpoint.pt")  # the name that every family gives it
     trainer = family(plan.architecture).get("train_folder")
     return trainer(data_dir, out_dir, recipe=plan, resume=resume, progress=progress)  # type: ignore[no-any-return]
 

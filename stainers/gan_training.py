@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.errors import BadInput
 from stainers.cell_sets import Example, Sampler, StainSet
 from stainers.gan_records import append_rows, drop_later, run_on_picture, save_atomically, save_samples
+from storage.checkpoints import read_checkpoint
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -215,7 +216,8 @@ class GanRun:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; raises BadInput where it was made with another recipe or length."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        needed = ("recipe", "total", "nets", "averages", "optimisers", "pools", "scaler", "step")
+        state = read_checkpoint(path, *needed, device=self.device)
         if state["recipe"] != repr(self.recipe) or state["total"] != self.total:
             raise BadInput(
                 f"{path} was made with another recipe or data set; resume with that one, or train into "
@@ -231,7 +233,7 @@ class GanRun:
 
     def take_averages(self, path: Path) -> None:
         """Put a chosen checkpoint's generators in the place of the averages."""
-        chosen = torch.load(path, map_location=self.device, weights_only=True)["averages"]
+        chosen = read_checkpoint(path, "averages", device=self.device)["averages"]
         for name, state in chosen.items():
             self.averages[name].load_state_dict(state)
 

@@ -25,6 +25,7 @@ from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
+from storage.checkpoints import read_checkpoint
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -202,7 +203,9 @@ class Run:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; raises BadInput where it was made with another recipe."""
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = read_checkpoint(
+            path, "recipe", "generator", "average", "optimiser", "step", device=self.device
+        )
         if state["recipe"] != repr(self.recipe):
             raise BadInput(
                 f"{path} was made with another recipe; resume with that one, or train into another folder."

@@ -228,7 +228,7 @@ def _moment(value: Any) -> Any:
 
 
 def row_of(result: Mapping[str, Any], fingerprint: str, result_sha256: str) -> dict[str, Any]:
-    """The row of a result.json document (docs/result.md)."""
+    """The row of a result.json document (docs/report.md)."""
     review = result.get("review") or {}
     iron = result.get("sideroblasts") or {}
     return {

@@ -124,7 +124,16 @@ def test_doctor_names_a_weight_file_that_was_altered(tmp_path: Path, monkeypatch
     assert any(level == "error" and str(weights) in text for level, text in findings)
 
 
-SIZED = ("align", "classify", "detect", "evaluate classifier", "explain", "run", "segment")
+SIZED = (
+    "align",
+    "classify",
+    "detect",
+    "evaluate classifier",
+    "evaluate detector",
+    "explain",
+    "run",
+    "segment",
+)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-0.1", "96"])

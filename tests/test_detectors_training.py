@@ -135,6 +135,76 @@ def test_a_resumed_training_ends_where_an_uninterrupted_one_does(yolo_folder, tm
         )
 
 
+def quiet(*_args, **_options):
+    pass
+
+
+TINY = Recipe(epochs=1, canvases_per_epoch=2, batch=2, canvas_px=96, warmup_steps=1)
+
+
+def weights(path, key):
+    import torch
+
+    return torch.load(path, weights_only=True)[key]
+
+
+def test_weights_that_no_validation_chose_are_those_of_the_last_epoch_of_this_run(yolo_folder, tmp_path):
+    import torch
+
+    samples = read_yolo_folder(yolo_folder)[:4]
+    longer = replace(TINY, epochs=2)
+    train({"train": samples}, tmp_path, longer, stop_at=0.0, log=quiet)
+    train({"train": samples}, tmp_path, longer, resume=True, log=quiet)
+    chosen, last = weights(tmp_path / "best.pt", "model"), weights(tmp_path / "last.pt", "ema")
+    assert all(torch.equal(v, last[k]) for k, v in chosen.items())
+
+
+def test_a_checkpoint_is_never_written_over_unless_it_is_resumed(yolo_folder, tmp_path):
+    samples = read_yolo_folder(yolo_folder)[:4]
+    train({"train": samples}, tmp_path, TINY, log=quiet)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(BadInput, match=r"last\.pt is the checkpoint of an earlier training; give --resume"):
+        train({"train": samples}, tmp_path, replace(TINY, seed=5), log=quiet)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    (tmp_path / "last.pt").unlink()
+    for resume in (False, True):  # the weights of an earlier run would pass for those of this one
+        with pytest.raises(BadInput, match=r"best\.pt"):
+            train({"train": samples}, tmp_path, TINY, resume=resume, log=quiet)
+
+
+@pytest.mark.parametrize("change", ["images", "labels", "start", "nothing said"])
+def test_a_run_is_resumed_only_on_the_data_and_the_start_it_was_begun_with(yolo_folder, tmp_path, change):
+    import torch
+
+    samples = read_yolo_folder(yolo_folder)[:4]
+    run, asked, start, refusal = tmp_path / "run", samples, None, "other images, labels or seed"
+    train({"train": samples}, run, replace(TINY, epochs=2), stop_at=0.0, log=quiet)
+    if change == "images":
+        asked = [*samples[:3], read_yolo_folder(yolo_folder)[5]]
+    elif change == "labels":
+        asked = [replace(samples[0], boxes=samples[0].boxes + 1), *samples[1:]]
+    elif change == "start":
+        start, refusal = run / "best.pt", "other starting weights"
+    else:
+        old = torch.load(run / "last.pt", weights_only=True)
+        torch.save({k: v for k, v in old.items() if k not in ("data", "start")}, run / "last.pt")
+        refusal = "an earlier version wrote it"
+    before = (run / "last.pt").read_bytes()
+    with pytest.raises(BadInput, match=refusal):
+        train({"train": asked}, run, replace(TINY, epochs=2), start=start, resume=True, log=quiet)
+    assert (run / "last.pt").read_bytes() == before
+
+
+def test_a_data_set_that_was_moved_can_be_gone_on_with(yolo_folder, tmp_path):
+    import shutil
+
+    recipe = replace(TINY, epochs=2)
+    train({"train": read_yolo_folder(yolo_folder)[:4]}, tmp_path / "run", recipe, stop_at=0.0, log=quiet)
+    shutil.copytree(yolo_folder, tmp_path / "moved")
+    moved = {"train": read_yolo_folder(tmp_path / "moved")[:4]}
+    assert train(moved, tmp_path / "run", recipe, resume=True, log=quiet)["epochs"] == 2
+
+
 def test_training_writes_a_package_that_loads_and_detects(yolo_folder, tmp_path):
     from detectors.yolo_onnx import YoloOnnxDetector
     from storage.packages import read_package

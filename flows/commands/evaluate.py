@@ -43,8 +43,13 @@ def _done(as_json: bool, data: Path, out: Path, evaluate: Callable[[], dict[str,
 @click.option(
     "--modality", type=click.Choice(["brightfield", "dic"]), default="brightfield", show_default=True
 )
+@pixel_size_option(
+    "Micrometres a pixel of every image [the file's own, else by its labelled cells, else inferred; said]."
+)
 @options
-def detector(data: Path, out: Path, model: str | None, as_json: bool, modality: str) -> None:
+def detector(
+    data: Path, out: Path, model: str | None, as_json: bool, modality: str, pixel_size: float | None
+) -> None:
     """AP50, AP50-95, precision and recall on a YOLO-format folder.
 
     With --modality dic the brightfield images of the folder are turned into DIC by the optical model: what
@@ -66,6 +71,7 @@ def detector(data: Path, out: Path, model: str | None, as_json: bool, modality: 
             data,
             out,
             threshold=detection_threshold(settings, modality),
+            pixel_size_um=pixel_size,
             look=dic_look if modality == "dic" else None,
         ),
     )

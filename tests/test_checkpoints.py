@@ -1,0 +1,78 @@
+"""Checkpoints of every training: never written over unasked, and one sentence where they are damaged."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flows.cli import group
+from pipeline.errors import BadInput
+from storage.checkpoints import read_checkpoint
+
+torch = pytest.importorskip("torch")
+ROOT = Path(__file__).resolve().parent.parent
+
+# Where each training keeps its state, as seen from OUT's parent.
+KEPT = {
+    "detector": "out/last.pt",
+    "segmenter": "out.training/checkpoint.pt",
+    "stainer": "out/checkpoint.pt",
+    "classifier": ".out.checkpoint.pt",
+    "virtual-classifier": ".out.checkpoint.pt",
+    "backbone": "out/checkpoint.pt",
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+def test_no_training_writes_over_a_checkpoint_unless_it_goes_on_from_it(what, tmp_path):
+    import cv2
+    import numpy as np
+
+    for kind in ("images", "labels"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "data" / "images" / "a.png"), np.full((64, 64, 3), 200, np.uint8))
+    (tmp_path / "data" / "labels" / "a.txt").write_text("0 0.5 0.5 0.3 0.3\n")
+    checkpoint = tmp_path / KEPT[what]
+    checkpoint.parent.mkdir(exist_ok=True)
+    checkpoint.write_bytes(b"hours of work")
+    done = CliRunner().invoke(group, ["train", what, str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+    assert isinstance(done.exception, BadInput), done.output
+    assert f"{checkpoint} is the checkpoint of an earlier training; give --resume" in str(done.exception)
+    assert checkpoint.read_bytes() == b"hours of work"
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "cut at its head", "text", "other keys", "no state"])
+def test_a_damaged_checkpoint_is_one_sentence_that_names_the_file_and_what_to_do(damage, tmp_path):
+    path = tmp_path / "last.pt"
+    torch.save({"net": torch.zeros(1000), "step": 3}, path)
+    assert read_checkpoint(path, "net", "step")["step"] == 3
+    whole = path.read_bytes()
+    if damage == "other keys":
+        torch.save({"net": torch.zeros(2)}, path)
+    elif damage == "no state":
+        torch.save(torch.zeros(2), path)
+    else:
+        new = {"empty": b"", "cut": whole[:-700], "cut at its head": whole[:300], "text": b"hello\n"}[damage]
+        path.write_bytes(new)
+    with pytest.raises(BadInput) as caught:
+        read_checkpoint(path, "net", "step")
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).endswith("restore the file, or train without --resume into another folder.")
+    assert "\n" not in str(caught.value)
+
+
+def test_every_training_reads_its_checkpoints_in_the_same_way():
+    # These read what others have published, and have sentences of their own.
+    others = {"classifiers/imagenet.py", "detectors/coco.py", "detectors/starting.py"}
+    others.add("stainers/feature_metrics.py")
+    found = set()
+    for package in ("classifiers", "detectors", "stainers", "pipeline", "flows"):
+        for path in (ROOT / package).rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            calls = (n for n in ast.walk(tree) if isinstance(n, ast.Call))
+            if any(ast.unparse(c.func) == "torch.load" for c in calls):
+                found.add(path.relative_to(ROOT).as_posix())
+    assert found == others
