@@ -200,3 +200,46 @@ def test_real_cells_under_an_optical_model_never_seen_are_stained(stainer, real_
         scores.append(image_errors(stained, real[part])["ssim"])
     assert len(scores) >= 3
     assert np.mean(scores) > 0.75
+
+
+def test_what_is_done_with_a_picture_afterwards_paints_no_cell_again(tmp_path, monkeypatch):
+    """The threshold of doubt and the settings of virtual Perls stand in one section with what is painted."""
+    from flows import cell_work, unit_stages
+    from flows.records import CaseRun
+    from pipeline.settings import Settings
+    from storage.case_store import CaseStore
+    from storage.ledger import Ledger
+    from storage.registry import virtual_array
+    from storage.store import Store
+    from tests.report_cases import a_case, cells_of
+
+    found = tuple(
+        c.model_copy(update={"modality": "dic", "stain": "unstained"}) for c in cells_of({"a": 3})[0]
+    )
+    store = Store(str(tmp_path))
+
+    def stain_unit(*args):
+        index, first, n, mark, cells, settings = *args[3:8], args[9]
+        for kind, channels in (("image", 3), ("uncertainty", 1)):
+            array = virtual_array(settings.staining.dic_stainer, kind)
+            block = np.ones((len(cells), 256, 256, channels), np.uint8)
+            CaseStore(store, "K").write_unit(array, index, first, block, n, mark, settings.patches)
+        return {"confidence": [0.2, 0.6, 0.9], "stated": 0.5}
+
+    class Here:
+        def map(self, function, calls, *, gpu=False):
+            yield from ((key, function(*args), None) for key, args in calls.items())
+
+    monkeypatch.setattr(cell_work, "stain_unit", stain_unit)
+    ledger = Ledger(store, "K")
+    ledger.begin()
+
+    def doubt(**staining):
+        run = CaseRun(tmp_path, "K", store, Settings(staining=StainingSettings(**staining)), Here(), ledger)
+        _, told = unit_stages.staining(run, a_case(), found, "patches")
+        return [enough for _, enough in told.values()], run.computed
+
+    assert doubt() == ([False, True, True], {"staining": 1})
+    assert doubt(min_confidence=0.8) == ([False, False, True], {})
+    assert doubt(perls_reader="iron-types") == ([False, True, True], {})
+    assert doubt(target="bccd")[1] == {"staining": 1}
