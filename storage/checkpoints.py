@@ -19,7 +19,7 @@ def read_checkpoint(path: Path, *needed: str, device: Any = "cpu") -> dict[str, 
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # truncated files alone raise four types, foreign ones whatever they please
-        detail = " ".join(str(error).split())[:120] or type(error).__name__
+        detail = " ".join(str(error).split()).split(". ")[0][:160] or type(error).__name__
         raise BadInput(f"{path}: the checkpoint cannot be read ({detail}); {cure}.") from error
     missing = [k for k in needed if not isinstance(state, dict) or k not in state]
     if missing:
