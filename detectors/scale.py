@@ -14,6 +14,7 @@ import numpy as np
 
 from detectors.datasets import LEUKOCYTE, LEUKOCYTE_UM, RED_CELL, RED_CELL_UM, inner, sides_px
 from pipeline.errors import BadInput
+from storage.images import varies_in_colour
 
 DEFAULT_DETECTORS = {"brightfield": "leukocyte-brightfield", "dic": "leukocyte-dic"}
 HYPOTHESES_UM = tuple(float(v) for v in 0.036 * 1.65 ** np.arange(7))  # 0.036 ... 0.73 µm
@@ -52,15 +53,11 @@ def guess_modality(image: np.ndarray) -> str:
     only lie below it (absorption).
     """
     pixels = np.asarray(image)
+    if varies_in_colour(pixels):
+        return "brightfield"
     step = max(1, int(np.sqrt(pixels.shape[0] * pixels.shape[1] / 250_000)))
     pixels = pixels[::step, ::step].astype(np.float32)
     if pixels.ndim == 3 and pixels.shape[2] >= 3:
-        # A cast of the whole image is no stain: what counts is colour that varies.
-        chroma = np.stack([pixels[..., 0] - pixels[..., 1], pixels[..., 2] - pixels[..., 1]], -1)
-        centred = chroma - np.median(chroma.reshape(-1, 2), axis=0)
-        grey_range = float(np.ptp(np.percentile(pixels, [2, 98]))) + 1e-6
-        if np.percentile(np.abs(centred).max(-1), 98) > max(6.0, 0.12 * grey_range):
-            return "brightfield"
         pixels = pixels[..., :3].mean(-1)
     elif pixels.ndim == 3:
         pixels = pixels[..., 0]

@@ -92,7 +92,7 @@ def refuse_missing_pixel_size(case_dir: Path | str, declared: Declaration) -> No
 
 
 def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
-    from storage.images import MAX_FILE_BYTES, decode_image, is_grey
+    from storage.images import MAX_FILE_BYTES, decode_image, is_grey, varies_in_colour
 
     data = read_regular_file(path, MAX_FILE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
@@ -113,6 +113,12 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
             "which cells cannot be named; export it in colour, or declare it as dic."
         )
         return Inspected(problems=(problem_of(source, "GREY_BRIGHTFIELD", message),))
+    if source.modality == "dic" and varies_in_colour(pixels):
+        message = (
+            f"{source.file} is declared as dic but is coloured as a stained image is; name the DIC of the "
+            "field, or declare it as brightfield with its stain."
+        )
+        return Inspected(problems=(problem_of(source, "COLOURED_DIC", message),))
     scale = scale_of(source, info.pixel_size_um)
     if scale is None:
         return no_pixel_size(source)

@@ -17,7 +17,16 @@ from pipeline.errors import UnreadableImage
 from storage import images_bmp, images_png_jpeg, images_tiff
 from storage.images_info import MAX_PIXELS, ImageInfo, damaged, refuse
 
-__all__ = ["MAX_PIXELS", "ImageInfo", "decode_image", "image_info", "is_grey", "read_image", "to_uint8"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageInfo",
+    "decode_image",
+    "image_info",
+    "is_grey",
+    "read_image",
+    "to_uint8",
+    "varies_in_colour",
+]
 
 MAX_FILE_BYTES = 4 << 30
 HEAD_BYTES = 32  # enough to tell the kind
@@ -134,6 +143,26 @@ def is_grey(image: np.ndarray) -> bool:
     spread = sample.max(axis=2) - sample.min(axis=2)
     scale = max(255.0, float(np.percentile(sample, 99.9)))
     return float(np.percentile(spread, 99.5)) <= 3.0 * scale / 255.0
+
+
+def varies_in_colour(image: np.ndarray) -> bool:
+    """Whether places of an image (H, W[, 3]), uint8 or uint16, differ in colour, as stain makes them.
+
+    A cast of the whole image is none.  Noise of a colour camera, JPEG's coding of colour and the fringes of
+    lateral colour are finer than cells, so colour is measured where a cell is some five pixels wide.
+    """
+    import cv2
+
+    if image.ndim == 2 or image.shape[2] < 3:
+        return False
+    factor = max(1, round(max(image.shape[:2]) / 128))
+    size = (max(1, image.shape[1] // factor), max(1, image.shape[0] // factor))
+    small = cv2.resize(image[..., :3], size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.blur(small, (3, 3))
+    chroma = np.stack([small[..., 0] - small[..., 1], small[..., 2] - small[..., 1]], -1)
+    away = np.abs(chroma - np.median(chroma.reshape(-1, 2), axis=0)).max(-1)
+    grey_range = float(np.ptp(np.percentile(image[::factor, ::factor, :3], [2, 98])))
+    return float(np.percentile(away, 98)) > max(6.0, 0.12 * grey_range)
 
 
 def to_uint8(image: np.ndarray, *, modality: str = "brightfield") -> np.ndarray:
