@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from detectors.boxes import iou_matrix
 from detectors.datasets import Sample, read_image
+from storage.images import write_picture, write_png
 
 TILE = 192
 PER_ROW = 6
@@ -19,7 +21,10 @@ MAX_TILES = 48
 def draw_curve(
     path: Path, boxes: list[np.ndarray], scores: list[np.ndarray], truth: list[np.ndarray], threshold: float
 ) -> None:
-    """Precision over recall at IoU 0.5 and 0.75, with the point of the threshold."""
+    """Precision over recall at IoU 0.5 and 0.75, with the point of the threshold, as PNG.
+
+    Raises BadInput where it cannot be written.
+    """
     from matplotlib.figure import Figure
 
     from detectors.evaluation import precision_recall
@@ -37,7 +42,9 @@ def draw_curve(
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     figure.tight_layout()
-    figure.savefig(path)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_picture(path, data.getvalue())
 
 
 def draw_errors(
@@ -52,7 +59,8 @@ def draw_errors(
     """A gallery: truth green, boxes red with their score.  Returns the list of all errors, worst first.
 
     Kinds: `missed` (a labelled leukocyte that no box above the threshold finds), `false` (a box that
-    meets no label), `loose` (a box that meets one at an IoU of 0.1 to 0.5).
+    meets no label), `loose` (a box that meets one at an IoU of 0.1 to 0.5).  Raises BadInput where the
+    gallery cannot be written.
     """
     import cv2
 
@@ -90,7 +98,7 @@ def draw_errors(
     while len(tiles) % PER_ROW or not tiles:
         tiles.append(np.full((TILE, TILE, 3), 255, np.uint8))
     rows = [np.hstack(tiles[i : i + PER_ROW]) for i in range(0, len(tiles), PER_ROW)]
-    cv2.imwrite(str(path), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
+    write_png(path, np.vstack(rows))
     return [{k: v for k, v in e.items() if k != "index"} for e in errors]
 
 

@@ -10,11 +10,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from storage.images_info import ImageInfo
 
 MIN_SIDE_PX = 16  # a nucleus of 5 µm at 0.3 µm a pixel; nothing smaller can be named
 
@@ -127,6 +130,12 @@ def read_rgb_or_grey(path: Path) -> Any:
             "or field."
         )
     return image
+
+
+def say_notes(path: Path, info: ImageInfo) -> None:
+    """What the reader knows of a file that a person should know too, on stderr."""
+    for note in info.notes:
+        click.echo(one_line(f"{path}: {note}."), err=True)
 
 
 def as_rgb(image: Any) -> Any:

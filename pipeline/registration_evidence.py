@@ -108,8 +108,8 @@ def no_relief(ecc: float, alike: float) -> str:
     """
     if abs(alike) > ALIKE and ecc < ECC_OF_ALIKE:
         return (
-            f"The two images show the same picture (correlation {abs(alike):.2f}), not DIC and brightfield of "
-            "one field; hand in one of each."
+            f"The two images show the same picture (correlation {abs(alike):.2f}), not DIC and brightfield "
+            "of one field; hand in one of each."
         )
     if ecc < MIN_ECC:
         return (
