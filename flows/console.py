@@ -120,10 +120,31 @@ def existing(path: str | Path, kind: str = "file") -> Path:
 
 
 def read_rgb_or_grey(path: Path) -> Any:
-    """Read an image file as (H, W) or (H, W, 3) uint8."""
-    from storage.images import read_image, to_uint8
+    """Read a brightfield image file as (H, W) or (H, W, 3) uint8."""
+    from storage.images import to_uint8
 
-    image = to_uint8(read_image(path))
+    return to_uint8(_read_pixels(path))
+
+
+def read_with_modality(path: Path, modality: str | None) -> tuple[Any, str]:
+    """Read an image file as uint8 as a run reads its modality, and that modality.
+
+    Brightfield is (H, W) or (H, W, 3), DIC (H, W).  Without a modality it is read from the pixels, before
+    they are made 8 bit: the grey levels of DIC are scaled in another way.
+    """
+    from detectors.scale import guess_modality
+    from storage.images import luminance, to_uint8
+
+    pixels = _read_pixels(path)
+    kind = modality or guess_modality(pixels)
+    return to_uint8(luminance(pixels) if kind == "dic" else pixels, modality=kind), kind
+
+
+def _read_pixels(path: Path) -> Any:
+    """The pixels of an image file as they are stored; BadInput for one too small to show a cell."""
+    from storage.images import read_image
+
+    image = read_image(path)
     if min(image.shape[:2]) < MIN_SIDE_PX:
         raise BadInput(
             f"{path}: the image has only {image.shape[1]} x {image.shape[0]} pixels; hand in the whole cell "

@@ -285,7 +285,7 @@ def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings
             return reader.read_region_px(
                 region.x_px, region.y_px, region.width_px, region.height_px, image.width_px, image.height_px
             )
-    from storage.images import MAX_FILE_BYTES, decode_image
+    from storage.images import MAX_FILE_BYTES, decode_image, luminance
 
     try:
         data = read_regular_file(path, MAX_FILE_BYTES)
@@ -294,7 +294,4 @@ def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise InputChanged(f"{image.file} was changed while the case was read; run the case again.")
     _, pixels = decode_image(Path(image.file), data, max_pixels=settings.max_image_pixels)
-    if image.modality == "dic" and pixels.ndim == 3:
-        weights = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-        return np.asarray(np.rint(pixels @ weights).astype(pixels.dtype))
-    return pixels
+    return luminance(pixels) if image.modality == "dic" else pixels

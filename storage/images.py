@@ -23,6 +23,7 @@ __all__ = [
     "decode_image",
     "image_info",
     "is_grey",
+    "luminance",
     "read_image",
     "to_uint8",
     "varies_in_colour",
@@ -165,6 +166,14 @@ def varies_in_colour(image: np.ndarray) -> bool:
     away = np.abs(chroma - np.median(chroma.reshape(-1, 2), axis=0)).max(-1)
     grey_range = float(np.ptp(np.percentile(image[::factor, ::factor, :3], [2, 98])))
     return float(np.percentile(away, 98)) > max(6.0, 0.12 * grey_range)
+
+
+def luminance(image: np.ndarray) -> np.ndarray:
+    """The luminance (H, W) of an image (H, W[, 3]), of its type; DIC of a colour camera is read so."""
+    if image.ndim == 2:
+        return image
+    weights = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    return np.asarray(np.rint(image @ weights).astype(image.dtype))
 
 
 def to_uint8(image: np.ndarray, *, modality: str = "brightfield") -> np.ndarray:

@@ -14,7 +14,8 @@ from flows.console import (
     json_option,
     output,
     pixel_size_option,
-    read_rgb_or_grey,
+    read_with_modality,
+    say_notes,
 )
 
 
@@ -43,19 +44,28 @@ def command(
 ) -> None:
     """Find leukocytes in images; boxes in pixels of the file."""
     from detectors.painted import leukocyte_detector
-    from detectors.scale import guess_modality, infer_pixel_size_um
+    from detectors.scale import infer_pixel_size_um
+    from pipeline.errors import BadInput
     from pipeline.settings import detection_threshold, load_settings
     from storage.images import image_info
+    from storage.registry import modalities
 
     settings = load_settings(config).detection
 
     def one(path: Path) -> dict[str, Any]:
-        image = read_rgb_or_grey(path)
-        kind = modality or guess_modality(image)
+        image, kind = read_with_modality(path, modality)
         name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
+        made_for = modalities("detector", name)
+        if made_for and kind not in made_for:
+            raise BadInput(
+                f"{path}: this is a {kind} image, and '{name}' was made for {' and '.join(made_for)} "
+                f"images; leave out --model, or give --modality {made_for[0]} if it is one."
+            )
+        info = image_info(path)
+        say_notes(path, info)
         size, source = pixel_size, "command line"
         if size is None:
-            size, source = image_info(path).pixel_size_um, "file"
+            size, source = info.pixel_size_um, "file"
         if size is None:
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"

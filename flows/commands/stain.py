@@ -14,7 +14,7 @@ from flows.console import (
     json_option,
     output,
     output_folder,
-    read_rgb_or_grey,
+    read_with_modality,
     unique_output,
 )
 
@@ -38,16 +38,19 @@ def command(
     from pipeline.settings import load_settings
     from stainers import stain_image
     from storage.images import write_png
-    from storage.registry import load
+    from storage.registry import load, modalities
 
     settings = load_settings(config).staining
-    stainer = load("stainer", model or settings.dic_stainer)
+    name = model or settings.dic_stainer
+    stainer, reads = load("stainer", name), modalities("stainer", name)
     folder = output_folder(out)
     taken: set[Path] = set()
 
     def one(path: Path) -> dict[str, Any]:
         image, confidence, uncertainty, _map = stain_image(
-            stainer, read_rgb_or_grey(path), target or settings.target
+            stainer,
+            read_with_modality(path, reads[0] if len(reads) == 1 else None)[0],
+            target or settings.target,
         )
         written = unique_output(folder, path, "_virtual.png", taken)
         write_png(written, image)
