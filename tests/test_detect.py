@@ -98,3 +98,22 @@ def test_what_the_reader_knows_of_a_file_is_said_on_stderr(tmp_path: Path, spy: 
     done, rows = detect(turned)
     assert len(rows) == 1
     assert "turned.tif: its orientation tag is not applied" in done.stderr
+
+
+@pytest.mark.parametrize("said_um", [0.1, 0.6])
+def test_a_pixel_size_that_the_red_cells_contradict_is_said_with_the_one_they_speak_for(
+    tmp_path: Path, said_um: float
+) -> None:
+    image = smear((90, 90), [(20.0, 22.0), (62.0, 30.0)], 0.2)[0]
+    wrong, right = save(tmp_path / "wrong.tif", image, said_um, photometric="rgb"), tmp_path / "right.tif"
+    done, (row,) = detect(wrong)
+    assert done.exit_code == 0
+    assert row["inferred_pixel_size_um"] == pytest.approx(0.2, rel=0.15)
+    assert row["pixel_size_um"] == pytest.approx(said_um, rel=0.01), (
+        "what the file states is used all the same"
+    )
+    assert "wrong.tif" in done.stderr
+    assert f"{said_um:g} µm" in done.stderr
+    done, (row,) = detect(save(right, image, photometric="rgb"))
+    assert row["inferred_pixel_size_um"] is None
+    assert done.stderr == ""

@@ -12,6 +12,7 @@ from flows.console import (
     each_image,
     finish,
     json_option,
+    one_line,
     output,
     pixel_size_option,
     read_with_modality,
@@ -44,7 +45,7 @@ def command(
 ) -> None:
     """Find leukocytes in images; boxes in pixels of the file."""
     from detectors.painted import leukocyte_detector
-    from detectors.scale import infer_pixel_size_um
+    from detectors.scale import contradicted_scale, infer_pixel_size_um
     from pipeline.errors import BadInput
     from pipeline.settings import detection_threshold, load_settings
     from storage.images import image_info
@@ -70,13 +71,24 @@ def command(
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
             click.echo(f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how}).", err=True)
-        boxes, scores = leukocyte_detector(name, painted=settings.dic_painted).detect(image, size)
+        detector = leukocyte_detector(name, painted=settings.dic_painted)
+        other = None
+        if kind == "brightfield" and source in ("file", "command line") and hasattr(detector, "look"):
+            other = contradicted_scale(image, size, detector)
+        if other is not None:
+            say = (
+                f"{path}: {size:g} µm a pixel by the {source}, but its {other.n_red_cells} red cells speak "
+                f"for {other.pixel_size_um:.3g} µm; give --pixel-size if they do."
+            )
+            click.echo(one_line(say), err=True)
+        boxes, scores = detector.detect(image, size)
         keep = scores >= (threshold or 0.0)
         return {
             "file": str(path),
             "modality": kind,
             "pixel_size_um": round(float(size), 5),
             "pixel_size_source": source,
+            "inferred_pixel_size_um": None if other is None else round(other.pixel_size_um, 5),
             "boxes": [[round(float(v), 2) for v in box] for box in boxes[keep]],
             "scores": [round(float(s), 5) for s in scores[keep]],
         }
