@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from detectors.boxes import iou_matrix
 from detectors.datasets import Sample, read_image
+from storage.images import write_picture, write_png
 
 TILE = 192
 PER_ROW = 6
@@ -19,7 +21,10 @@ MAX_TILES = 48
 def draw_curve(
     path: Path, boxes: list[np.ndarray], scores: list[np.ndarray], truth: list[np.ndarray], threshold: float
 ) -> None:
-    """Precision over recall at IoU 0.5 and 0.75, with the point of the threshold."""
+    """Precision over recall at IoU 0.5 and 0.75, with the point of the threshold, as PNG.
+
+    Raises BadInput where it cannot be written.
+    """
     from matplotlib.figure import Figure
 
     from detectors.evaluation import precision_recall
@@ -37,7 +42,9 @@ def draw_curve(
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     figure.tight_layout()
-    figure.savefig(path)
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_picture(path, data.getvalue())
 
 
 def find_errors(
@@ -81,7 +88,7 @@ def draw_errors(
 ) -> None:
     """A gallery of the first errors (`find_errors`): truth green, boxes red with their score.
 
-    Raises OSError where the picture cannot be written.
+    Raises BadInput where the picture cannot be written.
     """
     import cv2
 
@@ -105,8 +112,7 @@ def draw_errors(
     while len(tiles) % PER_ROW or not tiles:
         tiles.append(np.full((TILE, TILE, 3), 255, np.uint8))
     rows = [np.hstack(tiles[i : i + PER_ROW]) for i in range(0, len(tiles), PER_ROW)]
-    # OpenCV answers a full disk with False, which nobody would see.
-    path.write_bytes(cv2.imencode(".png", cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))[1].tobytes())
+    write_png(path, np.vstack(rows))
 
 
 def _error(index: int, s: Sample, kind: str, box: np.ndarray, score: float, iou: float) -> dict[str, Any]:

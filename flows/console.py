@@ -10,11 +10,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from storage.images_info import ImageInfo
 
 MIN_SIDE_PX = 16  # a nucleus of 5 µm at 0.3 µm a pixel; nothing smaller can be named
 
@@ -117,16 +120,43 @@ def existing(path: str | Path, kind: str = "file") -> Path:
 
 
 def read_rgb_or_grey(path: Path) -> Any:
-    """Read an image file as (H, W) or (H, W, 3) uint8."""
-    from storage.images import read_image, to_uint8
+    """Read a brightfield image file as (H, W) or (H, W, 3) uint8."""
+    from storage.images import to_uint8
 
-    image = to_uint8(read_image(path))
+    return to_uint8(_read_pixels(path))
+
+
+def read_with_modality(path: Path, modality: str | None) -> tuple[Any, str]:
+    """Read an image file as uint8 as a run reads its modality, and that modality.
+
+    Brightfield is (H, W) or (H, W, 3), DIC (H, W).  Without a modality it is read from the pixels, before
+    they are made 8 bit: the grey levels of DIC are scaled in another way.
+    """
+    from detectors.scale import guess_modality
+    from storage.images import luminance, to_uint8
+
+    pixels = _read_pixels(path)
+    kind = modality or guess_modality(pixels)
+    return to_uint8(luminance(pixels) if kind == "dic" else pixels, modality=kind), kind
+
+
+def _read_pixels(path: Path) -> Any:
+    """The pixels of an image file as they are stored; BadInput for one too small to show a cell."""
+    from storage.images import read_image
+
+    image = read_image(path)
     if min(image.shape[:2]) < MIN_SIDE_PX:
         raise BadInput(
             f"{path}: the image has only {image.shape[1]} x {image.shape[0]} pixels; hand in the whole cell "
             "or field."
         )
     return image
+
+
+def say_notes(path: Path, info: ImageInfo) -> None:
+    """What the reader knows of a file that a person should know too, on stderr."""
+    for note in info.notes:
+        click.echo(one_line(f"{path}: {note}."), err=True)
 
 
 def as_rgb(image: Any) -> Any:

@@ -13,6 +13,7 @@ from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
 from pipeline.report_inputs import FieldKey, ImageKey
 from pipeline.settings import Settings
 from pipeline.types import (
+    SCALE_DOUBT,
     Case,
     Cell,
     Detections,
@@ -25,9 +26,9 @@ from storage.fingerprint import fingerprint
 
 # Raised by one where a stage's code changes what it computes from the same inputs.
 VERSIONS = {
-    "intake": 2,
-    "registration": 4,
-    "detection": 6,
+    "intake": 3,
+    "registration": 5,
+    "detection": 7,
     "cells": 2,
     "patches": 1,
     "target": 1,
@@ -134,6 +135,20 @@ def _lost(stage: str, image: FieldImage, outcome: Outcome) -> Problem:
         field=image.field,
         file=image.file,
         message=f"{stage} of {image.file} failed ({outcome.error_type}: {outcome.error}); it is left out.",
+    )
+
+
+def _scale_doubt(image: FieldImage, found: dict[str, Any]) -> Problem:
+    """The Problem of an image whose red cells contradict its pixel size; it raises DOMAIN_MISMATCH."""
+    return Problem(
+        code=SCALE_DOUBT,
+        slide=image.slide,
+        field=image.field,
+        file=image.file,
+        message=f"{image.file} is said to have {image.pixel_size_um:g} µm a pixel, but its "
+        f"{found['n_red_cells']} red cells speak for {found['pixel_size_um']:.3g} µm; correct the pixel size "
+        "and run the case again.",
+        fatal_for_field=False,
     )
 
 
@@ -257,6 +272,8 @@ def detection(
         quality[image_key(image)] = FocusQuality.model_validate(outcome.output["quality"])
         if outcome.output["picture"]:
             pictures[image_key(image)] = outcome.output["picture"]
+        if outcome.output["scale"]:
+            problems.append(_scale_doubt(image, outcome.output["scale"]))
     return [d for d in detections if d.detector], quality, pictures, problems
 
 

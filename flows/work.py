@@ -121,7 +121,8 @@ def find_cells(
 ) -> dict[str, Any]:
     """Detect the leukocytes of one image and measure its acquisition quality.
 
-    Without a detector (the DIC partner of a brightfield field) only the quality is measured.
+    Without a detector (the DIC partner of a brightfield field) only the quality is measured.  `scale` is what
+    the red cells of a stained field say against its pixel size, or None.
     """
     from detectors.painted import leukocyte_detector
     from pipeline.quality import focus_quality
@@ -131,6 +132,11 @@ def find_cells(
     pixels = read(case_dir, image, settings)
     quality = focus_quality(pixels, image.modality)
     boxes, scores = list[list[float]](), list[float]()
+    scale = None
+    if model and image.modality == "brightfield" and hasattr(model, "look"):
+        from detectors.scale import contradicted_scale
+
+        scale = contradicted_scale(pixels, image.pixel_size_um, model)
     if model:
         found, score = model.detect(pixels, image.pixel_size_um)
         keep = score >= KEPT_SCORE
@@ -149,6 +155,7 @@ def find_cells(
         },
         "quality": quality.model_dump(mode="json"),
         "picture": picture_key if detector is not None else None,
+        "scale": scale and {"pixel_size_um": round(scale.pixel_size_um, 4), "n_red_cells": scale.n_red_cells},
     }
 
 

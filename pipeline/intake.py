@@ -92,7 +92,7 @@ def refuse_missing_pixel_size(case_dir: Path | str, declared: Declaration) -> No
 
 
 def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
-    from storage.images import MAX_FILE_BYTES, decode_image, is_grey
+    from storage.images import MAX_FILE_BYTES, decode_image, is_grey, varies_in_colour
 
     data = read_regular_file(path, MAX_FILE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
@@ -113,6 +113,12 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
             "which cells cannot be named; export it in colour, or declare it as dic."
         )
         return Inspected(problems=(problem_of(source, "GREY_BRIGHTFIELD", message),))
+    if source.modality == "dic" and varies_in_colour(pixels):
+        message = (
+            f"{source.file} is declared as dic but is coloured as a stained image is; name the DIC of the "
+            "field, or declare it as brightfield with its stain."
+        )
+        return Inspected(problems=(problem_of(source, "COLOURED_DIC", message),))
     scale = scale_of(source, info.pixel_size_um)
     if scale is None:
         return no_pixel_size(source)
@@ -279,7 +285,7 @@ def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings
             return reader.read_region_px(
                 region.x_px, region.y_px, region.width_px, region.height_px, image.width_px, image.height_px
             )
-    from storage.images import MAX_FILE_BYTES, decode_image
+    from storage.images import MAX_FILE_BYTES, decode_image, luminance
 
     try:
         data = read_regular_file(path, MAX_FILE_BYTES)
@@ -288,7 +294,4 @@ def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise InputChanged(f"{image.file} was changed while the case was read; run the case again.")
     _, pixels = decode_image(Path(image.file), data, max_pixels=settings.max_image_pixels)
-    if image.modality == "dic" and pixels.ndim == 3:
-        weights = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-        return np.asarray(np.rint(pixels @ weights).astype(pixels.dtype))
-    return pixels
+    return luminance(pixels) if image.modality == "dic" else pixels

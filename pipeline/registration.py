@@ -15,12 +15,19 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput
-from pipeline.registration_evidence import density_correlation, held_out, p_false_accept
+from pipeline.registration_evidence import (
+    density_correlation,
+    held_out,
+    likeness,
+    no_relief,
+    p_false_accept,
+)
 from pipeline.registration_fit import absorption_pull, fit_transform, shifted, uncertainty_px, updated
 from pipeline.registration_prepare import (
     MIN_SIDE_PX,
     Unusable,
     check_image,
+    check_kinds,
     halve,
     prepare_brightfield,
     prepare_dic,
@@ -35,6 +42,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SEARCH_PIXELS = 40_000  # at most twice as many are searched: 1/8 of a 2064 x 1544 field
 MAX_PIXEL_RATIO = 4.0  # between the two cameras; beyond it the finer image is mostly thrown away
+# Working pixels (of 2 px in a 2064 x 1544 field) from a place to where the way to the DIC and back leads it:
+# true pairs had up to 0.20, defocused by 8 px 0.30; one image with itself, which has no shear, up to 1.7.
+MAX_ROUND_TRIP = 1.0
 CLEAR_SCORE = 15.0  # no mismatched pair came near it (docs/registration.md)
 
 
@@ -52,7 +62,7 @@ def register(
     dic_pixel_size_um: float | None = None,
     expected_shift_px: tuple[float, float] | None = None,
 ) -> Registration:
-    """Align a DIC image (H, W) with its brightfield partner (H, W, 3) or (H, W), uint8 or uint16.
+    """Align a DIC image (H, W[, 3]) with its brightfield partner (H, W, 3) or (H, W), uint8 or uint16.
 
     `pixel_size_um` is the brightfield's; `dic_pixel_size_um`, where it differs, becomes part of the
     matrix.  `expected_shift_px` (x, y), known from stage positions, narrows the search: it is the
@@ -80,7 +90,7 @@ def register(
 
 def _load_libraries() -> None:
     """Import what the alignment uses, so that the first pair's time is not that of start-up."""
-    for name in ("cv2", "scipy.fft", "scipy.special"):
+    for name in ("cv2", "scipy.fft", "scipy.special", "detectors.scale"):
         importlib.import_module(name)
 
 
@@ -101,6 +111,7 @@ def _align(
         )
     if min(*brightfield.shape[:2]) < MIN_SIDE_PX or min(dic.shape[:2]) < MIN_SIDE_PX * dic_factor / factor:
         raise Unusable(f"The images are too small to align: {MIN_SIDE_PX} px are needed on each side.")
+    check_kinds(dic, brightfield)
     bf = prepare_brightfield(brightfield, factor, pixel_size_um)
     df = prepare_dic(dic, dic_factor, factor * pixel_size_um)
     levels = [(bf.image, df.image)]
@@ -127,8 +138,9 @@ def _align(
     p_false = p_false_accept(start.score, evidence)
     full = np.linalg.inv(df.from_full) @ matrix @ bf.from_full
     residual, residual_p95 = _percentiles(evidence.residuals)
+    ecc, alike = _correlations(levels, matrix, shear)
     values: dict[str, Any] = {
-        "ecc": _correlation(levels, matrix, shear),
+        "ecc": ecc,
         "residual_px": _times(residual, factor),
         "residual_p95_px": _times(residual_p95, factor),
         "residual_um": _times(residual, factor * pixel_size_um),
@@ -143,6 +155,8 @@ def _align(
             f"{p_false:.2g}, over the allowed {settings.max_p_false_accept:g}.",
             **values,
         )
+    if flat := no_relief(ecc, alike):
+        return Registration(status="failed", reason=flat, **values)
     outside = _out_of_range(full, brightfield.shape, dic.shape, pixel_size_um / dic_pixel_size_um, settings)
     if outside:
         return Registration(status="failed", reason=outside, **values)
@@ -173,7 +187,15 @@ def _align(
     )
     back_step = _fit(back)
     back_matrix = shifted(updated(back_matrix, back_step), absorption_pull(back, back_step)[0])
-    values["forward_backward_px"] = _round_trip(matrix, back_matrix, bf.image.shape) * factor
+    round_trip = _round_trip(matrix, back_matrix, bf.image.shape)
+    values["forward_backward_px"] = round_trip * factor
+    if round_trip > MAX_ROUND_TRIP:
+        return Registration(
+            status="failed",
+            reason=f"There and back again the alignment ends {round_trip * factor:.1f} px beside its start, "
+            f"over the allowed {MAX_ROUND_TRIP * factor:g} px: the two images do not fix it.",
+            **values,
+        )
     return Registration(status="ok", matrix=_as_matrix(full), **values)
 
 
@@ -225,11 +247,12 @@ def _fit(tiles: Tiles) -> Array:
     return fit_transform(tiles)
 
 
-def _correlation(levels: list[tuple[Array, Array]], matrix: Array, shear_rad: float) -> float:
-    """ECC at the aligned state, at half the working size where there is one."""
-    if len(levels) == 1:
-        return density_correlation(*levels[0], matrix, shear_rad)
-    return density_correlation(*levels[1], _coarser(matrix), shear_rad)
+def _correlations(levels: list[tuple[Array, Array]], matrix: Array, shear_rad: float) -> tuple[float, float]:
+    """ECC and likeness at the aligned state, at half the working size where there is one."""
+    bf, df = levels[0]
+    if len(levels) > 1:
+        (bf, df), matrix = levels[1], _coarser(matrix)
+    return density_correlation(bf, df, matrix, shear_rad), likeness(bf, df, matrix)
 
 
 def _percentiles(residuals: Array) -> tuple[float, float]:

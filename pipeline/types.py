@@ -26,6 +26,9 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+SCALE_DOUBT = "SCALE_DOUBT"  # code of a Problem: red cells of another size than the pixel size says
+
+
 class Problem(Spec):
     """Something of the input that could not be used, and what a person can do about it."""
 

@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.base import Stainer
 from stainers.data import PIXEL_SIZE_UM, Smear, glass_and_red_cell, window
+from storage.images import write_png
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
 
 Array = np.ndarray[Any, Any]
@@ -150,8 +151,6 @@ def write_virtual_cells(
 def _of_one(
     cell: Subject, stainer: Stainer, name_of: Namer, folder: Path, options: VirtualCellOptions, held: bool
 ) -> Iterator[tuple[str, str, str, str]]:
-    import cv2
-
     name = cell.name or name_of(window(cell.smear.image, cell.centre_xy, PATCH_PX))
     if name is None:
         return
@@ -159,7 +158,7 @@ def _of_one(
         path = folder / f"{cell.key}-{draw}.png"
         if not path.is_file():
             part = path.with_suffix(".part.png")  # a run that is cut off leaves no torn picture
-            cv2.imwrite(str(part), _painted(cell, stainer, options.seed, draw)[..., ::-1])
+            write_png(part, _painted(cell, stainer, options.seed, draw))
             part.replace(path)
         yield path.name, name, f"virtual-{cell.smear.domain}", cell.smear.file
 

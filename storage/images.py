@@ -13,11 +13,23 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from pipeline.errors import UnreadableImage
+from pipeline.errors import BadInput, UnreadableImage
 from storage import images_bmp, images_png_jpeg, images_tiff
 from storage.images_info import MAX_PIXELS, ImageInfo, damaged, refuse
 
-__all__ = ["MAX_PIXELS", "ImageInfo", "decode_image", "image_info", "is_grey", "read_image", "to_uint8"]
+__all__ = [
+    "MAX_PIXELS",
+    "ImageInfo",
+    "decode_image",
+    "image_info",
+    "is_grey",
+    "luminance",
+    "read_image",
+    "to_uint8",
+    "varies_in_colour",
+    "write_picture",
+    "write_png",
+]
 
 MAX_FILE_BYTES = 4 << 30
 HEAD_BYTES = 32  # enough to tell the kind
@@ -136,6 +148,34 @@ def is_grey(image: np.ndarray) -> bool:
     return float(np.percentile(spread, 99.5)) <= 3.0 * scale / 255.0
 
 
+def varies_in_colour(image: np.ndarray) -> bool:
+    """Whether places of an image (H, W[, 3]), uint8 or uint16, differ in colour, as stain makes them.
+
+    A cast of the whole image is none.  Noise of a colour camera, JPEG's coding of colour and the fringes of
+    lateral colour are finer than cells, so colour is measured where a cell is some five pixels wide.
+    """
+    import cv2
+
+    if image.ndim == 2 or image.shape[2] < 3:
+        return False
+    factor = max(1, round(max(image.shape[:2]) / 128))
+    size = (max(1, image.shape[1] // factor), max(1, image.shape[0] // factor))
+    small = cv2.resize(image[..., :3], size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.blur(small, (3, 3))
+    chroma = np.stack([small[..., 0] - small[..., 1], small[..., 2] - small[..., 1]], -1)
+    away = np.abs(chroma - np.median(chroma.reshape(-1, 2), axis=0)).max(-1)
+    grey_range = float(np.ptp(np.percentile(image[::factor, ::factor, :3], [2, 98])))
+    return float(np.percentile(away, 98)) > max(6.0, 0.12 * grey_range)
+
+
+def luminance(image: np.ndarray) -> np.ndarray:
+    """The luminance (H, W) of an image (H, W[, 3]), of its type; DIC of a colour camera is read so."""
+    if image.ndim == 2:
+        return image
+    weights = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    return np.asarray(np.rint(image @ weights).astype(image.dtype))
+
+
 def to_uint8(image: np.ndarray, *, modality: str = "brightfield") -> np.ndarray:
     """The 8-bit view of an image (H, W) or (H, W, 3); 8-bit input is returned as it is.
 
@@ -167,3 +207,21 @@ def to_uint8(image: np.ndarray, *, modality: str = "brightfield") -> np.ndarray:
         table = np.arange(65536, dtype=np.float64) * gain
     lookup: np.ndarray = np.clip(np.rint(table), 0, 255).astype(np.uint8)
     return lookup[image]
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W) or (H, W, 3) RGB, uint8 or uint16, as PNG; errors as `write_picture`."""
+    import cv2
+
+    _, data = cv2.imencode(".png", image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1]))
+    write_picture(path, data.tobytes())
+
+
+def write_picture(path: Path, data: bytes) -> None:
+    """Write an encoded picture; BadInput where it cannot be (`cv2.imwrite` only returns False)."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise BadInput(
+            f"{path}: the picture cannot be written ({error.strerror or error}); choose another folder."
+        ) from error

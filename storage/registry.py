@@ -91,6 +91,12 @@ def describe(task: Task, name: str) -> ModelPackage | Entry:
     raise UnknownName(task, name, available(task))
 
 
+def modalities(task: Task, name: str) -> tuple[str, ...]:
+    """The modalities that a model reads, by its card; none for a weight-free one.  Raises UnknownName."""
+    found = describe(task, name)
+    return () if isinstance(found, Entry) else found.card.modalities
+
+
 def virtual_array(name: str, kind: str) -> str:
     """Where a case's store keeps what a stainer painted: `virtual/<model>/<kind>`.
 

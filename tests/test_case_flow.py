@@ -260,3 +260,19 @@ def test_a_sliver_of_a_leukocyte_at_an_edge_is_found_and_shown_but_not_named(
     assert result["differential"]["n_unidentified"] == 1
     assert result["differential"]["n_denominator"] == len(cells) - 1
     assert "CUT_CELLS" in {n["code"] for n in result["not_assessed"]}
+
+
+def test_a_pixel_size_that_the_red_cells_contradict_is_flagged_with_image_and_both_sizes(
+    phantom_case: Path, processed: tuple[Path, CaseOutcome], workers: Workers, tmp_path: Path
+) -> None:
+    wrong = process(phantom_case, tmp_path / "store", workers, pixel_size_um=0.3).result
+    doubts = [p for p in wrong["problems"] if p["code"] == "SCALE_DOUBT"]
+    assert len(doubts) == 3, "each brightfield field of the case"
+    (flag,) = [f for f in wrong["flags"] if f["code"] == "DOMAIN_MISMATCH"]
+    assert doubts[0]["file"] in flag["message"]
+    assert "0.3 µm" in flag["message"]
+    spoken = float(flag["message"].split("red cells speak for ")[1].split()[0])
+    assert spoken == pytest.approx(0.1, rel=0.15)
+    assert all(f["status"] == "used" for f in wrong["fields"]), "a doubt loses no field"
+    right = processed[1].result
+    assert [p for p in right["problems"] if p["code"] == "SCALE_DOUBT"] == []

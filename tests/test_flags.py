@@ -7,7 +7,7 @@ import pytest
 from pipeline.flags import RULES
 from pipeline.report_inputs import Quality
 from pipeline.settings import CountingSettings, Settings
-from pipeline.types import Problem, Registration
+from pipeline.types import SCALE_DOUBT, Problem, Registration
 from tests.report_cases import (
     BLOOD,
     GOOD_FOCUS,
@@ -261,6 +261,17 @@ def test_a_failed_registration_is_flagged_by_field():
 
 def test_saturation_is_said_under_illumination():
     assert "saturated" in with_focus(saturation_pct=1.2)["QC_ILLUMINATION"].message
+
+
+def test_a_pixel_size_that_red_cells_contradict_is_a_domain_mismatch_that_names_image_and_sizes():
+    said = "F1_BF.tif is said to have 0.3 µm a pixel, but its 135 red cells speak for 0.105 µm; correct it."
+    doubt = Problem(
+        code=SCALE_DOUBT, message=said, slide="s1", field="F1", file="F1_BF.tif", fatal_for_field=False
+    )
+    raised = flags(case=a_case(problems=(doubt, doubt)))["DOMAIN_MISMATCH"]
+    assert raised.severity == "review"
+    assert said.rstrip(".") in raised.message
+    assert "1 more like it" in raised.message
 
 
 def test_a_coarse_image_an_unknown_specimen_and_a_foreign_specimen_are_domain_mismatches():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from pipeline import intake
 from pipeline.errors import BadInput
@@ -151,6 +152,28 @@ def test_a_colour_dic_is_read_as_its_luminance(paired: Path) -> None:
     image = read_case(paired, S).image("s1", "F1", "dic")
     assert image is not None
     np.testing.assert_array_equal(read_field(paired, image, S), grey(1))
+
+
+def test_a_stained_image_declared_as_dic_is_left_out_and_the_field_counts_from_its_brightfield(
+    paired: Path,
+) -> None:
+    Image.fromarray(colour(7)).save(paired / "F1_DIC.jpg", quality=80)
+    write_manifest(paired, *(row.replace("F1_DIC.tif", "F1_DIC.jpg") for row in manifest_rows(paired)))
+    case = read_case(paired, S)
+    problem = the_problem(case, "COLOURED_DIC")
+    assert (problem.field, problem.fatal_for_field) == ("F1", False)
+    assert "F1_DIC.jpg" in problem.message
+    assert "counted from its brightfield image" in problem.message
+    assert case.image("s1", "F1", "dic") is None
+    assert case.image("s1", "F2", "dic") is not None
+
+
+def test_a_dic_with_the_colour_noise_of_jpeg_or_of_its_camera_is_taken(paired: Path) -> None:
+    noise = np.random.default_rng(3).normal(0, 6, (96, 128, 3))
+    rgb = np.clip(grey(1)[..., None] * np.array([0.95, 1.0, 0.85]) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(rgb).save(paired / "F1_DIC.jpg", quality=70)
+    write_manifest(paired, *(row.replace("F1_DIC.tif", "F1_DIC.jpg") for row in manifest_rows(paired)))
+    assert read_case(paired, S).problems == ()
 
 
 def test_the_pixel_size_comes_from_the_line_then_the_manifest_then_the_file(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import UnreadableImage
-from storage.images import image_info, is_grey, read_image, to_uint8
+from storage.images import image_info, is_grey, read_image, to_uint8, varies_in_colour
 
 RNG = np.random.default_rng(7)
 SMOOTH = np.add.outer(np.arange(70), np.arange(90)).astype(np.uint8)  # (70, 90)
@@ -349,6 +349,21 @@ def test_a_dim_16_bit_image_does_not_read_as_black() -> None:
     assert stretched.max() == 255
     assert abs(float(stretched.mean()) - 128) < 12
     assert (to_uint8(np.full((9, 9), 700, np.uint16), modality="dic") == 128).all()
+
+
+def test_colour_that_varies_is_told_from_a_cast_and_from_noise() -> None:
+    relief = RNG.normal(120, 20, (256, 320, 1))
+    camera = np.clip(relief * [0.9, 1.0, 0.8] + RNG.normal(0, 8, (256, 320, 3)), 0, 255).astype(np.uint8)
+    stained = np.full((256, 320, 3), 225, np.uint8)
+    stained[40:90, 40:90] = (150, 80, 170)  # one leukocyte
+    for image, varies in (
+        (camera, False),
+        (camera[..., 0], False),
+        (camera[..., :1], False),
+        (stained, True),
+    ):
+        assert varies_in_colour(image) is varies
+        assert varies_in_colour(image.astype(np.uint16) * 200) is varies
 
 
 def test_grey_is_told_from_weak_colour() -> None:

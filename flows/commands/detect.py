@@ -12,9 +12,11 @@ from flows.console import (
     each_image,
     finish,
     json_option,
+    one_line,
     output,
     pixel_size_option,
-    read_rgb_or_grey,
+    read_with_modality,
+    say_notes,
 )
 
 
@@ -43,30 +45,50 @@ def command(
 ) -> None:
     """Find leukocytes in images; boxes in pixels of the file."""
     from detectors.painted import leukocyte_detector
-    from detectors.scale import guess_modality, infer_pixel_size_um
+    from detectors.scale import contradicted_scale, infer_pixel_size_um
+    from pipeline.errors import BadInput
     from pipeline.settings import detection_threshold, load_settings
     from storage.images import image_info
+    from storage.registry import modalities
 
     settings = load_settings(config).detection
 
     def one(path: Path) -> dict[str, Any]:
-        image = read_rgb_or_grey(path)
-        kind = modality or guess_modality(image)
+        image, kind = read_with_modality(path, modality)
         name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
+        made_for = modalities("detector", name)
+        if made_for and kind not in made_for:
+            raise BadInput(
+                f"{path}: this is a {kind} image, and '{name}' was made for {' and '.join(made_for)} "
+                f"images; leave out --model, or give --modality {made_for[0]} if it is one."
+            )
+        info = image_info(path)
+        say_notes(path, info)
         size, source = pixel_size, "command line"
         if size is None:
-            size, source = image_info(path).pixel_size_um, "file"
+            size, source = info.pixel_size_um, "file"
         if size is None:
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
             click.echo(f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how}).", err=True)
-        boxes, scores = leukocyte_detector(name, painted=settings.dic_painted).detect(image, size)
+        detector = leukocyte_detector(name, painted=settings.dic_painted)
+        other = None
+        if kind == "brightfield" and source in ("file", "command line") and hasattr(detector, "look"):
+            other = contradicted_scale(image, size, detector)
+        if other is not None:
+            say = (
+                f"{path}: {size:g} µm a pixel by the {source}, but its {other.n_red_cells} red cells speak "
+                f"for {other.pixel_size_um:.3g} µm; give --pixel-size if they do."
+            )
+            click.echo(one_line(say), err=True)
+        boxes, scores = detector.detect(image, size)
         keep = scores >= (threshold or 0.0)
         return {
             "file": str(path),
             "modality": kind,
             "pixel_size_um": round(float(size), 5),
             "pixel_size_source": source,
+            "inferred_pixel_size_um": None if other is None else round(other.pixel_size_um, 5),
             "boxes": [[round(float(v), 2) for v in box] for box in boxes[keep]],
             "scores": [round(float(s), 5) for s in scores[keep]],
         }

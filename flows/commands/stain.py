@@ -14,7 +14,7 @@ from flows.console import (
     json_option,
     output,
     output_folder,
-    read_rgb_or_grey,
+    read_with_modality,
     unique_output,
 )
 
@@ -35,23 +35,25 @@ def command(
     as_json: bool,
 ) -> None:
     """Stain images virtually; writes a PNG an image with its confidence."""
-    import cv2
-
     from pipeline.settings import load_settings
     from stainers import stain_image
-    from storage.registry import load
+    from storage.images import write_png
+    from storage.registry import load, modalities
 
     settings = load_settings(config).staining
-    stainer = load("stainer", model or settings.dic_stainer)
+    name = model or settings.dic_stainer
+    stainer, reads = load("stainer", name), modalities("stainer", name)
     folder = output_folder(out)
     taken: set[Path] = set()
 
     def one(path: Path) -> dict[str, Any]:
         image, confidence, uncertainty, _map = stain_image(
-            stainer, read_rgb_or_grey(path), target or settings.target
+            stainer,
+            read_with_modality(path, reads[0] if len(reads) == 1 else None)[0],
+            target or settings.target,
         )
         written = unique_output(folder, path, "_virtual.png", taken)
-        cv2.imwrite(str(written), image[..., ::-1])
+        write_png(written, image)
         return {
             "file": str(path),
             "output": str(written),

@@ -1,0 +1,119 @@
+"""`smearflow detect`: what the file is decides how it is read, by whom, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from click.testing import CliRunner, Result
+
+import detectors.painted
+from flows.cli import group
+from storage.images import to_uint8
+from tests.detector_scenes import smear
+
+
+class Spy:
+    """A detector that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[np.ndarray] = []
+
+    def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
+        self.seen.append(image)
+        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    found = Spy()
+    monkeypatch.setattr(detectors.painted, "leukocyte_detector", lambda name, painted=True: found)
+    return found
+
+
+def relief(levels: tuple[int, int], bits: int = 16) -> np.ndarray:
+    """DIC of a smear over a narrow part of the camera's range."""
+    dark = 255.0 - smear((60, 60), [(30.0, 30.0)], 0.2)[0].mean(-1)
+    slope = np.roll(dark, 2, 1) - np.roll(dark, -2, 1)
+    low, high = levels
+    return (low + (slope - slope.min()) / np.ptp(slope) * (high - low)).astype(
+        np.uint16 if bits == 16 else "u1"
+    )
+
+
+def save(path: Path, image: np.ndarray, um: float = 0.2, **more: Any) -> Path:
+    tifffile.imwrite(path, image, resolution=(1e4 / um, 1e4 / um), resolutionunit=3, **more)
+    return path
+
+
+def detect(*args: object) -> tuple[Result, list[dict[str, Any]]]:
+    done = CliRunner().invoke(group, ["detect", *map(str, args), "--json"])
+    return done, json.loads(done.stdout) if done.stdout else []
+
+
+@pytest.mark.parametrize("levels", [(1900, 2300), (30_000, 31_500), (400, 1023)])
+def test_a_16_bit_dic_is_read_as_a_run_reads_it(tmp_path: Path, spy: Spy, levels: tuple[int, int]) -> None:
+    dic = relief(levels)
+    (row,) = detect(save(tmp_path / "dic.tif", dic))[1]
+    assert row["modality"] == "dic"
+    np.testing.assert_array_equal(spy.seen[0], to_uint8(dic, modality="dic"))
+    rgb = save(tmp_path / "rgb.tif", np.repeat(dic[..., None], 3, 2), photometric="rgb")
+    assert detect(rgb)[1][0]["modality"] == "dic"
+    np.testing.assert_array_equal(spy.seen[1], spy.seen[0])
+
+
+def test_a_16_bit_brightfield_keeps_its_scale(tmp_path: Path, spy: Spy) -> None:
+    image = smear((60, 60), [(30.0, 30.0)], 0.2)[0].astype(np.uint16) * 16
+    (row,) = detect(save(tmp_path / "bf.tif", image, photometric="rgb"))[1]
+    assert row["modality"] == "brightfield"
+    np.testing.assert_array_equal(spy.seen[0], to_uint8(image))
+
+
+@pytest.mark.parametrize(
+    ("image", "model", "said"),
+    [("dic", "leukocyte-brightfield", "brightfield"), ("stained", "leukocyte-dic", "dic")],
+)
+def test_a_model_of_the_other_modality_is_refused(
+    tmp_path: Path, spy: Spy, image: str, model: str, said: str
+) -> None:
+    pixels = relief((20, 220), 8) if image == "dic" else smear((60, 60), [(30.0, 30.0)], 0.2)[0]
+    path = save(tmp_path / "x.tif", pixels, photometric="minisblack" if image == "dic" else "rgb")
+    done, rows = detect(path, "--model", model)
+    assert (done.exit_code, rows) == (2, [])
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "x.tif" in done.stderr
+    assert f"--modality {said}" in done.stderr
+    assert spy.seen == []
+    done, rows = detect(path, "--model", model, "--modality", said)
+    assert (done.exit_code, rows[0]["modality"]) == (0, said)
+
+
+def test_what_the_reader_knows_of_a_file_is_said_on_stderr(tmp_path: Path, spy: Spy) -> None:
+    image = smear((60, 60), [(30.0, 30.0)], 0.2)[0]
+    turned = save(tmp_path / "turned.tif", image, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    done, rows = detect(turned)
+    assert len(rows) == 1
+    assert "turned.tif: its orientation tag is not applied" in done.stderr
+
+
+@pytest.mark.parametrize("said_um", [0.1, 0.6])
+def test_a_pixel_size_that_the_red_cells_contradict_is_said_with_the_one_they_speak_for(
+    tmp_path: Path, said_um: float
+) -> None:
+    image = smear((90, 90), [(20.0, 22.0), (62.0, 30.0)], 0.2)[0]
+    wrong, right = save(tmp_path / "wrong.tif", image, said_um, photometric="rgb"), tmp_path / "right.tif"
+    done, (row,) = detect(wrong)
+    assert done.exit_code == 0
+    assert row["inferred_pixel_size_um"] == pytest.approx(0.2, rel=0.15)
+    assert row["pixel_size_um"] == pytest.approx(said_um, rel=0.01), (
+        "what the file states is used all the same"
+    )
+    assert "wrong.tif" in done.stderr
+    assert f"{said_um:g} µm" in done.stderr
+    done, (row,) = detect(save(right, image, photometric="rgb"))
+    assert row["inferred_pixel_size_um"] is None
+    assert done.stderr == ""
