@@ -115,7 +115,7 @@ def evaluate_detector(
         try:
             draw_curve(out_dir / "precision_recall.png", boxes, scores, truth, threshold)
             draw_errors(out_dir / "errors.png", errors, samples, boxes, scores, truth, threshold, look)
-        except OSError as error:
+        except (OSError, BadInput) as error:
             raise BadInput(
                 f"{out_dir}: the pictures cannot be written ({error}); the figures are in evaluation.json; "
                 "for the pictures choose another folder."

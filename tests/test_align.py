@@ -120,6 +120,6 @@ def test_a_picture_is_written_with_its_colours(tmp_path: Path) -> None:
 def test_the_pictures_of_an_evaluation_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "errors.png").mkdir()
     with pytest.raises(BadInput, match=r"errors\.png"):
-        draw_errors(tmp_path / "errors.png", [], [], [], [], 0.5)
+        draw_errors(tmp_path / "errors.png", [], [], [], [], [], 0.5)
     with pytest.raises(BadInput, match=r"errors\.png"):
         draw_curve(tmp_path / "errors.png", [], [], [], 0.5)
