@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import BadInput
+from stainers.choice import best_of
 from stainers.data import PIXEL_SIZE_UM, Smear, load_smears
 from stainers.domain_sets import DIC, DomainOptions, DomainSampler, DomainSet, computed_domains, kept, key_of
 from stainers.domain_training import DomainRun, fit_domains
@@ -111,8 +112,8 @@ def export(
     """Calibrate on validation smears, measure on test smears, write `out_dir`/package."""
     from stainers.pair_sources import computed_pairs
 
-    best, chosen = out_dir / "best-loss.pt", "last"
-    if best.is_file():
+    best, chosen = best_of(out_dir, "loss"), "last"
+    if best is not None:
         run.take_averages(best)
         chosen = "lowest error on held-out pairs"
     net: Any = run.averages["stain"]

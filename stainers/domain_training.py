@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stainers.choice import keep_best
 from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
-from stainers.gan_records import append_rows, drop_later, save_atomically
-from stainers.gan_training import GanRun, Progress, RunOptions
+from stainers.gan_records import append_rows, save_atomically
+from stainers.gan_training import GanRun, Progress, RunOptions, go_on
 
 Array = np.ndarray[Any, Any]
 
@@ -133,15 +134,10 @@ def fit_domains(
 
     `choice.csv` holds the error on held-out pairs; the checkpoint with the lowest is kept as `best-loss.pt`.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
-    if resume and checkpoint.is_file():
-        run.load(checkpoint)
-    for name in ("losses.csv", "choice.csv"):
-        drop_later(out_dir / name, run.step)
+    go_on(run, out_dir, resume)
     last = min(run.total, stop_at or run.total)
     rows: list[dict[str, Any]] = []
-    best = _best(out_dir / "choice.csv")
     while run.step < last:
         parts = run.train_step(to_domain_batch(sampler.batch(run.step, options.batch), run.device))
         rows.append({"step": run.step, **{k: round(v, 6) for k, v in parts.items()}})
@@ -150,25 +146,11 @@ def fit_domains(
         if run.step % options.sample_every == 0 or run.step == run.total:
             save_domain_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
         if options.choose_every and (run.step % options.choose_every == 0 or run.step == run.total):
-            error = run.pair_error(held_out)
-            append_rows(out_dir / "choice.csv", [{"step": run.step, "loss": round(error, 6)}])
-            if error < best:
-                best = error
-                kept = {k: v.state_dict() for k, v in run.averages.items()}
-                save_atomically({"step": run.step, "averages": kept}, out_dir / "best-loss.pt")
+            keep_best(out_dir, run.step, {"loss": run.pair_error(held_out)}, run.generators_state())
         if run.step % options.checkpoint_every == 0 or run.step == last:
             _append(out_dir / "losses.csv", rows)
             rows = []
             save_atomically(run.state(), checkpoint)
-
-
-def _best(path: Path) -> float:
-    import csv
-
-    if not path.is_file():
-        return float("inf")
-    with path.open(newline="", encoding="utf-8") as stream:
-        return min((float(r["loss"]) for r in csv.DictReader(stream)), default=float("inf"))
 
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:

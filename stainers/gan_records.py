@@ -53,6 +53,17 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
+def begin_anew(out_dir: Path) -> None:
+    """Make the folder of a run that begins: what an earlier one left there is neither resumed nor shipped.
+
+    Its sample pictures stay.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for pattern in ("checkpoint.pt", "best-*.pt", "step-*.pt", "losses.csv", "choice.csv"):
+        for left in out_dir.glob(pattern):
+            left.unlink()
+
+
 def drop_later(path: Path, step: int) -> None:
     """Take the rows after `step` out of a CSV: a resumed run writes them again."""
     if not path.is_file():

@@ -7,7 +7,6 @@ number n is the same in any run of a seed, so a resumed run ends with the weight
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,7 +19,15 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from stainers.cell_sets import Example, Sampler, StainSet
-from stainers.gan_records import append_rows, drop_later, run_on_picture, save_atomically, save_samples
+from stainers.choice import keep_best
+from stainers.gan_records import (
+    append_rows,
+    begin_anew,
+    drop_later,
+    run_on_picture,
+    save_atomically,
+    save_samples,
+)
 from storage.checkpoints import read_checkpoint
 
 Array = np.ndarray[Any, Any]
@@ -231,6 +238,10 @@ class GanRun:
         self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
 
+    def generators_state(self) -> dict[str, Any]:
+        """What is kept of a step that may be shipped."""
+        return {"step": self.step, "averages": {k: v.state_dict() for k, v in self.averages.items()}}
+
     def take_averages(self, path: Path) -> None:
         """Put a chosen checkpoint's generators in the place of the averages."""
         chosen = read_checkpoint(path, "averages", device=self.device)["averages"]
@@ -240,6 +251,17 @@ class GanRun:
 
 def total_steps(options: RunOptions, examples: int) -> int:
     return options.steps or options.epochs * -(-examples // options.batch)
+
+
+def go_on(run: GanRun, out_dir: Path, resume: bool) -> None:
+    """Bring a run to the checkpoint of its folder; without one, or unless it is to `resume`, begin anew."""
+    checkpoint = out_dir / "checkpoint.pt"
+    if resume and checkpoint.is_file():
+        run.load(checkpoint)
+    else:
+        begin_anew(out_dir)
+    for name in ("losses.csv", "choice.csv"):
+        drop_later(out_dir / name, run.step)
 
 
 def fit(
@@ -260,12 +282,8 @@ def fit(
     `best-<generator>.pt`, beside `best-loss.pt`.  `keep_every` above 0 keeps the generators of every so
     many steps as `step-<n>.pt`.  `stop_at` ends early, as a kill would, but with a checkpoint.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
-    if resume and checkpoint.is_file():
-        run.load(checkpoint)
-    for name in ("losses.csv", "choice.csv"):
-        drop_later(out_dir / name, run.step)
+    go_on(run, out_dir, resume)
     held_out = data.part("validation")
     if not len(held_out.source) or not len(held_out.target):
         raise BadInput("the validation part of the data set is empty; give more images.")
@@ -281,30 +299,13 @@ def fit(
         if run.step % options.sample_every == 0 or run.step == run.total:
             save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
         if keep_every and run.step % keep_every == 0:
-            save_atomically(_generators(run), out_dir / f"step-{run.step:06d}.pt")
+            save_atomically(run.generators_state(), out_dir / f"step-{run.step:06d}.pt")
         if run.step % (options.choose_every or epoch) == 0 or run.step == run.total:
-            _choose(run, held_out, scores or {}, out_dir)
+            found = {"loss": run.validate(held_out)}
+            found |= {name: score(run.virtual(name)) for name, score in (scores or {}).items()}
+            keep_best(out_dir, run.step, found, run.generators_state())
         if run.step % options.checkpoint_every == 0 or run.step == last:
             append_rows(out_dir / "losses.csv", rows)
             rows = []
             save_atomically(run.state(), checkpoint)
     return out_dir / "best-loss.pt"
-
-
-def _generators(run: GanRun) -> dict[str, Any]:
-    return {"step": run.step, "averages": {k: v.state_dict() for k, v in run.averages.items()}}
-
-
-def _choose(run: GanRun, held_out: StainSet, scores: Mapping[str, Score], out_dir: Path) -> None:
-    """Measure the averages on the validation part and keep the best by each criterion."""
-    table = out_dir / "choice.csv"
-    earlier: list[dict[str, str]] = []
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8") as stream:
-            earlier = list(csv.DictReader(stream))
-    now = {"loss": -run.validate(held_out)}
-    now |= {name: score(run.virtual(name)) for name, score in scores.items()}
-    for name, value in now.items():
-        if all(value > float(r[name]) for r in earlier if r.get(name)):
-            save_atomically(_generators(run), out_dir / f"best-{name}.pt")
-    append_rows(table, [{"step": run.step, **{k: round(v, 6) for k, v in now.items()}}])
