@@ -17,7 +17,7 @@ from stainers.data import PIXEL_SIZE_UM, Smear, load_smears
 from stainers.domain_sets import DIC, DomainOptions, DomainSampler, DomainSet, computed_domains, kept, key_of
 from stainers.domain_training import DomainRun, fit_domains
 from stainers.gan_export import CardText, export_dic
-from stainers.gan_training import Progress
+from stainers.gan_training import Progress, total_steps
 from stainers.networks import PolarityNet
 from stainers.picture_data import namer
 from storage.packages import find_package
@@ -76,13 +76,14 @@ def make_run(recipe: Any, data: DomainSet) -> DomainRun:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if tuple(recipe.generator.domains) != data.domains:
         raise BadInput(f"the recipe's domains are {recipe.generator.domains}, the data's {data.domains}.")
+    total = total_steps(recipe.run, len(data.cells))
     if recipe.architecture == "multidomain":
         from stainers.multidomain.training import MultiDomainRun
 
-        return MultiDomainRun(recipe, len(data.classes), device)
+        return MultiDomainRun(recipe, len(data.classes), total, device)
     from stainers.disentangled.training import DisentangledRun
 
-    return DisentangledRun(recipe, frozen_outline(SEGMENTER), device)
+    return DisentangledRun(recipe, frozen_outline(SEGMENTER), total, device)
 
 
 def train_folder(

@@ -18,6 +18,7 @@ from stainers.choice import keep_best
 from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
 from stainers.gan_records import append_rows, save_atomically
 from stainers.gan_training import GanRun, Progress, RunOptions, go_on
+from stainers.seeds import step_seed
 
 Array = np.ndarray[Any, Any]
 
@@ -61,8 +62,8 @@ class DomainRun(GanRun):
 
     generators = ("stain",)
 
-    def __init__(self, recipe: Any, options: RunOptions, device: torch.device) -> None:
-        super().__init__(recipe, options, options.steps, device)
+    def __init__(self, recipe: Any, options: RunOptions, total: int, device: torch.device) -> None:
+        super().__init__(recipe, options, total, device)
         # Where a random number is needed, it depends on seed and step alone: a resumed run goes on alike.
         self.random = torch.Generator()
 
@@ -79,7 +80,7 @@ class DomainRun(GanRun):
         }
 
     def train_step(self, batch: Any) -> dict[str, float]:
-        self.random.manual_seed(self.options.seed * 1_000_003 + self.step)
+        self.random.manual_seed(step_seed(self.options.seed, self.step))
         for net in self.nets.values():
             net.train()
         return super().train_step(batch)
@@ -136,6 +137,7 @@ def fit_domains(
     """
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
     go_on(run, out_dir, resume)
+    epoch = -(-len(sampler.data.cells) // options.batch)
     last = min(run.total, stop_at or run.total)
     rows: list[dict[str, Any]] = []
     while run.step < last:
@@ -145,7 +147,7 @@ def fit_domains(
             progress(run.step, run.total, parts)
         if run.step % options.sample_every == 0 or run.step == run.total:
             save_domain_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
-        if options.choose_every and (run.step % options.choose_every == 0 or run.step == run.total):
+        if run.step % (options.choose_every or epoch) == 0 or run.step == run.total:
             keep_best(out_dir, run.step, {"loss": run.pair_error(held_out)}, run.generators_state())
         if run.step % options.checkpoint_every == 0 or run.step == last:
             _append(out_dir / "losses.csv", rows)

@@ -40,7 +40,8 @@ Score = Callable[[Apply], float]  # higher is better: the accuracy of a classifi
 class RunOptions:
     """How long, how fast, how often.
 
-    `steps` above 0 overrides `epochs` (an epoch shows every source patch once).  The learning rate is
+    `steps` above 0 overrides `epochs` (an epoch shows every source patch once; of several domains, as many
+    pictures as there are).  The learning rate is
     constant until the share `decay_from` of the steps and then falls linearly to 0.  `ema` above 0 keeps an
     averaged copy of the generators, which is what is used.  precision: auto, fp32, bf16 or fp16; compile:
     auto, on or off; anything but fp32 and off needs a GPU.
@@ -250,7 +251,14 @@ class GanRun:
 
 
 def total_steps(options: RunOptions, examples: int) -> int:
-    return options.steps or options.epochs * -(-examples // options.batch)
+    """Steps of a run over so many examples an epoch; raises BadInput where that is none."""
+    total = options.steps or options.epochs * -(-examples // options.batch)
+    if total < 1:
+        raise BadInput(
+            f"steps {options.steps} and epochs {options.epochs} of the recipe's run train nothing; give one "
+            "of them a number of 1 or more."
+        )
+    return total
 
 
 def go_on(run: GanRun, out_dir: Path, resume: bool) -> None:

@@ -25,6 +25,7 @@ from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
+from stainers.seeds import step_seed
 from storage.checkpoints import read_checkpoint
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -137,7 +138,7 @@ class Run:
         self.generator.train()
         latent = self.generator.encode(source)
         if recipe.latent_noise > 0:
-            noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+            noise = torch.Generator().manual_seed(step_seed(recipe.seed, self.step))
             latent = add_latent_noise(latent, recipe.latent_noise, noise)
         output = self.generator.decode(latent, domain)
         image, log_scale = output[:, :3], output[:, 3:]

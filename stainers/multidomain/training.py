@@ -81,8 +81,8 @@ class MultiDomainRecipe:
 class MultiDomainRun(DomainRun):
     """Encoder and generator (`stain`), discriminators (`judge`), `classifier`, `segmenter`."""
 
-    def __init__(self, recipe: MultiDomainRecipe, n_classes: int, device: torch.device) -> None:
-        super().__init__(recipe, recipe.run, device)
+    def __init__(self, recipe: MultiDomainRecipe, n_classes: int, total: int, device: torch.device) -> None:
+        super().__init__(recipe, recipe.run, total, device)
         code = 4 * recipe.generator.width
         stain = MultiDomainStain(recipe.generator)
         judge = Discriminator(recipe.generator)
