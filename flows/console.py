@@ -16,6 +16,7 @@ import click
 
 from pipeline.errors import BadInput
 
+SEEDS = click.IntRange(0, 2**63 - 1)  # what NumPy, torch and every recipe take
 MIN_SIDE_PX = 16  # a nucleus of 5 µm at 0.3 µm a pixel; nothing smaller can be named
 
 json_option = click.option(
