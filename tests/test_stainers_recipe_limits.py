@@ -1,4 +1,4 @@
-"""Promises of a stainer's recipe: a value that makes no sense is one sentence that names the file and the key."""
+"""Promises of a stainer's recipe: a value that makes no sense is one sentence that names file and key."""
 
 from __future__ import annotations
 
