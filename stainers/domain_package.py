@@ -14,6 +14,7 @@ from torch import nn
 from pipeline.errors import BadInput
 from stainers.choice import best_of
 from stainers.data import PIXEL_SIZE_UM, Smear, load_smears
+from stainers.data_marks import mark_of_smears
 from stainers.domain_sets import DIC, DomainOptions, DomainSampler, DomainSet, computed_domains, kept, key_of
 from stainers.domain_training import DomainRun, fit_domains
 from stainers.gan_export import CardText, export_dic
@@ -68,7 +69,7 @@ def domains_of(smears: list[Smear], split: str, options: DomainOptions, seed: in
             part, options, seed, name=namer(CLASSIFIER, PIXEL_SIZE_UM), outline=outliner(SEGMENTER)
         )
 
-    return kept(path, key_of(options, seed, [s.file for s in part]), make)
+    return kept(path, key_of(options, seed, mark_of_smears(part)), make)
 
 
 def make_run(recipe: Any, data: DomainSet) -> DomainRun:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stainers.choice import keep_best
+from stainers.data_marks import mark_of_domains
 from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
 from stainers.gan_records import append_rows, save_atomically
 from stainers.gan_training import GanRun, Progress, RunOptions, go_on
@@ -136,7 +137,7 @@ def fit_domains(
     `choice.csv` holds the error on held-out pairs; the checkpoint with the lowest is kept as `best-loss.pt`.
     """
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
-    go_on(run, out_dir, resume)
+    go_on(run, out_dir, resume, mark_of_domains(sampler.data, held_out))
     epoch = -(-len(sampler.data.cells) // options.batch)
     last = min(run.total, stop_at or run.total)
     rows: list[dict[str, Any]] = []

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.errors import BadInput
 from stainers.cell_sets import Example, Sampler, StainSet
 from stainers.choice import keep_best
+from stainers.data_marks import mark_of_set
 from stainers.gan_records import (
     append_rows,
     begin_anew,
@@ -28,7 +29,7 @@ from stainers.gan_records import (
     save_atomically,
     save_samples,
 )
-from storage.checkpoints import read_checkpoint
+from storage.checkpoints import read_checkpoint, require_same
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -94,7 +95,7 @@ def speed_options(options: RunOptions, device: torch.device) -> tuple[torch.dtyp
 
 
 class GanRun:
-    """One training run: networks, averages, optimisers, pools, and where it stands.
+    """One training run: networks, averages, optimisers, pools, where it stands, and the mark of its data.
 
     A family fills `nets`, names its `generators`, and gives `losses`: a step is one pass for the generators
     and one for the discriminators.
@@ -107,7 +108,7 @@ class GanRun:
         torch.manual_seed(options.seed)
         self.recipe, self.options, self.total, self.device = recipe, options, total_steps, device
         self.autocast_type, self.compiled = speed_options(options, device)
-        self.step = 0
+        self.step, self.data = 0, ""
         self.nets: dict[str, nn.Module] = {}
         self.averages: dict[str, nn.Module] = {}
         self.pools: dict[str, Any] = {}
@@ -215,6 +216,7 @@ class GanRun:
             "step": self.step,
             "total": self.total,
             "recipe": repr(self.recipe),
+            "data": self.data,
             "nets": {k: v.state_dict() for k, v in self.nets.items()},
             "averages": {k: v.state_dict() for k, v in self.averages.items()},
             "optimisers": {k: v.state_dict() for k, v in self.optimisers.items()},
@@ -223,14 +225,11 @@ class GanRun:
         }
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint; raises BadInput where it was made with another recipe or length."""
+        """Go on from a checkpoint; raises BadInput where it was made with another recipe, data or length."""
         needed = ("recipe", "total", "nets", "averages", "optimisers", "pools", "scaler", "step")
         state = read_checkpoint(path, *needed, device=self.device)
-        if state["recipe"] != repr(self.recipe) or state["total"] != self.total:
-            raise BadInput(
-                f"{path} was made with another recipe or data set; resume with that one, or train into "
-                "another folder."
-            )
+        now = {"recipe": repr(self.recipe), "data": self.data, "total": self.total}
+        require_same(path, state, now, *now)
         for kind in ("nets", "averages", "optimisers"):
             for key, part in getattr(self, kind).items():
                 part.load_state_dict(state[kind][key])
@@ -261,8 +260,12 @@ def total_steps(options: RunOptions, examples: int) -> int:
     return total
 
 
-def go_on(run: GanRun, out_dir: Path, resume: bool) -> None:
-    """Bring a run to the checkpoint of its folder; without one, or unless it is to `resume`, begin anew."""
+def go_on(run: GanRun, out_dir: Path, resume: bool, data: str) -> None:
+    """Bring a run to the checkpoint of its folder; without one, or unless it is to `resume`, begin anew.
+
+    `data` is the mark of what it learns from; raises BadInput where the checkpoint is of other data.
+    """
+    run.data = data
     checkpoint = out_dir / "checkpoint.pt"
     if resume and checkpoint.is_file():
         run.load(checkpoint)
@@ -291,7 +294,7 @@ def fit(
     many steps as `step-<n>.pt`.  `stop_at` ends early, as a kill would, but with a checkpoint.
     """
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
-    go_on(run, out_dir, resume)
+    go_on(run, out_dir, resume, mark_of_set(data))
     held_out = data.part("validation")
     if not len(held_out.source) or not len(held_out.target):
         raise BadInput("the validation part of the data set is empty; give more images.")

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
+from stainers.data_marks import mark_of_smears
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 from stainers.seeds import step_seed
-from storage.checkpoints import read_checkpoint
+from storage.checkpoints import read_checkpoint, require_same
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -97,7 +98,8 @@ def _take_over(generator: nn.Module, stainer: Any, name: str, targets: Sequence[
 class Run:
     """One training run: generator, its average, optimiser, and where it stands.
 
-    It begins with the weights of `checkpoint`, else of the recipe's `start`, else with random ones.
+    It begins with the weights of `checkpoint`, else of the recipe's `start`, else with random ones; `data` is
+    the mark of what it learns from.
     """
 
     def __init__(
@@ -106,9 +108,11 @@ class Run:
         device: torch.device,
         checkpoint: Path | None = None,
         targets: Sequence[str] = DOMAINS,
+        data: str = "",
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step, self.targets = recipe, device, 0, tuple(targets)
+        self.data = data
         options = asdict(recipe.network)
         self.generator = build_generator(recipe.architecture, len(self.targets), **options).to(device)
         if recipe.start and checkpoint is None:
@@ -188,6 +192,7 @@ class Run:
         state = {
             "step": self.step,
             "recipe": repr(self.recipe),
+            "data": self.data,
             "targets": list(self.targets),
             "generator": self.generator.state_dict(),
             "average": self.average.state_dict(),
@@ -203,19 +208,18 @@ class Run:
         os.replace(draft, path)  # complete or absent, whenever the run is killed
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint; raises BadInput where it was made with another recipe."""
+        """Go on from a checkpoint; raises BadInput where it was made with another recipe or of other data."""
         state = read_checkpoint(
             path, "recipe", "generator", "average", "optimiser", "step", device=self.device
         )
-        if state["recipe"] != repr(self.recipe):
-            raise BadInput(
-                f"{path} was made with another recipe; resume with that one, or train into another folder."
-            )
-        if tuple(state.get("targets", DOMAINS)) != self.targets:  # earlier checkpoints knew no others
+        now = {"recipe": repr(self.recipe), "data": self.data}
+        require_same(path, state, now, "recipe")
+        if tuple(state.get("targets", DOMAINS)) != self.targets:  # the nearer cause of other data
             raise BadInput(
                 f"{path} was made for the stains {', '.join(state['targets'])}, these smears are of "
                 f"{', '.join(self.targets)}; resume with those, or train into another folder."
             )
+        require_same(path, state, now, "data")
         self.generator.load_state_dict(state["generator"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -240,7 +244,8 @@ def train_generator(
     checkpoint = out_dir / "checkpoint.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     targets = targets_of(smears)
-    run = Run(recipe, device, checkpoint if resume and checkpoint.is_file() else None, targets)
+    goes_on = resume and checkpoint.is_file()
+    run = Run(recipe, device, checkpoint if goes_on else None, targets, mark_of_smears(smears))
     last = min(recipe.steps, stop_at or recipe.steps)
     if recipe.pairs.level_light:
         smears = level_light(smears)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from pipeline.errors import BadInput
 from stainers.choice import best_of, keep_best
 from tests.domain_scenes import domain_set
 from tests.test_stainers_adversarial import recipe, two_stains  # noqa: F401  (fixtures)
@@ -79,3 +82,99 @@ def test_a_best_checkpoint_whose_step_the_table_does_not_name_is_not_shipped(tmp
     torch.save({"step": 3, "averages": {}}, tmp_path / "best-loss.pt")
     assert best_of(tmp_path, "loss") is None
     assert best_of(tmp_path, "last") is None
+
+
+def other_pixel(image):
+    changed = image.copy()
+    changed[0, 0] ^= 1
+    return changed
+
+
+def without(path, key):
+    """A checkpoint as a version wrote it that did not know `key`."""
+    state = torch.load(path, weights_only=True)
+    del state[key]
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize("what", ["a pixel", "a label", "a name", "a domain"])
+def test_a_gan_is_resumed_with_the_data_it_was_made_with_alone(two_stains, recipe, tmp_path, what):  # noqa: F811
+    from stainers.cyclegan import train
+
+    train(two_stains, tmp_path, recipe)
+    kept = (tmp_path / "losses.csv").read_bytes()
+    target = two_stains.target
+    changed = {
+        "a pixel": {"images": (other_pixel(target.images[0]), *target.images[1:])},
+        "a label": {"labels": (*target.labels[:-1], "other")},
+        "a name": {"groups": ("renamed", *target.groups[1:])},
+        "a domain": {"domain": "green"},
+    }[what]
+    with pytest.raises(BadInput, match=r"checkpoint.pt was made with other images or labels; resume"):
+        train(replace(two_stains, target=replace(target, **changed)), tmp_path, recipe, resume=True)
+    assert (tmp_path / "losses.csv").read_bytes() == kept
+    assert train(two_stains, tmp_path, recipe, resume=True).step == 4
+
+
+def test_several_domains_are_resumed_with_the_data_they_were_made_with_alone(domain_recipe, tmp_path):  # noqa: F811
+    data = domain_set()
+    fit_multidomain(tmp_path, domain_recipe, data, stop_at=4)
+    first = replace(data.cells[0], picture=other_pixel(data.cells[0].picture))
+    with pytest.raises(BadInput, match="other images or labels"):
+        fit_multidomain(tmp_path, domain_recipe, replace(data, cells=(first, *data.cells[1:])), resume=True)
+    assert fit_multidomain(tmp_path, domain_recipe, data, resume=True).step == 8
+
+
+def test_the_kept_set_of_several_domains_is_made_anew_where_an_image_changed_under_its_name(
+    tmp_path, monkeypatch
+):
+    from stainers import domain_package
+    from stainers.domain_sets import DomainOptions
+
+    made = []
+    monkeypatch.setattr(domain_package, "namer", lambda *_: None)
+    monkeypatch.setattr(domain_package, "outliner", lambda *_: None)
+    monkeypatch.setattr(
+        domain_package, "computed_domains", lambda part, *_, **__: made.append(part) or domain_set()
+    )
+    smears = [smear("a", 1), smear("b", 2)]
+
+    def ask(of):
+        domain_package.domains_of(of, "train", DomainOptions(), 0, tmp_path / "pool.npz")
+        return len(made)
+
+    assert [ask(smears), ask(smears)] == [1, 1]
+    assert ask([replace(smears[0], image=other_pixel(smears[0].image)), smears[1]]) == 2
+    assert ask([smears[0], replace(smears[1], leukocytes=smears[1].leukocytes + 1)]) == 3
+
+
+def smear(name, seed):
+    from stainers.data import Smear
+
+    image = np.random.default_rng(seed).integers(90, 230, (160, 160, 3), dtype=np.uint8)
+    boxes = np.asarray([[50, 50, 110, 110]], np.float32)
+    return Smear(name, "bccd", "train", image, boxes, boxes, (220.0, 220.0, 220.0), 0.2)
+
+
+def test_the_dic_stainer_is_resumed_with_the_smears_it_was_made_with_alone(tmp_path):
+    from stainers.training import train_generator
+    from tests.stainer_scenes import tiny_recipe
+
+    plan, smears = tiny_recipe(2), [smear("a", 1), smear("b", 2)]
+    train_generator(smears, tmp_path, plan, stop_at=1)
+    other = [replace(smears[0], image=other_pixel(smears[0].image)), smears[1]]
+    with pytest.raises(BadInput, match="other images or labels"):
+        train_generator(other, tmp_path, plan, resume=True)
+    assert train_generator(smears, tmp_path, plan, resume=True).step == 2
+    without(tmp_path / "checkpoint.pt", "data")
+    with pytest.raises(BadInput, match="does not say with what data it was made"):
+        train_generator(smears, tmp_path, plan, resume=True)
+
+
+def test_a_checkpoint_that_does_not_say_its_data_is_refused(two_stains, recipe, tmp_path):  # noqa: F811
+    from stainers.cyclegan import train
+
+    train(two_stains, tmp_path, recipe)
+    without(tmp_path / "checkpoint.pt", "data")
+    with pytest.raises(BadInput, match=r"does not say with what data it was made \(an earlier version"):
+        train(two_stains, tmp_path, recipe, resume=True)
