@@ -151,17 +151,9 @@ def fit_domains(
         if run.step % (options.choose_every or epoch) == 0 or run.step == run.total:
             keep_best(out_dir, run.step, {"loss": run.pair_error(held_out)}, run.generators_state())
         if run.step % options.checkpoint_every == 0 or run.step == last:
-            _append(out_dir / "losses.csv", rows)
+            append_rows(out_dir / "losses.csv", rows)
             rows = []
             save_atomically(run.state(), checkpoint)
-
-
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Not every step has every pass: the columns are those of all passes, in the order they first appear."""
-    if not path.is_file() and rows:
-        names = list(dict.fromkeys(k for row in rows for k in row))
-        rows = [{n: row.get(n, "") for n in names} for row in rows]
-    append_rows(path, rows)
 
 
 @torch.no_grad()

@@ -178,3 +178,32 @@ def test_a_checkpoint_that_does_not_say_its_data_is_refused(two_stains, recipe, 
     without(tmp_path / "checkpoint.pt", "data")
     with pytest.raises(BadInput, match=r"does not say with what data it was made \(an earlier version"):
         train(two_stains, tmp_path, recipe, resume=True)
+
+
+def test_losses_that_begin_in_a_later_phase_are_in_the_table(domain_recipe, tmp_path):  # noqa: F811
+    fit_multidomain(tmp_path, domain_recipe)
+    found = rows(tmp_path / "losses.csv")
+    assert [r["step"] for r in found] == [str(n) for n in range(1, 9)]
+    for name in ("cell_class", "segment", "pair"):  # phase 3: the second half, every other step
+        assert [bool(r[name]) for r in found] == [False] * 5 + [True, False, True]
+    assert all(r["critic"] for r in found)
+
+
+def test_a_kill_while_a_column_is_added_loses_no_row(tmp_path, monkeypatch):
+    from stainers import gan_records
+
+    table = tmp_path / "losses.csv"
+    gan_records.append_rows(table, [{"step": 1, "a": 0.5}])
+    whole = table.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gan_records.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            gan_records.append_rows(table, [{"step": 2, "a": 0.4}, {"step": 3, "a": 0.3, "b": 1.0}])
+    assert table.read_bytes() == whole
+    gan_records.append_rows(table, [{"step": 2, "a": 0.4}, {"step": 3, "a": 0.3, "b": 1.0}])
+    gan_records.append_rows(table, [{"step": 4, "b": 2.0}])
+    assert table.read_text().split() == ["step,a,b", "1,0.5,", "2,0.4,", "3,0.3,1.0", "4,,2.0"]
