@@ -140,6 +140,7 @@ def export(
         training={
             "steps_done": run.step,
             "checkpoint": chosen,
+            "checkpoint_step": run.checkpoint_step,
             "pseudo_labels": {"classes": data.pseudo, "by": [CLASSIFIER, SEGMENTER]},
             "split": "by source image, near-duplicates together; 80 / 8 / 12 % train / validation / test",
             "trained_on": str(run.device),

@@ -109,6 +109,7 @@ class GanRun:
         self.recipe, self.options, self.total, self.device = recipe, options, total_steps, device
         self.autocast_type, self.compiled = speed_options(options, device)
         self.step, self.data = 0, ""
+        self.taken: int | None = None  # step of the averages, where they are not the last
         self.nets: dict[str, nn.Module] = {}
         self.averages: dict[str, nn.Module] = {}
         self.pools: dict[str, Any] = {}
@@ -244,9 +245,15 @@ class GanRun:
 
     def take_averages(self, path: Path) -> None:
         """Put a chosen checkpoint's generators in the place of the averages."""
-        chosen = read_checkpoint(path, "averages", device=self.device)["averages"]
-        for name, state in chosen.items():
+        chosen = read_checkpoint(path, "step", "averages", device=self.device)
+        for name, state in chosen["averages"].items():
             self.averages[name].load_state_dict(state)
+        self.taken = int(chosen["step"])
+
+    @property
+    def checkpoint_step(self) -> int:
+        """The step of the averages, which are shipped."""
+        return self.step if self.taken is None else self.taken
 
 
 def total_steps(options: RunOptions, examples: int) -> int:
@@ -294,10 +301,10 @@ def fit(
     many steps as `step-<n>.pt`.  `stop_at` ends early, as a kill would, but with a checkpoint.
     """
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
-    go_on(run, out_dir, resume, mark_of_set(data))
     held_out = data.part("validation")
     if not len(held_out.source) or not len(held_out.target):
         raise BadInput("the validation part of the data set is empty; give more images.")
+    go_on(run, out_dir, resume, mark_of_set(data))
     epoch = -(-len(sampler) // options.batch)
     last = min(run.total, stop_at or run.total)
     rows: list[dict[str, Any]] = []

@@ -98,6 +98,7 @@ def plain_text(recipe: Any, data: StainSet, generator: str, chosen: str, run: Ga
         training={
             "steps_done": run.step,
             "checkpoint": chosen,
+            "checkpoint_step": run.checkpoint_step,
             "split": SPLIT,
             "trained_on": str(run.device),
         },

@@ -7,9 +7,7 @@ run of a seed, so a resumed run ends with the weights of an uninterrupted one.
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.errors import BadInput
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
 from stainers.data_marks import mark_of_smears
+from stainers.gan_records import append_rows, begin_anew, drop_later, save_atomically
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
@@ -202,10 +201,10 @@ class Run:
             state |= {"judge": self.judge.state_dict(), "judge_optimiser": self.judge_optimiser.state_dict()}
         return state
 
-    def save(self, path: Path) -> None:
-        draft = path.with_suffix(".tmp")
-        torch.save(self.state(), draft)
-        os.replace(draft, path)  # complete or absent, whenever the run is killed
+    @property
+    def checkpoint_step(self) -> int:
+        """The step of the average, which is shipped: the last."""
+        return self.step
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; raises BadInput where it was made with another recipe or of other data."""
@@ -240,7 +239,6 @@ def train_generator(
     progress: Progress | None = None,
 ) -> Run:
     """Train on the smears of split `train`; `stop_at` ends early, as a kill would, but with a checkpoint."""
-    out_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir / "checkpoint.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     targets = targets_of(smears)
@@ -253,6 +251,9 @@ def train_generator(
     held_out = PairSampler(
         [s for s in smears if s.split == "validation"] or smears, recipe.pairs, recipe.seed + 1, targets
     )
+    if not goes_on:
+        begin_anew(out_dir)
+    drop_later(out_dir / "losses.csv", run.step)
     loader = torch.utils.data.DataLoader(
         PairDataset(sampler, run.step * recipe.batch, last * recipe.batch),
         batch_size=recipe.batch,
@@ -270,20 +271,10 @@ def train_generator(
         if run.step % recipe.sample_every == 0 or run.step == recipe.steps:
             save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
         if run.step % recipe.checkpoint_every == 0 or run.step == last:
-            run.save(checkpoint)
-            _append_losses(out_dir / "losses.csv", rows)
+            append_rows(out_dir / "losses.csv", rows)
             rows = []
+            save_atomically(run.state(), checkpoint)
     return run
-
-
-def _append_losses(path: Path, rows: list[dict[str, float]]) -> None:
-    names = ["step", "l1", "mse", "ssim", "gradient", "expected_error", "feature", "named", "adversarial"]
-    fresh = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names, restval="")
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 @torch.no_grad()

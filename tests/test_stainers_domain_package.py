@@ -71,6 +71,8 @@ def stainer(package):
 def test_the_card_says_what_the_stainer_learned_from(package):
     card = package.card
     assert card.parameters["targets"] == ["barcelona", "bccd", "raabin"]
+    assert card.training["checkpoint"] == "lowest error on held-out pairs"
+    assert card.training["checkpoint_step"] == card.training["steps_done"] == 2
     assert card.metrics["measured_on"] == "computed DIC"
     assert "pairs" in card.training_data[0]
     assert card.training["pseudo_labels"]["by"] == ["leukocyte-classes", "nucleus-cytoplasm"]

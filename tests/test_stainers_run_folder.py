@@ -207,3 +207,50 @@ def test_a_kill_while_a_column_is_added_loses_no_row(tmp_path, monkeypatch):
     gan_records.append_rows(table, [{"step": 2, "a": 0.4}, {"step": 3, "a": 0.3, "b": 1.0}])
     gan_records.append_rows(table, [{"step": 4, "b": 2.0}])
     assert table.read_text().split() == ["step,a,b", "1,0.5,", "2,0.4,", "3,0.3,1.0", "4,,2.0"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_losses_of_a_dic_stainer_are_those_of_this_run(tmp_path, resume):
+    """A second run in the folder begins a new table; a resumed one writes each step once."""
+    from stainers.training import train_generator
+    from tests.stainer_scenes import tiny_recipe
+
+    plan, smears = tiny_recipe(2), [smear("a", 1), smear("b", 2)]
+    train_generator(smears, tmp_path, plan, stop_at=1)
+    with (tmp_path / "losses.csv").open("a") as stream:  # a kill came before the next checkpoint
+        stream.write("2,9,9,9,9,9\n")
+    train_generator(smears, tmp_path, plan, resume=resume)
+    found = rows(tmp_path / "losses.csv")
+    assert [r["step"] for r in found] == ["1", "2"]
+    assert found[1]["l1"] != "9"
+
+
+def test_choice_csv_holds_the_loss_itself_of_which_the_lowest_is_kept(two_stains, recipe, tmp_path):  # noqa: F811
+    from stainers.cyclegan import train
+
+    train(two_stains, tmp_path, recipe)
+    found = {int(r["step"]): float(r["loss"]) for r in rows(tmp_path / "choice.csv")}
+    assert all(loss > 0 for loss in found.values())
+    best = torch.load(tmp_path / "best-loss.pt", weights_only=True)["step"]
+    assert found[best] == min(found.values())
+
+
+@pytest.mark.parametrize(("chosen", "step"), [("forward", 2), ("last", 4), ("backward", 4)])
+def test_a_card_names_the_step_whose_weights_it_ships(two_stains, recipe, tmp_path, chosen, step):  # noqa: F811
+    """`backward` was never measured: the last weights are shipped, and the card says so."""
+    from stainers.picture_training import train_set
+
+    asked = []
+
+    def score(_apply):  # the first look is best
+        asked.append(1)
+        return 1.0 / len(asked)
+
+    package = train_set(two_stains, tmp_path, recipe, scores={"forward": score}, chosen=chosen)
+    said = package.card.training
+    assert (said["steps_done"], said["checkpoint_step"]) == (4, step)
+    assert said["checkpoint"] == ("forward" if step == 2 else "last")
+    if step == 2:
+        kept = torch.load(tmp_path / "best-forward.pt", weights_only=True)["averages"]["forward"]
+        shipped = package.state_dict()
+        assert all(any(torch.equal(v, w) for w in shipped.values()) for v in kept.values())
