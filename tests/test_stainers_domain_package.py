@@ -51,6 +51,8 @@ def package(request, smears, tmp_path_factory):
         data=DomainOptions(crop_px=16, context_px=24),
         run=RunOptions(steps=2, batch=4, choose_every=2, sample_every=2),
     )
+    if request.param == "multidomain":
+        recipe = replace(recipe, phases=replace(recipe.phases, critic_steps=2))
     patched = pytest.MonkeyPatch()
     patched.setattr(domain_package, "frozen_outline", lambda _: FrozenSegmenter(TinyOutline()))
     data, folder = domain_set(), tmp_path_factory.mktemp(request.param)

@@ -111,6 +111,15 @@ def test_the_epochs_of_several_domains_are_counted_in_their_pictures(name, tmp_p
     assert domain_package.make_run(recipe, data).total == 2 * -(-len(data.cells) // 4)
 
 
+def test_a_run_that_ends_before_the_generators_first_turn_is_refused(tmp_path):
+    from stainers import domain_package
+    from tests.domain_scenes import domain_set
+
+    recipe = read(tmp_path, "architecture: multidomain\nphases: {critic_steps: 5}\nrun: {steps: 4}\n")
+    with pytest.raises(BadInput, match="trains no generator"):
+        domain_package.make_run(recipe, domain_set())
+
+
 @pytest.mark.parametrize("seed", ["-1", "99999999999999999999"])
 def test_a_seed_that_no_generator_takes_is_refused_by_every_command(seed):
     def walk(command, words):
