@@ -19,6 +19,7 @@ from pipeline.errors import BadInput
 if TYPE_CHECKING:
     from storage.images_info import ImageInfo
 
+SEEDS = click.IntRange(0, 2**63 - 1)  # what NumPy, torch and every recipe take
 MIN_SIDE_PX = 16  # a nucleus of 5 µm at 0.3 µm a pixel; nothing smaller can be named
 
 json_option = click.option(

@@ -23,6 +23,7 @@ from stainers.gan_networks import DiscriminatorOptions, GeneratorOptions, MultiS
 from stainers.gan_training import Batch, GanRun, Progress, RunOptions, Score, fit, total_steps
 from stainers.picture_data import DataOptions
 from stainers.picture_stainer import grey_picture
+from stainers.seeds import step_seed
 
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +66,7 @@ class ColorizationRun(GanRun):
 
     def jittered(self, grey: Tensor) -> Tensor:
         """Each grey (B, 1, h, w) with a gain and an exponent of its own, by seed and step."""
-        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
+        generator = torch.Generator().manual_seed(step_seed(self.options.seed, self.step))
         draw = torch.rand((2, len(grey), 1, 1, 1), generator=generator).to(grey) * 2 - 1
         gain, exponent = torch.exp(draw * self.recipe.grey_jitter)
         return (gain * grey**exponent).clamp(0, 1)

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 from pipeline.errors import BadInput
+from stainers.choice import best_of
 from stainers.data import PIXEL_SIZE_UM, Smear, load_smears
+from stainers.data_marks import mark_of_smears
 from stainers.domain_sets import DIC, DomainOptions, DomainSampler, DomainSet, computed_domains, kept, key_of
 from stainers.domain_training import DomainRun, fit_domains
 from stainers.gan_export import CardText, export_dic
-from stainers.gan_training import Progress
+from stainers.gan_training import Progress, total_steps
 from stainers.networks import PolarityNet
 from stainers.picture_data import namer
 from storage.packages import find_package
@@ -67,7 +69,7 @@ def domains_of(smears: list[Smear], split: str, options: DomainOptions, seed: in
             part, options, seed, name=namer(CLASSIFIER, PIXEL_SIZE_UM), outline=outliner(SEGMENTER)
         )
 
-    return kept(path, key_of(options, seed, [s.file for s in part]), make)
+    return kept(path, key_of(options, seed, mark_of_smears(part)), make)
 
 
 def make_run(recipe: Any, data: DomainSet) -> DomainRun:
@@ -75,13 +77,14 @@ def make_run(recipe: Any, data: DomainSet) -> DomainRun:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if tuple(recipe.generator.domains) != data.domains:
         raise BadInput(f"the recipe's domains are {recipe.generator.domains}, the data's {data.domains}.")
+    total = total_steps(recipe.run, len(data.cells))
     if recipe.architecture == "multidomain":
         from stainers.multidomain.training import MultiDomainRun
 
-        return MultiDomainRun(recipe, len(data.classes), device)
+        return MultiDomainRun(recipe, len(data.classes), total, device)
     from stainers.disentangled.training import DisentangledRun
 
-    return DisentangledRun(recipe, frozen_outline(SEGMENTER), device)
+    return DisentangledRun(recipe, frozen_outline(SEGMENTER), total, device)
 
 
 def train_folder(
@@ -111,8 +114,8 @@ def export(
     """Calibrate on validation smears, measure on test smears, write `out_dir`/package."""
     from stainers.pair_sources import computed_pairs
 
-    best, chosen = out_dir / "best-loss.pt", "last"
-    if best.is_file():
+    best, chosen = best_of(out_dir, "loss"), "last"
+    if best is not None:
         run.take_averages(best)
         chosen = "lowest error on held-out pairs"
     net: Any = run.averages["stain"]
@@ -137,6 +140,7 @@ def export(
         training={
             "steps_done": run.step,
             "checkpoint": chosen,
+            "checkpoint_step": run.checkpoint_step,
             "pseudo_labels": {"classes": data.pseudo, "by": [CLASSIFIER, SEGMENTER]},
             "split": "by source image, near-duplicates together; 80 / 8 / 12 % train / validation / test",
             "trained_on": str(run.device),

@@ -259,7 +259,7 @@ def _unpacked(held: Any) -> DomainSet:
     )
 
 
-def key_of(options: DomainOptions, seed: int, names: Sequence[str]) -> dict[str, Any]:
-    """What a set is made of; how examples are drawn from it is not part of that."""
+def key_of(options: DomainOptions, seed: int, data: str) -> dict[str, Any]:
+    """What a set is made of, `data` the mark of its smears; how examples are drawn is not part of that."""
     made_of = {k: getattr(options, k) for k in ("cells", "context_px", "pairs_known")}
-    return {"options": made_of, "seed": seed, "names": sorted(names), "version": 1}
+    return {"options": made_of, "seed": seed, "data": data, "version": 2}

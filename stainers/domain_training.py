@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stainers.choice import keep_best
+from stainers.data_marks import mark_of_domains
 from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
-from stainers.gan_records import append_rows, drop_later, save_atomically
-from stainers.gan_training import GanRun, Progress, RunOptions
+from stainers.gan_records import append_rows, save_atomically
+from stainers.gan_training import GanRun, Progress, RunOptions, go_on
+from stainers.seeds import step_seed
 
 Array = np.ndarray[Any, Any]
 
@@ -60,8 +63,8 @@ class DomainRun(GanRun):
 
     generators = ("stain",)
 
-    def __init__(self, recipe: Any, options: RunOptions, device: torch.device) -> None:
-        super().__init__(recipe, options, options.steps, device)
+    def __init__(self, recipe: Any, options: RunOptions, total: int, device: torch.device) -> None:
+        super().__init__(recipe, options, total, device)
         # Where a random number is needed, it depends on seed and step alone: a resumed run goes on alike.
         self.random = torch.Generator()
 
@@ -78,7 +81,7 @@ class DomainRun(GanRun):
         }
 
     def train_step(self, batch: Any) -> dict[str, float]:
-        self.random.manual_seed(self.options.seed * 1_000_003 + self.step)
+        self.random.manual_seed(step_seed(self.options.seed, self.step))
         for net in self.nets.values():
             net.train()
         return super().train_step(batch)
@@ -133,15 +136,11 @@ def fit_domains(
 
     `choice.csv` holds the error on held-out pairs; the checkpoint with the lowest is kept as `best-loss.pt`.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
-    if resume and checkpoint.is_file():
-        run.load(checkpoint)
-    for name in ("losses.csv", "choice.csv"):
-        drop_later(out_dir / name, run.step)
+    go_on(run, out_dir, resume, mark_of_domains(sampler.data, held_out))
+    epoch = -(-len(sampler.data.cells) // options.batch)
     last = min(run.total, stop_at or run.total)
     rows: list[dict[str, Any]] = []
-    best = _best(out_dir / "choice.csv")
     while run.step < last:
         parts = run.train_step(to_domain_batch(sampler.batch(run.step, options.batch), run.device))
         rows.append({"step": run.step, **{k: round(v, 6) for k, v in parts.items()}})
@@ -149,34 +148,12 @@ def fit_domains(
             progress(run.step, run.total, parts)
         if run.step % options.sample_every == 0 or run.step == run.total:
             save_domain_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
-        if options.choose_every and (run.step % options.choose_every == 0 or run.step == run.total):
-            error = run.pair_error(held_out)
-            append_rows(out_dir / "choice.csv", [{"step": run.step, "loss": round(error, 6)}])
-            if error < best:
-                best = error
-                kept = {k: v.state_dict() for k, v in run.averages.items()}
-                save_atomically({"step": run.step, "averages": kept}, out_dir / "best-loss.pt")
+        if run.step % (options.choose_every or epoch) == 0 or run.step == run.total:
+            keep_best(out_dir, run.step, {"loss": run.pair_error(held_out)}, run.generators_state())
         if run.step % options.checkpoint_every == 0 or run.step == last:
-            _append(out_dir / "losses.csv", rows)
+            append_rows(out_dir / "losses.csv", rows)
             rows = []
             save_atomically(run.state(), checkpoint)
-
-
-def _best(path: Path) -> float:
-    import csv
-
-    if not path.is_file():
-        return float("inf")
-    with path.open(newline="", encoding="utf-8") as stream:
-        return min((float(r["loss"]) for r in csv.DictReader(stream)), default=float("inf"))
-
-
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Not every step has every pass: the columns are those of all passes, in the order they first appear."""
-    if not path.is_file() and rows:
-        names = list(dict.fromkeys(k for row in rows for k in row))
-        rows = [{n: row.get(n, "") for n in names} for row in rows]
-    append_rows(path, rows)
 
 
 @torch.no_grad()

@@ -115,6 +115,8 @@ def export_package(
         "training": {
             "recipe": asdict(recipe),
             "steps_done": steps_done,
+            "checkpoint": "last",
+            "checkpoint_step": steps_done,
             "parameters": count_parameters(generator),
             "split": "by source image, near-duplicates together; 80 / 8 / 12 % train / validation / test",
             "trained_on": trained_on,

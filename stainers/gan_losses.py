@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stainers.gan_networks import Judgement
+from stainers.seeds import step_seed
 
 
 def least_squares(judged: Sequence[Judgement], real: bool) -> Tensor:
@@ -48,7 +49,7 @@ class ImagePool:
     def exchange(self, fresh: Tensor, step: int) -> Tensor:
         if self.size == 0:
             return fresh
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(step_seed(self.seed, step))
         shown = []
         for image in fresh.detach():
             if len(self.kept) < self.size:

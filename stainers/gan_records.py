@@ -39,18 +39,40 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to a CSV; the first row ever written names the columns."""
+    """Add rows to a CSV; a column appears with the first row that has it, and is empty in those before."""
     if not rows:
         return
-    names = list(rows[0])
+    columns = list(dict.fromkeys(k for row in rows for k in row))
+    earlier: list[dict[str, str]] = []
+    known = False
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as stream:
-            names = next(csv.reader(stream))
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names, restval="", extrasaction="ignore")
-        if stream.tell() == 0:
-            writer.writeheader()
-        writer.writerows(rows)
+            reader = csv.DictReader(stream)
+            names = list(reader.fieldnames or ())
+            columns = list(dict.fromkeys([*names, *columns]))
+            known = names == columns
+            earlier = [] if known else list(reader)
+    if known:
+        with path.open("a", newline="", encoding="utf-8") as stream:
+            csv.DictWriter(stream, columns, restval="").writerows(rows)
+        return
+    draft = path.with_name(f"{path.name}.new")
+    with draft.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="")
+        writer.writeheader()
+        writer.writerows([*earlier, *rows])
+    os.replace(draft, path)  # a run that is killed here keeps its rows
+
+
+def begin_anew(out_dir: Path) -> None:
+    """Make the folder of a run that begins: what an earlier one left there is neither resumed nor shipped.
+
+    Its sample pictures stay.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for pattern in ("checkpoint.pt", "best-*.pt", "step-*.pt", "losses.csv", "choice.csv"):
+        for left in out_dir.glob(pattern):
+            left.unlink()
 
 
 def drop_later(path: Path, step: int) -> None:

@@ -7,7 +7,6 @@ number n is the same in any run of a seed, so a resumed run ends with the weight
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,8 +19,17 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from stainers.cell_sets import Example, Sampler, StainSet
-from stainers.gan_records import append_rows, drop_later, run_on_picture, save_atomically, save_samples
-from storage.checkpoints import read_checkpoint
+from stainers.choice import keep_best
+from stainers.data_marks import mark_of_set
+from stainers.gan_records import (
+    append_rows,
+    begin_anew,
+    drop_later,
+    run_on_picture,
+    save_atomically,
+    save_samples,
+)
+from storage.checkpoints import read_checkpoint, require_same
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -33,7 +41,8 @@ Score = Callable[[Apply], float]  # higher is better: the accuracy of a classifi
 class RunOptions:
     """How long, how fast, how often.
 
-    `steps` above 0 overrides `epochs` (an epoch shows every source patch once).  The learning rate is
+    `steps` above 0 overrides `epochs` (an epoch shows every source patch once; of several domains, as many
+    pictures as there are).  The learning rate is
     constant until the share `decay_from` of the steps and then falls linearly to 0.  `ema` above 0 keeps an
     averaged copy of the generators, which is what is used.  precision: auto, fp32, bf16 or fp16; compile:
     auto, on or off; anything but fp32 and off needs a GPU.
@@ -86,7 +95,7 @@ def speed_options(options: RunOptions, device: torch.device) -> tuple[torch.dtyp
 
 
 class GanRun:
-    """One training run: networks, averages, optimisers, pools, and where it stands.
+    """One training run: networks, averages, optimisers, pools, where it stands, and the mark of its data.
 
     A family fills `nets`, names its `generators`, and gives `losses`: a step is one pass for the generators
     and one for the discriminators.
@@ -99,7 +108,8 @@ class GanRun:
         torch.manual_seed(options.seed)
         self.recipe, self.options, self.total, self.device = recipe, options, total_steps, device
         self.autocast_type, self.compiled = speed_options(options, device)
-        self.step = 0
+        self.step, self.data = 0, ""
+        self.taken: int | None = None  # step of the averages, where they are not the last
         self.nets: dict[str, nn.Module] = {}
         self.averages: dict[str, nn.Module] = {}
         self.pools: dict[str, Any] = {}
@@ -207,6 +217,7 @@ class GanRun:
             "step": self.step,
             "total": self.total,
             "recipe": repr(self.recipe),
+            "data": self.data,
             "nets": {k: v.state_dict() for k, v in self.nets.items()},
             "averages": {k: v.state_dict() for k, v in self.averages.items()},
             "optimisers": {k: v.state_dict() for k, v in self.optimisers.items()},
@@ -215,14 +226,11 @@ class GanRun:
         }
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint; raises BadInput where it was made with another recipe or length."""
+        """Go on from a checkpoint; raises BadInput where it was made with another recipe, data or length."""
         needed = ("recipe", "total", "nets", "averages", "optimisers", "pools", "scaler", "step")
         state = read_checkpoint(path, *needed, device=self.device)
-        if state["recipe"] != repr(self.recipe) or state["total"] != self.total:
-            raise BadInput(
-                f"{path} was made with another recipe or data set; resume with that one, or train into "
-                "another folder."
-            )
+        now = {"recipe": repr(self.recipe), "data": self.data, "total": self.total}
+        require_same(path, state, now, *now)
         for kind in ("nets", "averages", "optimisers"):
             for key, part in getattr(self, kind).items():
                 part.load_state_dict(state[kind][key])
@@ -231,15 +239,47 @@ class GanRun:
         self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
 
+    def generators_state(self) -> dict[str, Any]:
+        """What is kept of a step that may be shipped."""
+        return {"step": self.step, "averages": {k: v.state_dict() for k, v in self.averages.items()}}
+
     def take_averages(self, path: Path) -> None:
         """Put a chosen checkpoint's generators in the place of the averages."""
-        chosen = read_checkpoint(path, "averages", device=self.device)["averages"]
-        for name, state in chosen.items():
+        chosen = read_checkpoint(path, "step", "averages", device=self.device)
+        for name, state in chosen["averages"].items():
             self.averages[name].load_state_dict(state)
+        self.taken = int(chosen["step"])
+
+    @property
+    def checkpoint_step(self) -> int:
+        """The step of the averages, which are shipped."""
+        return self.step if self.taken is None else self.taken
 
 
 def total_steps(options: RunOptions, examples: int) -> int:
-    return options.steps or options.epochs * -(-examples // options.batch)
+    """Steps of a run over so many examples an epoch; raises BadInput where that is none."""
+    total = options.steps or options.epochs * -(-examples // options.batch)
+    if total < 1:
+        raise BadInput(
+            f"steps {options.steps} and epochs {options.epochs} of the recipe's run train nothing; give one "
+            "of them a number of 1 or more."
+        )
+    return total
+
+
+def go_on(run: GanRun, out_dir: Path, resume: bool, data: str) -> None:
+    """Bring a run to the checkpoint of its folder; without one, or unless it is to `resume`, begin anew.
+
+    `data` is the mark of what it learns from; raises BadInput where the checkpoint is of other data.
+    """
+    run.data = data
+    checkpoint = out_dir / "checkpoint.pt"
+    if resume and checkpoint.is_file():
+        run.load(checkpoint)
+    else:
+        begin_anew(out_dir)
+    for name in ("losses.csv", "choice.csv"):
+        drop_later(out_dir / name, run.step)
 
 
 def fit(
@@ -260,15 +300,11 @@ def fit(
     `best-<generator>.pt`, beside `best-loss.pt`.  `keep_every` above 0 keeps the generators of every so
     many steps as `step-<n>.pt`.  `stop_at` ends early, as a kill would, but with a checkpoint.
     """
-    out_dir.mkdir(parents=True, exist_ok=True)
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
-    if resume and checkpoint.is_file():
-        run.load(checkpoint)
-    for name in ("losses.csv", "choice.csv"):
-        drop_later(out_dir / name, run.step)
     held_out = data.part("validation")
     if not len(held_out.source) or not len(held_out.target):
         raise BadInput("the validation part of the data set is empty; give more images.")
+    go_on(run, out_dir, resume, mark_of_set(data))
     epoch = -(-len(sampler) // options.batch)
     last = min(run.total, stop_at or run.total)
     rows: list[dict[str, Any]] = []
@@ -281,30 +317,13 @@ def fit(
         if run.step % options.sample_every == 0 or run.step == run.total:
             save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
         if keep_every and run.step % keep_every == 0:
-            save_atomically(_generators(run), out_dir / f"step-{run.step:06d}.pt")
+            save_atomically(run.generators_state(), out_dir / f"step-{run.step:06d}.pt")
         if run.step % (options.choose_every or epoch) == 0 or run.step == run.total:
-            _choose(run, held_out, scores or {}, out_dir)
+            found = {"loss": run.validate(held_out)}
+            found |= {name: score(run.virtual(name)) for name, score in (scores or {}).items()}
+            keep_best(out_dir, run.step, found, run.generators_state())
         if run.step % options.checkpoint_every == 0 or run.step == last:
             append_rows(out_dir / "losses.csv", rows)
             rows = []
             save_atomically(run.state(), checkpoint)
     return out_dir / "best-loss.pt"
-
-
-def _generators(run: GanRun) -> dict[str, Any]:
-    return {"step": run.step, "averages": {k: v.state_dict() for k, v in run.averages.items()}}
-
-
-def _choose(run: GanRun, held_out: StainSet, scores: Mapping[str, Score], out_dir: Path) -> None:
-    """Measure the averages on the validation part and keep the best by each criterion."""
-    table = out_dir / "choice.csv"
-    earlier: list[dict[str, str]] = []
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8") as stream:
-            earlier = list(csv.DictReader(stream))
-    now = {"loss": -run.validate(held_out)}
-    now |= {name: score(run.virtual(name)) for name, score in scores.items()}
-    for name, value in now.items():
-        if all(value > float(r[name]) for r in earlier if r.get(name)):
-            save_atomically(_generators(run), out_dir / f"best-{name}.pt")
-    append_rows(table, [{"step": run.step, **{k: round(v, 6) for k, v in now.items()}}])

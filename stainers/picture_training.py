@@ -15,6 +15,7 @@ import torch
 
 from pipeline.errors import BadInput
 from stainers.cell_sets import StainSet
+from stainers.choice import best_of
 from stainers.dic_sets import DicSet
 from stainers.gan_export import VIEWS, CardText, Error, export_dic, export_pictures
 from stainers.gan_records import run_on_picture
@@ -51,14 +52,17 @@ def train_set(
 ) -> ModelPackage:
     """Train on a set and write `out_dir`/package, and package-backward where there is a way back.
 
-    The checkpoint is the best by `chosen`: `loss`, `last`, or the name of one of `scores`.  `scale` is that
-    of the source and the target pictures; `text` gives the card's words of a generator.
+    The checkpoint is the best by `chosen`: `loss`, `last`, or the name of one of `scores`; the last, and the
+    card says so, where this run measured none.  `scale` is that of the source and the target pictures; `text`
+    gives the card's words of a generator.
     """
     run = importlib.import_module(MODULES[recipe.architecture]).train(
         data, out_dir, recipe, resume=resume, stop_at=stop_at, scores=scores, progress=progress
     )
-    best = out_dir / f"best-{chosen}.pt"
-    if chosen != "last" and best.is_file():
+    best = best_of(out_dir, chosen)
+    if best is None:
+        chosen = "last"
+    else:
         run.take_averages(best)
     words = text or (lambda name: plain_text(recipe, data, name, chosen, run))
     if data.source.modality == "dic":
@@ -94,6 +98,7 @@ def plain_text(recipe: Any, data: StainSet, generator: str, chosen: str, run: Ga
         training={
             "steps_done": run.step,
             "checkpoint": chosen,
+            "checkpoint_step": run.checkpoint_step,
             "split": SPLIT,
             "trained_on": str(run.device),
         },

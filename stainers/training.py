@@ -7,9 +7,7 @@ run of a seed, so a resumed run ends with the weights of an uninterrupted one.
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,11 +19,14 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
+from stainers.data_marks import mark_of_smears
+from stainers.gan_records import append_rows, begin_anew, drop_later, save_atomically
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
-from storage.checkpoints import read_checkpoint
+from stainers.seeds import step_seed
+from storage.checkpoints import read_checkpoint, require_same
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -96,7 +97,8 @@ def _take_over(generator: nn.Module, stainer: Any, name: str, targets: Sequence[
 class Run:
     """One training run: generator, its average, optimiser, and where it stands.
 
-    It begins with the weights of `checkpoint`, else of the recipe's `start`, else with random ones.
+    It begins with the weights of `checkpoint`, else of the recipe's `start`, else with random ones; `data` is
+    the mark of what it learns from.
     """
 
     def __init__(
@@ -105,9 +107,11 @@ class Run:
         device: torch.device,
         checkpoint: Path | None = None,
         targets: Sequence[str] = DOMAINS,
+        data: str = "",
     ) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device, self.step, self.targets = recipe, device, 0, tuple(targets)
+        self.data = data
         options = asdict(recipe.network)
         self.generator = build_generator(recipe.architecture, len(self.targets), **options).to(device)
         if recipe.start and checkpoint is None:
@@ -137,7 +141,7 @@ class Run:
         self.generator.train()
         latent = self.generator.encode(source)
         if recipe.latent_noise > 0:
-            noise = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
+            noise = torch.Generator().manual_seed(step_seed(recipe.seed, self.step))
             latent = add_latent_noise(latent, recipe.latent_noise, noise)
         output = self.generator.decode(latent, domain)
         image, log_scale = output[:, :3], output[:, 3:]
@@ -187,6 +191,7 @@ class Run:
         state = {
             "step": self.step,
             "recipe": repr(self.recipe),
+            "data": self.data,
             "targets": list(self.targets),
             "generator": self.generator.state_dict(),
             "average": self.average.state_dict(),
@@ -196,25 +201,24 @@ class Run:
             state |= {"judge": self.judge.state_dict(), "judge_optimiser": self.judge_optimiser.state_dict()}
         return state
 
-    def save(self, path: Path) -> None:
-        draft = path.with_suffix(".tmp")
-        torch.save(self.state(), draft)
-        os.replace(draft, path)  # complete or absent, whenever the run is killed
+    @property
+    def checkpoint_step(self) -> int:
+        """The step of the average, which is shipped: the last."""
+        return self.step
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint; raises BadInput where it was made with another recipe."""
+        """Go on from a checkpoint; raises BadInput where it was made with another recipe or of other data."""
         state = read_checkpoint(
             path, "recipe", "generator", "average", "optimiser", "step", device=self.device
         )
-        if state["recipe"] != repr(self.recipe):
-            raise BadInput(
-                f"{path} was made with another recipe; resume with that one, or train into another folder."
-            )
-        if tuple(state.get("targets", DOMAINS)) != self.targets:  # earlier checkpoints knew no others
+        now = {"recipe": repr(self.recipe), "data": self.data}
+        require_same(path, state, now, "recipe")
+        if tuple(state.get("targets", DOMAINS)) != self.targets:  # the nearer cause of other data
             raise BadInput(
                 f"{path} was made for the stains {', '.join(state['targets'])}, these smears are of "
                 f"{', '.join(self.targets)}; resume with those, or train into another folder."
             )
+        require_same(path, state, now, "data")
         self.generator.load_state_dict(state["generator"])
         self.average.load_state_dict(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -235,11 +239,11 @@ def train_generator(
     progress: Progress | None = None,
 ) -> Run:
     """Train on the smears of split `train`; `stop_at` ends early, as a kill would, but with a checkpoint."""
-    out_dir.mkdir(parents=True, exist_ok=True)
     checkpoint = out_dir / "checkpoint.pt"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     targets = targets_of(smears)
-    run = Run(recipe, device, checkpoint if resume and checkpoint.is_file() else None, targets)
+    goes_on = resume and checkpoint.is_file()
+    run = Run(recipe, device, checkpoint if goes_on else None, targets, mark_of_smears(smears))
     last = min(recipe.steps, stop_at or recipe.steps)
     if recipe.pairs.level_light:
         smears = level_light(smears)
@@ -247,6 +251,9 @@ def train_generator(
     held_out = PairSampler(
         [s for s in smears if s.split == "validation"] or smears, recipe.pairs, recipe.seed + 1, targets
     )
+    if not goes_on:
+        begin_anew(out_dir)
+    drop_later(out_dir / "losses.csv", run.step)
     loader = torch.utils.data.DataLoader(
         PairDataset(sampler, run.step * recipe.batch, last * recipe.batch),
         batch_size=recipe.batch,
@@ -264,20 +271,10 @@ def train_generator(
         if run.step % recipe.sample_every == 0 or run.step == recipe.steps:
             save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
         if run.step % recipe.checkpoint_every == 0 or run.step == last:
-            run.save(checkpoint)
-            _append_losses(out_dir / "losses.csv", rows)
+            append_rows(out_dir / "losses.csv", rows)
             rows = []
+            save_atomically(run.state(), checkpoint)
     return run
-
-
-def _append_losses(path: Path, rows: list[dict[str, float]]) -> None:
-    names = ["step", "l1", "mse", "ssim", "gradient", "expected_error", "feature", "named", "adversarial"]
-    fresh = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, names, restval="")
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 @torch.no_grad()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadInput
+
+MADE_OF = {"recipe": "another recipe", "data": "other images or labels", "total": "another number of steps"}
 
 
 def read_checkpoint(path: Path, *needed: str, device: Any = "cpu") -> dict[str, Any]:
@@ -34,4 +37,21 @@ def keep_earlier(resume: bool, *checkpoints: Path) -> None:
             raise BadInput(
                 f"{checkpoint} is the checkpoint of an earlier training; give --resume to go on from it, or "
                 "another folder."
+            )
+
+
+def require_same(path: Path, state: Mapping[str, Any], now: Mapping[str, Any], *keys: str) -> None:
+    """Raise BadInput unless a checkpoint was made of what the run that would go on from it is made of.
+
+    Each of `keys`, of MADE_OF, stands in the checkpoint's state and in `now`.
+    """
+    for key in keys:
+        if key not in state:
+            raise BadInput(
+                f"{path} does not say with what {key} it was made (an earlier version wrote it); train into "
+                "another folder."
+            )
+        if state[key] != now[key]:
+            raise BadInput(
+                f"{path} was made with {MADE_OF[key]}; resume with the same, or train into another folder."
             )

@@ -7,9 +7,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def _plain(value: Any) -> Any:
@@ -57,3 +60,10 @@ def fingerprint(*parts: Any) -> str:
     """
     text = json.dumps([_plain(p) for p in parts], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def array_mark(values: np.ndarray[Any, Any]) -> str:
+    """sha256 (hex) of an array's type, shape and content, for a `fingerprint` of what it belongs to."""
+    digest = hashlib.sha256(f"{values.dtype.str} {values.shape}".encode("ascii"))
+    digest.update(values.tobytes())
+    return digest.hexdigest()

@@ -47,7 +47,7 @@ def make_run(recipe):
 
     torch.manual_seed(11)
     outline = FrozenSegmenter(TinyOutline())
-    return DisentangledRun(recipe, outline, torch.device("cpu"))
+    return DisentangledRun(recipe, outline, recipe.run.steps, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

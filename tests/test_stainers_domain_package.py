@@ -51,6 +51,8 @@ def package(request, smears, tmp_path_factory):
         data=DomainOptions(crop_px=16, context_px=24),
         run=RunOptions(steps=2, batch=4, choose_every=2, sample_every=2),
     )
+    if request.param == "multidomain":
+        recipe = replace(recipe, phases=replace(recipe.phases, critic_steps=2))
     patched = pytest.MonkeyPatch()
     patched.setattr(domain_package, "frozen_outline", lambda _: FrozenSegmenter(TinyOutline()))
     data, folder = domain_set(), tmp_path_factory.mktemp(request.param)
@@ -71,6 +73,8 @@ def stainer(package):
 def test_the_card_says_what_the_stainer_learned_from(package):
     card = package.card
     assert card.parameters["targets"] == ["barcelona", "bccd", "raabin"]
+    assert card.training["checkpoint"] == "lowest error on held-out pairs"
+    assert card.training["checkpoint_step"] == card.training["steps_done"] == 2
     assert card.metrics["measured_on"] == "computed DIC"
     assert "pairs" in card.training_data[0]
     assert card.training["pseudo_labels"]["by"] == ["leukocyte-classes", "nucleus-cytoplasm"]

@@ -37,7 +37,7 @@ def data():
 def make_run(recipe):
     from stainers.multidomain.training import MultiDomainRun
 
-    return MultiDomainRun(recipe, 2, torch.device("cpu"))
+    return MultiDomainRun(recipe, 2, recipe.run.steps, torch.device("cpu"))
 
 
 def a_batch(recipe, data, step=0):

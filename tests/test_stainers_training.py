@@ -251,6 +251,7 @@ def test_training_learns_the_colours_of_a_smear(smears, recipe):
 
 def test_training_ends_in_a_package_that_stains(folder, smears, recipe, tmp_path, monkeypatch):
     from stainers import training
+    from storage.packages import read_package
     from storage.registry import load
 
     monkeypatch.setattr(training, "load_smears", lambda *_, **__: smears)
@@ -258,6 +259,8 @@ def test_training_ends_in_a_package_that_stains(folder, smears, recipe, tmp_path
     assert metrics["measured_on"] == "computed DIC"
     assert metrics["all"]["n"] == 6
     stainer = load("stainer", str(tmp_path / "package"))
+    said = read_package(tmp_path / "package").card.training
+    assert (said["steps_done"], said["checkpoint"], said["checkpoint_step"]) == (2, "last", 2)
     assert stainer.stain(dic_patches(1)).image.shape == (1, 64, 64, 3)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.console import json_option, output
+from flows.console import SEEDS, json_option, output
 
 
 @click.command(name="simulate")
@@ -49,7 +49,7 @@ from flows.console import json_option, output
     help="Overlap of neighbouring fields in micrometres.",
 )
 @click.option("--bits", type=click.Choice(["8", "16"]), default="8", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEEDS, default=0, show_default=True)
 @json_option
 def command(
     folder: Path,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flows.console import existing, json_option, output, output_folder, pixel_size_option
+from flows.console import SEEDS, existing, json_option, output, output_folder, pixel_size_option
 
 SEED = 20261121
 
@@ -40,7 +40,7 @@ def options(
                 default=epochs,
                 show_default=epochs is not None or "the recipe's",
             ),
-            click.option("--seed", type=int, default=seed, show_default=seed is not None or "the recipe's"),
+            click.option("--seed", type=SEEDS, default=seed, show_default=seed is not None or "the recipe's"),
             click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
             json_option,
         ):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flows.console import existing, json_option, output
+from flows.console import SEEDS, existing, json_option, output
 
 
 @click.group(name="vtt")
@@ -20,7 +20,7 @@ def command() -> None:
     "--out", required=True, type=click.Path(path_type=Path), help="Page to write, such as vtt.html."
 )
 @click.option("--n", default=100, show_default=True, help="Images; a quarter of each of the four groups.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEEDS, default=0, show_default=True)
 @click.option("--configuration", default="", help="What made the virtual images; kept in the key alone.")
 @click.option("--title", default="Visual Turing Test", show_default=True)
 @click.option(

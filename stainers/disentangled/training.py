@@ -60,8 +60,10 @@ class Codes(NamedTuple):
 class DisentangledRun(DomainRun):
     """All but the discriminator (`stain`), and the discriminator (`judge`); `outline` is frozen."""
 
-    def __init__(self, recipe: DisentangledRecipe, outline: nn.Module, device: torch.device) -> None:
-        super().__init__(recipe, recipe.run, device)
+    def __init__(
+        self, recipe: DisentangledRecipe, outline: nn.Module, total: int, device: torch.device
+    ) -> None:
+        super().__init__(recipe, recipe.run, total, device)
         stain, judge = DisentangledStain(recipe.generator), Discriminator(recipe.generator)
         self.nets = {"stain": stain, "judge": judge}
         self.outline = outline.to(device)

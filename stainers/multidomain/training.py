@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import BadInput
 from stainers.domain_sets import DomainOptions
 from stainers.domain_training import DomainBatch, DomainRun
 from stainers.gan_training import RunOptions
@@ -81,8 +82,13 @@ class MultiDomainRecipe:
 class MultiDomainRun(DomainRun):
     """Encoder and generator (`stain`), discriminators (`judge`), `classifier`, `segmenter`."""
 
-    def __init__(self, recipe: MultiDomainRecipe, n_classes: int, device: torch.device) -> None:
-        super().__init__(recipe, recipe.run, device)
+    def __init__(self, recipe: MultiDomainRecipe, n_classes: int, total: int, device: torch.device) -> None:
+        if total < recipe.phases.critic_steps:
+            raise BadInput(
+                f"a run of {total} steps trains no generator, whose turn comes after critic_steps "
+                f"{recipe.phases.critic_steps}; give the recipe's run more steps, or its phases fewer."
+            )
+        super().__init__(recipe, recipe.run, total, device)
         code = 4 * recipe.generator.width
         stain = MultiDomainStain(recipe.generator)
         judge = Discriminator(recipe.generator)

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from pipeline.errors import BadInput
 from stainers.data import PairOptions
+from stainers.recipes.limits import check_together, check_value
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,26 @@ def _build(kind: type[Any], values: Any, where: str) -> Any:
             )
             if not fits:
                 raise BadInput(f"{where}: '{key}' must be {wanted.__name__}, not {value!r}.")
-            made[key] = wanted(value)
+            made[key] = _number(wanted, value, f"{where}: '{key}'")
         else:
             item = get_args(wanted)[0]
             fits = isinstance(value, list) and all(
                 isinstance(v, item) and not isinstance(v, bool) for v in value
             )
             if not fits:
-                kind = {int: "whole numbers", str: "words"}.get(item, item.__name__)
-                raise BadInput(f"{where}: '{key}' must be a list of {kind}, not {value!r}.")
+                what = {int: "whole numbers", str: "words"}.get(item, item.__name__)
+                raise BadInput(f"{where}: '{key}' must be a list of {what}, not {value!r}.")
             made[key] = tuple(value)
+        if key in made and not is_dataclass(made[key]):
+            check_value(kind.__name__, key, made[key], where)
     return kind(**made)
+
+
+def _number(wanted: type[Any], value: Any, where: str) -> Any:
+    try:
+        return wanted(value)
+    except OverflowError as error:  # a whole number beyond every float
+        raise BadInput(f"{where} must be a finite number, not {str(value)[:12]}….") from error
 
 
 def recipe_names() -> list[str]:
@@ -96,7 +106,7 @@ def recipe_names() -> list[str]:
 def read_recipe(name_or_path: str | Path) -> Any:
     """A shipped recipe by name, or a YAML file, as the recipe of its `architecture` (default: unet-film).
 
-    Unknown architectures and keys and wrong kinds of value are refused.
+    Unknown architectures and keys, wrong kinds of value, and values out of range are refused.
     """
     import yaml
 
@@ -114,4 +124,6 @@ def read_recipe(name_or_path: str | Path) -> Any:
     if not isinstance(values, dict):
         raise BadInput(f"{path} must hold keys and values, not {type(values).__name__}.")
     kind = family(str(values.get("architecture", "unet-film"))).get("recipe")
-    return _build(kind, values, str(path))
+    recipe = _build(kind, values, str(path))
+    check_together(recipe, str(path))
+    return recipe

@@ -1,0 +1,59 @@
+"""The choice of a checkpoint: what a run measured at which step, and its best generators by each criterion.
+
+A run folder keeps the measures in `choice.csv`, a row a look and a column a criterion, and the best
+generators as `best-<criterion>.pt`.  Of `loss` the lowest is best, of anything else, a score, the highest.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stainers.gan_records import append_rows, save_atomically
+from storage.checkpoints import read_checkpoint
+
+TABLE = "choice.csv"
+
+
+def keep_best(out_dir: Path, step: int, values: Mapping[str, float], state: dict[str, Any]) -> None:
+    """Note the values of a look at `step`, and keep `state` by every criterion of which they are the best.
+
+    A value that is no number is noted and never the best.
+    """
+    now = {name: round(value, 6) for name, value in values.items()}
+    for name, value in now.items():
+        best = _best_row(out_dir, name)
+        if math.isfinite(value) and (best is None or _rank(name, value) < best[0]):
+            save_atomically(state, out_dir / f"best-{name}.pt")
+    append_rows(out_dir / TABLE, [{"step": step, **now}])
+
+
+def best_of(out_dir: Path, criterion: str) -> Path | None:
+    """`best-<criterion>.pt`; None where it is not there, or is not of the best step of this run's choice.csv.
+
+    Raises BadInput where the file is damaged.
+    """
+    path, best = out_dir / f"best-{criterion}.pt", _best_row(out_dir, criterion)
+    if best is None or not path.is_file():
+        return None
+    return path if read_checkpoint(path, "step", "averages")["step"] == best[1] else None
+
+
+def _rank(criterion: str, value: float) -> float:
+    """Lower is better."""
+    return value if criterion == "loss" else -value
+
+
+def _best_row(out_dir: Path, criterion: str) -> tuple[float, int] | None:
+    """Rank and step of the first best row."""
+    if not (out_dir / TABLE).is_file():
+        return None
+    with (out_dir / TABLE).open(newline="", encoding="utf-8") as stream:
+        rows = [
+            (_rank(criterion, float(r.get(criterion) or "nan")), int(r["step"]))
+            for r in csv.DictReader(stream)
+        ]
+    return min((r for r in rows if math.isfinite(r[0])), default=None)
