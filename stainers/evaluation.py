@@ -22,6 +22,7 @@ from stainers.image_errors import image_errors
 from stainers.pair_sources import Pair, find_pairs
 from stainers.reliability import auroc, correlations, reliability_bins
 from stainers.spoiling import SPOILS
+from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
 # raw, in one light, without lamp and stain strength, and that as a share of the structure there is
@@ -282,4 +283,4 @@ def draw_pictures(path: Path, pairs: Sequence[Pair], measured: Measured) -> None
             tile.paste(small)
             row.append(np.asarray(tile))
         rows.append(np.hstack(row))
-    Image.fromarray(np.vstack(rows)).save(path)
+    write_png(path, np.vstack(rows))

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, read_cells
 from stainers.evaluation import interval
+from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
 PICTURED = 12
@@ -68,7 +69,7 @@ def evaluate_transfer(
         row = {k: interval(v, cells.groups) for k, v in values.items()}
         report["per_source"][source] = {"n": len(cells), **row}
     (out_dir / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    cv2.imwrite(str(out_dir / "pictures.png"), np.vstack(pictures)[..., ::-1])
+    write_png(out_dir / "pictures.png", np.vstack(pictures))
     return report
 
 

@@ -20,6 +20,7 @@ from pipeline.errors import BadInput
 from stainers.base import Stainer
 from stainers.data import PIXEL_SIZE_UM, Smear, glass_and_red_cell, window
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
+from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
 # (H, W, 3) uint8 at PIXEL_SIZE_UM -> the name of the cell in its middle; None where it is in doubt
@@ -150,17 +151,13 @@ def write_virtual_cells(
 def _of_one(
     cell: Subject, stainer: Stainer, name_of: Namer, folder: Path, options: VirtualCellOptions, held: bool
 ) -> Iterator[tuple[str, str, str, str]]:
-    import cv2
-
     name = cell.name or name_of(window(cell.smear.image, cell.centre_xy, PATCH_PX))
     if name is None:
         return
     for draw in range(options.held_draws if held else options.draws):
         path = folder / f"{cell.key}-{draw}.png"
         if not path.is_file():
-            part = path.with_suffix(".part.png")  # a run that is cut off leaves no torn picture
-            cv2.imwrite(str(part), _painted(cell, stainer, options.seed, draw)[..., ::-1])
-            part.replace(path)
+            write_png(path, _painted(cell, stainer, options.seed, draw))  # whole: a run may be cut off
         yield path.name, name, f"virtual-{cell.smear.domain}", cell.smear.file
 
 

@@ -46,13 +46,12 @@ def command(
     as_json: bool,
 ) -> None:
     """Show which pixels speak for (orange) and against (blue) the class of the cell in each image."""
-    import cv2
-
     from classifiers.explaining import draw, explain, explainable
     from pipeline.classification import classify_patches
     from pipeline.settings import load_settings
     from storage.images import image_info
     from storage.registry import load
+    from storage.whole_files import write_png
 
     settings = load_settings(config).classification
     classifier = explainable(load("classifier", model or settings.classifier))
@@ -65,7 +64,7 @@ def command(
         named = classify_patches(image[None], size, classifier, settings).cells([str(path)])[0]
         found = explain(classifier, image, size, label or named.label, method)
         target = unique_output(folder, path, ".png", taken)
-        cv2.imwrite(str(target), draw(image, found)[..., ::-1])
+        write_png(target, draw(image, found))
         return {
             "file": str(path),
             "class": named.label,

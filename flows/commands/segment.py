@@ -37,12 +37,11 @@ def command(
     as_json: bool,
 ) -> None:
     """Label images: 0 background, 1 red cell, 2 cytoplasm, 3 nucleus, one PNG an image."""
-    import cv2
-
     from detectors import segment_image
     from pipeline.settings import load_settings
     from storage.images import image_info
     from storage.registry import load
+    from storage.whole_files import write_png
 
     segmenter = load("segmenter", model or load_settings(config).classification.segmenter)
     folder = output_folder(out)
@@ -52,7 +51,7 @@ def command(
         size = pixel_size or image_info(path).pixel_size_um
         labels = segment_image(segmenter, as_rgb(read_rgb_or_grey(path)), size)
         target = unique_output(folder, path, ".png", taken)
-        cv2.imwrite(str(target), labels)
+        write_png(target, labels)
         return {"file": str(path), "output": str(target)}
 
     with output(as_json) as show:

@@ -35,11 +35,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Stain images virtually; writes a PNG an image with its confidence."""
-    import cv2
-
     from pipeline.settings import load_settings
     from stainers import stain_image
     from storage.registry import load
+    from storage.whole_files import write_png
 
     settings = load_settings(config).staining
     stainer = load("stainer", model or settings.dic_stainer)
@@ -51,7 +50,7 @@ def command(
             stainer, read_rgb_or_grey(path), target or settings.target
         )
         written = unique_output(folder, path, "_virtual.png", taken)
-        cv2.imwrite(str(written), image[..., ::-1])
+        write_png(written, image)
         return {
             "file": str(path),
             "output": str(written),
