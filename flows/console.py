@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from typing import Any
 import click
 
 from pipeline.errors import BadInput
+from storage.json_text import json_text
 
 MIN_SIDE_PX = 16  # a nucleus of 5 µm at 0.3 µm a pixel; nothing smaller can be named
 
@@ -60,15 +59,6 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinities as null: JSON has no word for them."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 @contextlib.contextmanager
 def reserved_stdout() -> Iterator[Callable[[Any], None]]:
     """Send everything that anybody prints to stderr; only the yielded function reaches stdout.
@@ -80,7 +70,7 @@ def reserved_stdout() -> Iterator[Callable[[Any], None]]:
     os.dup2(2, 1)
     document: list[str] = []
     try:
-        yield lambda value: document.append(json.dumps(_finite(value), indent=1, allow_nan=False))
+        yield lambda value: document.append(json_text(value))
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)

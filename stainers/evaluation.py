@@ -22,6 +22,7 @@ from stainers.image_errors import image_errors
 from stainers.pair_sources import Pair, find_pairs
 from stainers.reliability import auroc, correlations, reliability_bins
 from stainers.spoiling import SPOILS
+from storage.json_text import json_text
 from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
@@ -194,8 +195,6 @@ def evaluate_stainer(
     Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
     into `out_dir`; returns what metrics.json holds.
     """
-    import json
-
     from stainers.reliability import draw_reliability
 
     if (data / "labels.csv").is_file() and not getattr(stainer, "uses_shear", False):
@@ -242,7 +241,7 @@ def evaluate_stainer(
         )
     clean, spoilt = kept[0]
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out_dir / "metrics.json").write_text(json_text(report) + "\n", encoding="utf-8")
     draw_pictures(out_dir / "pictures.png", pairs, clean)
     draw_reliability(
         out_dir / "reliability.png",

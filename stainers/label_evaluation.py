@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, read_cells
 from stainers.evaluation import interval
+from storage.json_text import json_text
 from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
@@ -45,8 +46,6 @@ def evaluate_transfer(
     `classify` takes (N, H, W, 3) uint8 to class names.  Writes metrics.json and pictures.png (as it is,
     virtual) into `out_dir`; returns what metrics.json holds.
     """
-    import json
-
     import cv2
 
     sources = labelled_sources(data, stainer.targets)
@@ -68,7 +67,7 @@ def evaluate_transfer(
         values["gain"] = values["right_after"] - values["right_before"]
         row = {k: interval(v, cells.groups) for k, v in values.items()}
         report["per_source"][source] = {"n": len(cells), **row}
-    (out_dir / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out_dir / "metrics.json").write_text(json_text(report) + "\n", encoding="utf-8")
     write_png(out_dir / "pictures.png", np.vstack(pictures))
     return report
 

@@ -198,6 +198,15 @@ def test_the_evaluation_of_a_folder_writes_figures_and_pictures(tmp_path):
     assert Image.open(tmp_path / "out" / "reliability.png").size[0] > 500
 
 
+def test_the_figures_of_one_pair_are_json_that_every_reader_takes(tmp_path):
+    from stainers.evaluation import evaluate_stainer
+
+    evaluate_stainer(FakeStainer(), write_folder(tmp_path / "pairs", 1), tmp_path / "out")
+    text = (tmp_path / "out" / "metrics.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["confidence_error_correlation"]["rmse"]["all"]["pearson"] == [None, None, None]
+
+
 def test_the_classifier_made_for_the_pictures_is_judged_by_the_names_of_the_real_stain(tmp_path):
     from stainers.evaluation import evaluate_stainer
 

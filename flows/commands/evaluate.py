@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from flows.console import existing, json_option, output, output_folder, pixel_size_option
+from storage.json_text import json_text
 
 
 @click.group(name="evaluate")
@@ -36,7 +36,7 @@ def _done(as_json: bool, data: Path, out: Path, evaluate: Callable[[], dict[str,
     with output(as_json) as show:
         output_folder(out)
         figures = evaluate()
-        show(figures, json.dumps(figures, indent=1) + f"\npictures in {out}")
+        show(figures, json_text(figures) + f"\npictures in {out}")
 
 
 @command.command(name="detector")
@@ -163,7 +163,7 @@ def stainer(
             segmenter=load("segmenter", judges.segmenter),
             weights_dir=imagenet_weights,
         )
-        show(figures, json.dumps(figures, indent=1) + f"\npictures in {out}")
+        show(figures, json_text(figures) + f"\npictures in {out}")
 
 
 @command.command(name="classifier")
