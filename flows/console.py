@@ -176,12 +176,17 @@ def each_image(
             refused.append(str(error) if str(name) in str(error) else f"{name}: {error}")
         except Exception as error:  # a defect of ours; the other images of the line are still answered
             logging.getLogger("smearflow").debug("%s", name, exc_info=True)
-            detail = " ".join(str(error).split())[:200]
-            refused.append(
-                f"{name}: it could not be processed ({type(error).__name__}: {detail}); this is a defect of "
-                "smearflow, please report it."
-            )
+            refused.append(f"{name}: it could not be processed {defect(error)}")
     return results, refused
+
+
+def defect(error: Exception) -> str:
+    """What of an error that nobody foresaw a person may know: its kind, its text, and whose fault it is."""
+    detail = " ".join(str(error).split())[:200]
+    named = f"({type(error).__name__}: {detail})" if detail else f"({type(error).__name__})"
+    if isinstance(error, OSError | MemoryError):
+        return f"{named}; the machine refused that: look at its disk, its memory and who may use the file."
+    return f"{named}; this is a defect of smearflow, please report it."
 
 
 def one_line(text: str) -> str:

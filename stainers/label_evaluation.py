@@ -5,7 +5,6 @@ Intervals are 95 % of a bootstrap over images, near-duplicates together.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, read_cells
 from stainers.evaluation import interval
 from storage.json_text import json_text
+from storage.tables import read_table
 from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
@@ -24,10 +24,7 @@ PICTURED = 12
 
 def labelled_sources(data: Path, targets: Sequence[str]) -> list[str]:
     """The sources of `data`/labels.csv that are none of the stainer's targets."""
-    with (data / "labels.csv").open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"image", "source", "class"} <= set(rows[0]):
-        raise BadInput(f"{data / 'labels.csv'}: columns image, source and class are needed.")
+    rows = read_table(data / "labels.csv", ("image", "source", "class"), filled=("image",))
     return sorted({r["source"] for r in rows} - set(targets))
 
 

@@ -87,6 +87,43 @@ def test_a_list_that_is_none_is_refused(tmp_path, text, said):
         find_pairs(tmp_path, TARGETS)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dic,stained,class\ndic/c0.png\n", r"pairs\.csv: line 2 has fewer cells than the header"),
+        ("dic,stained\ndic/c0.png,stained/c0.png,x\n", r"pairs\.csv: line 2 has more cells"),
+        ("dic,stained\n\n,stained/c0.png\n", r"pairs\.csv: line 3 says no dic"),
+        ("dic,stained\n\xe9,b\n", r"pairs\.csv: the table is not in UTF-8"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_by_its_line(tmp_path, text, said):
+    write_folder(tmp_path)
+    (tmp_path / "pairs.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BadInput, match=said):
+        find_pairs(tmp_path, TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ({"brightfield_to_dic": [[1, 0]], "leukocytes_xyxy": []}, "field 'F1' needs a matrix of 2 x 3"),
+        ({"brightfield_to_dic": np.eye(3).tolist(), "leukocytes_xyxy": []}, "it has 3 x 3 numbers"),
+        ({"brightfield_to_dic": [[1, 0, 0], [0, 1, float("nan")]], "leukocytes_xyxy": []}, "no table of n"),
+        ({"brightfield_to_dic": np.eye(3)[:2].tolist()}, r"as leukocytes_xyxy \(there is none\)"),
+        ({"brightfield_to_dic": np.eye(3)[:2].tolist(), "leukocytes_xyxy": [[1, 2, 3]]}, "boxes of four"),
+        ({"brightfield_to_dic": np.eye(3)[:2].tolist(), "leukocytes_xyxy": [[1, 2], [3]]}, "boxes of four"),
+        (["x"], "needs a matrix of 2 x 3"),
+    ],
+)
+def test_a_truth_that_states_no_matrix_or_box_names_its_field(tmp_path, field, said):
+    rows = "s,F1,brightfield,MGG,bf.png,0.1\ns,F1,dic,unstained,dic.png,0.1\n"
+    (tmp_path / "manifest.csv").write_text("slide,field,modality,stain,file,pixel_size_um\n" + rows)
+    (tmp_path / "truth.json").write_text(json.dumps({"fields": {"F1": field}}))
+    with pytest.raises(BadInput, match=said) as found:
+        find_pairs(tmp_path, TARGETS)
+    assert "truth.json" in str(found.value)
+
+
 def test_an_unknown_target_is_refused_with_those_that_exist(tmp_path):
     with pytest.raises(BadInput, match="bccd, raabin"):
         find_pairs(write_folder(tmp_path), TARGETS, target="perls")
