@@ -185,19 +185,30 @@ def evaluate_stainer(
     classifier: Any = None,
     virtual_classifier: Any = None,
     segmenter: Any = None,
+    modalities: Sequence[str] | None = None,
     weights_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate on the pairs that `data` holds (`stainers.pair_sources.find_pairs`), at most `limit` a target.
 
     A transfer between stains is measured without pairs where `data` has a labels.csv
-    (`stainers.label_evaluation`).
+    (`stainers.label_evaluation`).  `modalities` are those that the stainer reads, by its card; None: not
+    known.  Raises BadInput where it cannot read what `data` would give it.
     Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
     into `out_dir`; returns what metrics.json holds.
     """
     from stainers.reliability import draw_reliability
 
-    if (data / "labels.csv").is_file() and not getattr(stainer, "uses_shear", False):
+    if modalities is None:
+        modalities = ("dic",) if getattr(stainer, "uses_shear", False) else ("dic", "brightfield")
+    labelled = (data / "labels.csv").is_file()
+    if not labelled and "dic" not in modalities:
+        raise BadInput(
+            f"{data}: pairs of DIC and stain are for a stainer of DIC, and '{stainer.name}' reads "
+            f"{' and '.join(modalities)}; give it labelled cells of its source stain (a folder with "
+            "labels.csv), or name another stainer."
+        )
+    if labelled and "brightfield" in modalities:
         from stainers.label_evaluation import evaluate_transfer
 
         if classifier is None:

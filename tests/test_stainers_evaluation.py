@@ -297,6 +297,28 @@ def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
     assert twice.exit_code != 0
 
 
+@pytest.mark.parametrize("kind", ["folder", "list", "case", "smears"])
+def test_a_stainer_of_stained_images_is_never_given_dic(tmp_path, capsys, kind):
+    from flows.cli import main
+
+    if kind in ("folder", "list"):
+        write_folder(tmp_path / "in", 2)
+    else:
+        (tmp_path / "in").mkdir()
+    if kind == "list":
+        (tmp_path / "in" / "pairs.csv").write_text("dic,stained\ndic/c0.png,stained/c0.png\n")
+    if kind == "case":
+        (tmp_path / "in" / "manifest.csv").write_text("field,modality,file\n")
+        (tmp_path / "in" / "truth.json").write_text('{"fields": {}}')
+    asked = ["evaluate", "stainer", str(tmp_path / "in"), "--model", "tecom-to-cellavision"]
+    with pytest.raises(SystemExit) as stop:
+        main([*asked, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert "are for a stainer of DIC, and 'tecom-to-cellavision' reads brightfield" in told
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
 def test_smears_are_measured_on_the_part_never_trained_on(tmp_path, monkeypatch):
     from stainers import pair_sources
 

@@ -138,6 +138,7 @@ def stainer(
     from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from stainers.evaluation import evaluate_stainer
+    from storage.packages import find_package
     from storage.registry import load
 
     if (data is None) == (pairs is None):
@@ -152,6 +153,7 @@ def stainer(
         output_folder(out)
         judges = settings.classification
         name, own = model or settings.staining.dic_stainer, judges.virtual_classifier
+        package = find_package(name)
         figures = evaluate_stainer(
             load("stainer", name),
             place,
@@ -161,6 +163,7 @@ def stainer(
             classifier=load("classifier", judges.classifier),
             virtual_classifier=load("classifier", own) if own is not None and made_for(own, name) else None,
             segmenter=load("segmenter", judges.segmenter),
+            modalities=None if package is None else package.card.modalities,
             weights_dir=imagenet_weights,
         )
         show(figures, json_text(figures) + f"\npictures in {out}")
