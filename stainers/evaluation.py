@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.data import PIXEL_SIZE_UM
 from stainers.downstream import names, outlines
-from stainers.feature_metrics import Encoder, feature_metrics
+from stainers.feature_metrics import Encoder, feature_metrics, imagenet_weights
 from stainers.field import PATCH_LIMIT_PX, stain_image
 from stainers.image_errors import image_errors
 from stainers.pair_sources import Pair, find_pairs
@@ -107,6 +107,8 @@ def evaluate_pairs(
     """
     if not pairs:
         raise ValueError("no pairs to evaluate on")
+    if weights_dir is not None:
+        imagenet_weights(weights_dir)  # what it lacks is said before the pairs are stained
     clean = measure(stainer, pairs, [p.dic for p in pairs], progress)
     sources = [p.source for p in pairs]
     targets = np.asarray([p.target for p in pairs])
@@ -117,7 +119,9 @@ def evaluate_pairs(
         columns |= names(classify, clean.images, real, dic, classify_virtual)
     if segment is not None:
         columns |= outlines(segment, clean.images, real, dic)
-    if len({p.stained.shape for p in pairs}) == 1 and (encoder is not None or weights_dir is not None):
+    sizes = sorted({p.stained.shape[:2] for p in pairs})
+    by_features = encoder is not None or weights_dir is not None
+    if by_features and len(sizes) == 1:
         pairwise, of_sets, networks = feature_metrics(
             clean.images, real, encoder=encoder, weights_dir=weights_dir
         )
@@ -152,6 +156,11 @@ def evaluate_pairs(
         },
         "reliability": reliability_bins(clean.confidence, clean.errors),
     }
+    if by_features and len(sizes) > 1:
+        report["not_measured"] = (
+            f"features: the pairs are of {len(sizes)} sizes, from {sizes[0][1]} x {sizes[0][0]} to "
+            f"{sizes[-1][1]} x {sizes[-1][0]} px, and need one"
+        )
     threshold = getattr(stainer, "min_confidence", None)
     if threshold is not None:
         report["share_below_threshold"] = float(np.mean(clean.confidence < threshold))
@@ -247,9 +256,9 @@ def evaluate_stainer(
         if m is not None
     }
     if fields:
-        report["not_measured"] = (
-            f"classes, outlines and features: {fields} images are larger than a cell's patch"
-        )
+        judged = "classes, outlines and features" if weights_dir is None else "classes and outlines"
+        reasons = [f"{judged}: {fields} images are larger than a cell's patch"]
+        report["not_measured"] = "; ".join(reasons + [report[k] for k in ("not_measured",) if k in report])
     clean, spoilt = kept[0]
     out_dir.mkdir(parents=True, exist_ok=True)
     (out_dir / "metrics.json").write_text(json_text(report) + "\n", encoding="utf-8")

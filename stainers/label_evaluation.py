@@ -48,7 +48,11 @@ def evaluate_transfer(
     sources = labelled_sources(data, stainer.targets)
     if not sources:
         raise BadInput(f"{data}: every cell is of the stainer's own target; give cells of another stain.")
-    report: dict[str, Any] = {"measured_on": "labelled cells without pairs", "per_source": {}}
+    report: dict[str, Any] = {
+        "measured_on": "labelled cells without pairs",
+        "not_measured": "image errors, outlines and features: there are no pairs",
+        "per_source": {},
+    }
     pictures: list[Array] = []
     for source in sources:
         cells = _some(read_cells(data, source), limit, seed)

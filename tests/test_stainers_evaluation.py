@@ -278,6 +278,33 @@ def test_fields_are_measured_and_judges_of_single_cells_are_left_out(tmp_path):
     assert Image.open(tmp_path / "out" / "pictures.png").size == (4 * 256, 256)
 
 
+def test_pairs_of_two_sizes_are_measured_and_what_needs_one_size_is_said_to_be_missing(tmp_path):
+    from PIL import Image
+
+    from stainers.evaluation import evaluate_stainer
+
+    root = write_folder(tmp_path / "pairs", 3)
+    other = dic_patches(1, 80)[0]
+    Image.fromarray(other[..., 0]).save(root / "dic" / "c1.png")
+    Image.fromarray(stained_of(other)).save(root / "stained" / "c1.png")
+    found = evaluate_stainer(FakeStainer(), root, tmp_path / "out", classifier=FakeClassifier())
+    assert found["not_measured"].startswith("features: the pairs are of 2 sizes, from 64 x 64 to 80 x 80 px")
+    assert "encoder_frechet" not in found["all"]
+
+
+def test_a_named_folder_without_the_imagenet_weights_is_refused_before_anything_is_stained(tmp_path):
+    from stainers.evaluation import evaluate_stainer
+
+    class Never(FakeStainer):
+        def stain(self, patches, target=None):
+            pytest.fail("stained")
+
+    (tmp_path / "weights").mkdir()
+    pairs = write_folder(tmp_path / "pairs", 2)
+    with pytest.raises(BadInput, match=r"weights: the weights alexnet-.* and pt_inception-.* are not in it"):
+        evaluate_stainer(Never(), pairs, tmp_path / "out", weights_dir=tmp_path / "weights")
+
+
 def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
     from click.testing import CliRunner
 
