@@ -42,6 +42,13 @@ def pixel_size_option(
     return click.option(name, type=float, default=None, callback=checked, help=text)
 
 
+def not_blank(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The value of an option; BadInput where it is an empty text, which a script's unset variable leaves."""
+    if value is not None and not value.strip():
+        raise BadInput(f"{parameter.opts[0]}: it is empty; fill it, or leave the option out.")
+    return value
+
+
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that fills a store."""
     for option in (

@@ -2,8 +2,9 @@
 
 LPIPS and FID are defined by networks trained on ImageNet.  Where their weights are found - in a folder that
 is named, else in torch's cache - they are computed with torchmetrics; nothing is downloaded.  Where no folder
-is named and the cache holds none, the encoder of a registered classifier serves, and the figures are called `encoder_distance` and
-`encoder_frechet`: they can be compared with each other, and with no LPIPS or FID of any paper.
+is named and the cache holds none, the encoder of a registered classifier serves, and the figures are called
+`encoder_distance` and `encoder_frechet`: they can be compared with each other, and with no LPIPS or FID of
+any paper.
 """
 
 from __future__ import annotations

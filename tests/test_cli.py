@@ -163,6 +163,7 @@ SIZED = (
     "explain",
     "run",
     "segment",
+    "stain",
 )
 
 

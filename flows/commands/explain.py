@@ -13,6 +13,7 @@ from flows.console import (
     each_image,
     finish,
     json_option,
+    not_blank,
     output,
     output_folder,
     pixel_size_option,
@@ -23,7 +24,7 @@ from flows.console import (
 
 @click.command(name="explain")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, help="Folder for the pictures.")
+@click.option("--out", required=True, callback=not_blank, help="Folder for the pictures.")
 @pixel_size_option()
 @click.option("--model", default=None, help="Classifier [the settings' choice].")
 @click.option("--class", "label", default=None, help="Class to explain [the one that is named].")
