@@ -86,6 +86,7 @@ def evaluate_pairs(
     *,
     measured_on: str = "computed DIC",
     classify: Callable[[Array], Sequence[str]] | None = None,
+    named_by: str = "a classifier",
     classify_virtual: Callable[[Array], Sequence[str]] | None = None,
     segment: Callable[[Array, float], Array] | None = None,
     encoder: Callable[[], Encoder] | None = None,
@@ -115,8 +116,18 @@ def evaluate_pairs(
     real, dic = [p.stained for p in pairs], [p.dic for p in pairs]
     columns = dict(clean.errors)
     of_sets: dict[str, Any] = {}
+    classes, labels_from = [p.label for p in pairs], "of the pairs"
     if classify is not None:
-        columns |= names(classify, clean.images, real, dic, classify_virtual)
+        truth = [str(classify(p[None])[0]) for p in real]
+        columns |= names(classify, clean.images, truth, dic, classify_virtual)
+        unnamed = sum(not c for c in classes)
+        if unnamed:
+            labels_from = (
+                f"named by {named_by}"
+                if unnamed == len(pairs)
+                else (f"of the pairs; {unnamed} of {len(pairs)} named by {named_by}")
+            )
+        classes = [c or t for c, t in zip(classes, truth, strict=True)]
     if segment is not None:
         columns |= outlines(segment, clean.images, real, dic)
     sizes = sorted({p.stained.shape[:2] for p in pairs})
@@ -133,12 +144,13 @@ def evaluate_pairs(
         return {"n": int(chosen.sum()), **{k: interval(v[chosen], groups) for k, v in columns.items()}}
 
     every = np.ones(len(pairs), bool)
-    labels = np.asarray([p.label for p in pairs])
+    labels = np.asarray(classes)
     report: dict[str, Any] = {
         "measured_on": measured_on,
         "all": {**summary(every), **of_sets},
         "per_target": {t: summary(targets == t) for t in sorted(set(targets))},
         "per_class": {c: summary(labels == c) for c in sorted(set(labels) - {""})},
+        **({"labels": labels_from} if any(classes) else {}),
         "confidence_error_correlation": {
             error: {
                 "all": correlations(clean.confidence, clean.errors[error], sources, seed=seed),
@@ -194,6 +206,7 @@ def evaluate_stainer(
     classifier: Any = None,
     virtual_classifier: Any = None,
     segmenter: Any = None,
+    named_by: str | None = None,
     modalities: Sequence[str] | None = None,
     weights_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -202,7 +215,8 @@ def evaluate_stainer(
 
     A transfer between stains is measured without pairs where `data` has a labels.csv
     (`stainers.label_evaluation`).  `modalities` are those that the stainer reads, by its card; None: not
-    known.  Raises BadInput where it cannot read what `data` would give it.
+    known.  `named_by` is what the classifier is called in the result.  Raises BadInput where the stainer
+    cannot read what `data` would give it.
     Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
     into `out_dir`; returns what metrics.json holds.
     """
@@ -238,6 +252,7 @@ def evaluate_stainer(
         pairs,
         measured_on=found.measured_on,
         classify=None if classifier is None else class_namer(classifier),
+        named_by=named_by or str(getattr(classifier, "name", "")),
         classify_virtual=None if virtual_classifier is None else class_namer(virtual_classifier),
         segment=None if segmenter is None else segmenter.segment,
         encoder=None if classifier is None else lambda: Encoder(classifier, PIXEL_SIZE_UM),

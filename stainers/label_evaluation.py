@@ -5,7 +5,7 @@ Intervals are 95 % of a bootstrap over images, near-duplicates together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ def evaluate_transfer(
     """Measure a stainer on the labelled cells of `data` that are not of its target; at most `limit` a source.
 
     `classify` takes (N, H, W, 3) uint8 to class names.  Writes metrics.json and pictures.png (as it is,
-    virtual) into `out_dir`; returns what metrics.json holds.
+    virtual) into `out_dir`; returns what metrics.json holds: figures of each source and, within it, class.
     """
     import cv2
 
@@ -50,6 +50,7 @@ def evaluate_transfer(
         raise BadInput(f"{data}: every cell is of the stainer's own target; give cells of another stain.")
     report: dict[str, Any] = {
         "measured_on": "labelled cells without pairs",
+        "labels": "of labels.csv",
         "not_measured": "image errors, outlines and features: there are no pairs",
         "per_source": {},
     }
@@ -66,11 +67,20 @@ def evaluate_transfer(
                 pictures.append(cv2.resize(np.hstack([image, made.image[0]]), (256, 128)))
         values = {k: np.asarray(v) for k, v in columns.items()}
         values["gain"] = values["right_after"] - values["right_before"]
-        row = {k: interval(v, cells.groups) for k, v in values.items()}
-        report["per_source"][source] = {"n": len(cells), **row}
+        labels = np.asarray(cells.labels)
+        report["per_source"][source] = {
+            **_row(values, cells.groups, np.ones(len(cells), bool)),
+            "per_class": {c: _row(values, cells.groups, labels == c) for c in cells.classes},
+        }
     (out_dir / "metrics.json").write_text(json_text(report) + "\n", encoding="utf-8")
     write_png(out_dir / "pictures.png", np.vstack(pictures))
     return report
+
+
+def _row(values: Mapping[str, Array], groups: Sequence[str], chosen: Array) -> dict[str, Any]:
+    """The number of the chosen cells (N,) bool, and each figure of theirs with its interval."""
+    those = [g for g, c in zip(groups, chosen, strict=True) if c]
+    return {"n": int(chosen.sum()), **{k: interval(v[chosen], those) for k, v in values.items()}}
 
 
 def _some(cells: Cells, limit: int, seed: int) -> Cells:

@@ -184,6 +184,7 @@ def test_figures_are_overall_per_target_and_per_class_with_intervals(report):
     assert report["measured_on"] == "made up"
     assert report["all"]["n"] == 12
     assert report["per_target"]["bccd"]["n"] == report["per_class"]["light"]["n"] == 6
+    assert report["labels"] == "of the pairs"
     for name in (
         "mse",
         "rmse",
@@ -242,6 +243,27 @@ def test_the_figures_of_one_pair_are_json_that_every_reader_takes(tmp_path):
     text = (tmp_path / "out" / "metrics.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert found["confidence_error_correlation"]["rmse"]["all"]["pearson"] == [None, None, None]
+
+
+def test_cells_without_a_class_are_counted_by_the_name_of_their_real_stain_and_it_is_said(tmp_path):
+    from stainers.evaluation import class_namer, evaluate_pairs, evaluate_stainer
+
+    root = write_folder(tmp_path / "pairs", 4)
+    found = evaluate_stainer(
+        FakeStainer(), root, tmp_path / "out", classifier=FakeClassifier(), named_by="fake-classifier 1.2"
+    )
+    truth = [class_namer(FakeClassifier())(stained_of(p)[None])[0] for p in dic_patches(4)]
+    assert {c: row["n"] for c, row in found["per_class"].items()} == {c: truth.count(c) for c in set(truth)}
+    assert found["labels"] == "named by fake-classifier 1.2"
+    assert sum(row["n"] for row in found["per_class"].values()) == 4
+    mixed = [replace(p, label="mine" if i else "") for i, p in enumerate(pairs_of(4))]
+    judge = class_namer(FakeClassifier())
+    found = evaluate_pairs(FakeStainer(), mixed, classify=judge, named_by="x", spoilt_inputs=False)
+    assert found["per_class"]["mine"]["n"] == 3
+    assert found["labels"] == "of the pairs; 1 of 4 named by x"
+    found = evaluate_pairs(FakeStainer(), [replace(p, label="") for p in mixed], spoilt_inputs=False)
+    assert found["per_class"] == {}
+    assert "labels" not in found
 
 
 def test_the_classifier_made_for_the_pictures_is_judged_by_the_names_of_the_real_stain(tmp_path):
@@ -310,6 +332,7 @@ def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
 
     import storage.registry
     from flows.commands.evaluate import command
+    from storage.packages import find_package
 
     made = {"stainer": FakeStainer(), "classifier": FakeClassifier(), "segmenter": FakeSegmenter()}
     monkeypatch.setattr(storage.registry, "load", lambda task, name: made[task])
@@ -318,6 +341,8 @@ def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
         done = CliRunner().invoke(command, ["stainer", *way, "--out", str(tmp_path / "o"), "--json"])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["all"]["n"] == 3
+        judge = find_package("leukocyte-classes").card
+        assert json.loads(done.stdout)["labels"] == f"named by leukocyte-classes {judge.version}"
     twice = CliRunner().invoke(
         command, ["stainer", str(folder), "--pairs", str(folder), "--out", str(tmp_path / "o")]
     )

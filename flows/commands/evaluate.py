@@ -153,7 +153,7 @@ def stainer(
         output_folder(out)
         judges = settings.classification
         name, own = model or settings.staining.dic_stainer, judges.virtual_classifier
-        package = find_package(name)
+        package, judge = find_package(name), find_package(judges.classifier)
         figures = evaluate_stainer(
             load("stainer", name),
             place,
@@ -163,6 +163,7 @@ def stainer(
             classifier=load("classifier", judges.classifier),
             virtual_classifier=load("classifier", own) if own is not None and made_for(own, name) else None,
             segmenter=load("segmenter", judges.segmenter),
+            named_by=None if judge is None else f"{judge.card.name} {judge.card.version}",
             modalities=None if package is None else package.card.modalities,
             weights_dir=imagenet_weights,
         )

@@ -81,7 +81,7 @@ def command(
         if confidence < least:
             click.echo(
                 f"{path}: confidence {confidence:.2f} is below the stainer's threshold of {least:.2f}; do "
-                "not rely on this picture (is it the right kind of image, in focus, at the right pixel size?).",
+                "not rely on this picture (is it the right kind of image, sharp, of the right pixel size?).",
                 err=True,
             )
         return {
