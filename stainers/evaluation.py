@@ -122,11 +122,8 @@ def evaluate_pairs(
         columns |= names(classify, clean.images, truth, dic, classify_virtual)
         unnamed = sum(not c for c in classes)
         if unnamed:
-            labels_from = (
-                f"named by {named_by}"
-                if unnamed == len(pairs)
-                else (f"of the pairs; {unnamed} of {len(pairs)} named by {named_by}")
-            )
+            some = "" if unnamed == len(pairs) else f"of the pairs; {unnamed} of {len(pairs)} "
+            labels_from = f"{some}named by {named_by}"
         classes = [c or t for c, t in zip(classes, truth, strict=True)]
     if segment is not None:
         columns |= outlines(segment, clean.images, real, dic)
