@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from classifiers.metrics import auroc, summary
 from classifiers.sources import Sample, read_image, read_samples, split_by_group
 from classifiers.taxonomy import is_a, roll_up
 from pipeline.errors import BadInput
+from storage.json_text import json_text
 
 
 def evaluate_classifier(
@@ -65,7 +65,7 @@ def evaluate_classifier(
     }
     if out_dir is not None:
         out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "metrics.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (out_dir / "metrics.json").write_text(json_text(result) + "\n", encoding="utf-8")
         if result["all"] is not None:
             draw_confusion(np.array(result["all"]["confusion"]), names, out_dir / "confusion.png")
     return result

@@ -17,6 +17,7 @@ from classifiers.taxonomy import CELL_TYPES, DIALECTS, LEVELS, roll_up, to_canon
 from pipeline.errors import BadInput, UnknownName, UnreadableImage
 from storage.image_folders import is_image, label_path, read_rows, yolo_images
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
+from storage.tables import read_table
 
 SMEAR_LABELS = Path(__file__).parent / "labels" / "smears_leukocytes.csv"
 
@@ -109,17 +110,16 @@ def read_samples(data: Path) -> list[Sample]:
 
 
 def _from_table(table: Path) -> Iterator[Sample]:
-    with table.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        if not {"image", "class"} <= set(reader.fieldnames or ()):
-            raise BadInput(f"{table}: needs the columns 'image' and 'class'; found {reader.fieldnames}.")
-        for row in reader:
-            path = table.parent / row["image"]
+    for row in read_table(table, ("image", "class"), filled=("image",)):
+        path = table.parent / row["image"]
+        try:
             place = [float(row[k]) if row.get(k) else None for k in ("x", "y", "side")]
-            source = row.get("source") or table.parent.name
-            # Cells of one patient are no independent witnesses: they are never split.
-            group = f"{source}/{row['patient']}" if row.get("patient") else str(path)
-            yield Sample(path, canonical(row["class"]), source, *place, group=group)
+        except ValueError as error:
+            raise BadInput(f"{table}: the place of {row['image']} is no number ({error}).") from error
+        source = row.get("source") or table.parent.name
+        # Cells of one patient are no independent witnesses: they are never split.
+        group = f"{source}/{row['patient']}" if row.get("patient") else str(path)
+        yield Sample(path, canonical(row["class"]), source, *place, group=group)
 
 
 def project_samples(root: Path) -> list[Sample]:

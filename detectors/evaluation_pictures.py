@@ -11,7 +11,7 @@ import numpy as np
 
 from detectors.boxes import iou_matrix
 from detectors.datasets import Sample, read_image
-from storage.images import write_picture, write_png
+from storage.whole_files import write_picture, write_png
 
 TILE = 192
 PER_ROW = 6

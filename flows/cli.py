@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from typing import Any
 
 import click
@@ -72,7 +74,11 @@ def group() -> None:
 
 
 def main(argv: list[str] | None = None) -> Any:
-    """Entry point: bad input is one sentence on stderr and exit status 2."""
+    """Entry point: bad input is one sentence on stderr and exit status 2.
+
+    So is any other error, with exit status 1; where in the code it happened is told when the environment
+    variable SMEARFLOW_DEBUG is set.
+    """
     from pipeline.errors import SmearflowError
 
     try:
@@ -82,6 +88,14 @@ def main(argv: list[str] | None = None) -> Any:
 
         click.echo(f"smearflow: {one_line(str(error))}", err=True)
         sys.exit(2)
+    except Exception as error:  # a defect of ours, or a machine that failed: neither is a page of code
+        from flows.console import defect, one_line
+
+        if os.environ.get("SMEARFLOW_DEBUG"):
+            traceback.print_exc()
+        hint = "" if os.environ.get("SMEARFLOW_DEBUG") else " SMEARFLOW_DEBUG=1 shows where it happened."
+        click.echo(f"smearflow: the command could not be ended {one_line(defect(error))}{hint}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

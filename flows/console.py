@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import BadInput
+from storage.json_text import json_text
 
 if TYPE_CHECKING:
     from storage.images_info import ImageInfo
@@ -47,6 +46,13 @@ def pixel_size_option(
     return click.option(name, type=float, default=None, callback=checked, help=text)
 
 
+def not_blank(_context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The value of an option; BadInput where it is an empty text, which a script's unset variable leaves."""
+    if value is not None and not value.strip():
+        raise BadInput(f"{parameter.opts[0]}: it is empty; fill it, or leave the option out.")
+    return value
+
+
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that fills a store."""
     for option in (
@@ -64,15 +70,6 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinities as null: JSON has no word for them."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 @contextlib.contextmanager
 def reserved_stdout() -> Iterator[Callable[[Any], None]]:
     """Send everything that anybody prints to stderr; only the yielded function reaches stdout.
@@ -84,7 +81,7 @@ def reserved_stdout() -> Iterator[Callable[[Any], None]]:
     os.dup2(2, 1)
     document: list[str] = []
     try:
-        yield lambda value: document.append(json.dumps(_finite(value), indent=1, allow_nan=False))
+        yield lambda value: document.append(json_text(value))
     finally:
         sys.stdout.flush()
         os.dup2(kept, 1)
@@ -217,12 +214,17 @@ def each_image(
             refused.append(str(error) if str(name) in str(error) else f"{name}: {error}")
         except Exception as error:  # a defect of ours; the other images of the line are still answered
             logging.getLogger("smearflow").debug("%s", name, exc_info=True)
-            detail = " ".join(str(error).split())[:200]
-            refused.append(
-                f"{name}: it could not be processed ({type(error).__name__}: {detail}); this is a defect of "
-                "smearflow, please report it."
-            )
+            refused.append(f"{name}: it could not be processed {defect(error)}")
     return results, refused
+
+
+def defect(error: Exception) -> str:
+    """What of an error that nobody foresaw a person may know: its kind, its text, and whose fault it is."""
+    detail = " ".join(str(error).split())[:200]
+    named = f"({type(error).__name__}: {detail})" if detail else f"({type(error).__name__})"
+    if isinstance(error, OSError | MemoryError):
+        return f"{named}; the machine refused that: look at its disk, its memory and who may use the file."
+    return f"{named}; this is a defect of smearflow, please report it."
 
 
 def one_line(text: str) -> str:

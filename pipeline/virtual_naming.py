@@ -59,10 +59,23 @@ def train_virtual_classifier(
     familiarity and the metrics on the card; its test smears are not touched.  Returns the package's folder;
     the pictures lie beside it, and a run that was cut off goes on from them.  Raises BadInput.
     """
+    from classifiers.recipes import Recipe
     from classifiers.sources import read_image, read_samples
     from classifiers.training import checkpoint_of, train_classifier
     from stainers.data import load_smears
 
+    # All that can be refused at once is looked at before cells are painted, which takes minutes.
+    if crops is None and crops_pixel_size_um is not None:
+        raise BadInput(
+            "--crops-pixel-size is the scale of labelled crops; name them (--crops), or leave it out."
+        )
+    painter = stainer[1].card
+    if "dic" not in painter.modalities:
+        raise BadInput(
+            f"stainer '{painter.name}' reads {' and '.join(painter.modalities)}, and virtual cells are "
+            "painted from DIC; name a stainer of DIC (--stainer)."
+        )
+    plan = Recipe.load(recipe)
     keep_earlier(resume, checkpoint_of(out_dir))  # before the cells of that training are painted over
     smears = load_smears(data)
     options = VirtualCellOptions(seed=seed) if draws is None else VirtualCellOptions(draws=draws, seed=seed)
@@ -89,7 +102,7 @@ def train_virtual_classifier(
     return train_classifier(
         painted(learned, "train"),
         out_dir,
-        recipe,
+        plan,
         epochs=epochs,
         resume=resume,
         seed=seed,

@@ -6,7 +6,6 @@ stand for 0 to 1: RGB for a stain (C = 3), the two maps of `dic_picture` for DIC
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.errors import BadInput
 from stainers.data import split_of
 from storage.image_folders import is_image
 from storage.near_duplicates import near_duplicate_groups
+from storage.tables import read_table
 
 Array = np.ndarray[Any, Any]
 Modality = Literal["brightfield", "dic"]
@@ -116,12 +116,7 @@ def _listed(folder: Path, domain: str) -> list[tuple[Path, str]]:
     """(file, class) of a domain: rows of labels.csv, class folders, or plain images without a class."""
     table = folder / "labels.csv"
     if table.is_file():
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-        if rows and not {"image", "source"} <= set(rows[0]):
-            raise BadInput(
-                f"{table}: columns image, source and class are needed; found {', '.join(rows[0])}."
-            )
+        rows = read_table(table, ("image", "source"), filled=("image",))
         found = [(folder / r["image"], r.get("class") or "") for r in rows if r["source"] == domain]
         if found:
             return found
@@ -164,7 +159,8 @@ def read_cells(
             rgb = window(rgb, (rgb.shape[1] / 2, rgb.shape[0] / 2), size_px)
         images.append(np.ascontiguousarray(rgb))
         labels.append(label)
-        names.append(str(path.relative_to(folder).with_suffix("")))
+        inside = path.is_relative_to(folder)  # a table may name images that lie elsewhere
+        names.append(str((path.relative_to(folder) if inside else path).with_suffix("")))
     if not images:
         raise BadInput(f"{folder}: no images of '{domain}' to learn from.")
     # cells centred on glass are alike without being the same: only near-identity is a duplicate

@@ -57,13 +57,13 @@ def outlines(
 def names(
     classify: Callable[[Array], Sequence[str]],
     stained: Sequence[Array],
-    real: Sequence[Array],
+    truth: Sequence[str],
     dic: Sequence[Array],
     classify_virtual: Callable[[Array], Sequence[str]] | None = None,
 ) -> dict[str, Array]:
-    """Whether (N,) the classifier gives the virtual stain, and the DIC itself, the name of the real one; and
-    whether the classifier made for this stainer's pictures (`classify_virtual`) gives that name, too."""
-    truth = [classify(p[None])[0] for p in real]
+    """Whether (N,) the classifier gives the virtual stain, and the DIC itself, the name that it gives the
+    real one (`truth`); and whether the classifier made for this stainer's pictures (`classify_virtual`) gives
+    that name, too."""
     found = {
         "after": [classify(p[None])[0] for p in stained],
         "before": [classify(as_rgb(p)[None])[0] for p in dic],

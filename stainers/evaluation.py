@@ -16,12 +16,14 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.data import PIXEL_SIZE_UM
 from stainers.downstream import names, outlines
-from stainers.feature_metrics import Encoder, feature_metrics
+from stainers.feature_metrics import Encoder, feature_metrics, imagenet_weights
 from stainers.field import PATCH_LIMIT_PX, stain_image
 from stainers.image_errors import image_errors
 from stainers.pair_sources import Pair, find_pairs
 from stainers.reliability import auroc, correlations, reliability_bins
 from stainers.spoiling import SPOILS
+from storage.json_text import json_text
+from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
 # raw, in one light, without lamp and stain strength, and that as a share of the structure there is
@@ -84,6 +86,7 @@ def evaluate_pairs(
     *,
     measured_on: str = "computed DIC",
     classify: Callable[[Array], Sequence[str]] | None = None,
+    named_by: str = "a classifier",
     classify_virtual: Callable[[Array], Sequence[str]] | None = None,
     segment: Callable[[Array, float], Array] | None = None,
     encoder: Callable[[], Encoder] | None = None,
@@ -105,17 +108,28 @@ def evaluate_pairs(
     """
     if not pairs:
         raise ValueError("no pairs to evaluate on")
+    if weights_dir is not None:
+        imagenet_weights(weights_dir)  # what it lacks is said before the pairs are stained
     clean = measure(stainer, pairs, [p.dic for p in pairs], progress)
     sources = [p.source for p in pairs]
     targets = np.asarray([p.target for p in pairs])
     real, dic = [p.stained for p in pairs], [p.dic for p in pairs]
     columns = dict(clean.errors)
     of_sets: dict[str, Any] = {}
+    classes, labels_from = [p.label for p in pairs], "of the pairs"
     if classify is not None:
-        columns |= names(classify, clean.images, real, dic, classify_virtual)
+        truth = [str(classify(p[None])[0]) for p in real]
+        columns |= names(classify, clean.images, truth, dic, classify_virtual)
+        unnamed = sum(not c for c in classes)
+        if unnamed:
+            some = "" if unnamed == len(pairs) else f"of the pairs; {unnamed} of {len(pairs)} "
+            labels_from = f"{some}named by {named_by}"
+        classes = [c or t for c, t in zip(classes, truth, strict=True)]
     if segment is not None:
         columns |= outlines(segment, clean.images, real, dic)
-    if len({p.stained.shape for p in pairs}) == 1 and (encoder is not None or weights_dir is not None):
+    sizes = sorted({p.stained.shape[:2] for p in pairs})
+    by_features = encoder is not None or weights_dir is not None
+    if by_features and len(sizes) == 1:
         pairwise, of_sets, networks = feature_metrics(
             clean.images, real, encoder=encoder, weights_dir=weights_dir
         )
@@ -127,12 +141,13 @@ def evaluate_pairs(
         return {"n": int(chosen.sum()), **{k: interval(v[chosen], groups) for k, v in columns.items()}}
 
     every = np.ones(len(pairs), bool)
-    labels = np.asarray([p.label for p in pairs])
+    labels = np.asarray(classes)
     report: dict[str, Any] = {
         "measured_on": measured_on,
         "all": {**summary(every), **of_sets},
         "per_target": {t: summary(targets == t) for t in sorted(set(targets))},
         "per_class": {c: summary(labels == c) for c in sorted(set(labels) - {""})},
+        **({"labels": labels_from} if any(classes) else {}),
         "confidence_error_correlation": {
             error: {
                 "all": correlations(clean.confidence, clean.errors[error], sources, seed=seed),
@@ -150,6 +165,11 @@ def evaluate_pairs(
         },
         "reliability": reliability_bins(clean.confidence, clean.errors),
     }
+    if by_features and len(sizes) > 1:
+        report["not_measured"] = (
+            f"features: the pairs are of {len(sizes)} sizes, from {sizes[0][1]} x {sizes[0][0]} to "
+            f"{sizes[-1][1]} x {sizes[-1][0]} px, and need one"
+        )
     threshold = getattr(stainer, "min_confidence", None)
     if threshold is not None:
         report["share_below_threshold"] = float(np.mean(clean.confidence < threshold))
@@ -183,21 +203,32 @@ def evaluate_stainer(
     classifier: Any = None,
     virtual_classifier: Any = None,
     segmenter: Any = None,
+    named_by: str | None = None,
+    modalities: Sequence[str] | None = None,
     weights_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate on the pairs that `data` holds (`stainers.pair_sources.find_pairs`), at most `limit` a target.
 
     A transfer between stains is measured without pairs where `data` has a labels.csv
-    (`stainers.label_evaluation`).
+    (`stainers.label_evaluation`).  `modalities` are those that the stainer reads, by its card; None: not
+    known.  `named_by` is what the classifier is called in the result.  Raises BadInput where the stainer
+    cannot read what `data` would give it.
     Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
     into `out_dir`; returns what metrics.json holds.
     """
-    import json
-
     from stainers.reliability import draw_reliability
 
-    if (data / "labels.csv").is_file() and not getattr(stainer, "uses_shear", False):
+    if modalities is None:
+        modalities = ("dic",) if getattr(stainer, "uses_shear", False) else ("dic", "brightfield")
+    labelled = (data / "labels.csv").is_file()
+    if not labelled and "dic" not in modalities:
+        raise BadInput(
+            f"{data}: pairs of DIC and stain are for a stainer of DIC, and '{stainer.name}' reads "
+            f"{' and '.join(modalities)}; give it labelled cells of its source stain (a folder with "
+            "labels.csv), or name another stainer."
+        )
+    if labelled and "brightfield" in modalities:
         from stainers.label_evaluation import evaluate_transfer
 
         if classifier is None:
@@ -218,6 +249,7 @@ def evaluate_stainer(
         pairs,
         measured_on=found.measured_on,
         classify=None if classifier is None else class_namer(classifier),
+        named_by=named_by or str(getattr(classifier, "name", "")),
         classify_virtual=None if virtual_classifier is None else class_namer(virtual_classifier),
         segment=None if segmenter is None else segmenter.segment,
         encoder=None if classifier is None else lambda: Encoder(classifier, PIXEL_SIZE_UM),
@@ -236,12 +268,12 @@ def evaluate_stainer(
         if m is not None
     }
     if fields:
-        report["not_measured"] = (
-            f"classes, outlines and features: {fields} images are larger than a cell's patch"
-        )
+        judged = "classes, outlines and features" if weights_dir is None else "classes and outlines"
+        reasons = [f"{judged}: {fields} images are larger than a cell's patch"]
+        report["not_measured"] = "; ".join(reasons + [report[k] for k in ("not_measured",) if k in report])
     clean, spoilt = kept[0]
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (out_dir / "metrics.json").write_text(json_text(report) + "\n", encoding="utf-8")
     draw_pictures(out_dir / "pictures.png", pairs, clean)
     draw_reliability(
         out_dir / "reliability.png",
@@ -282,4 +314,4 @@ def draw_pictures(path: Path, pairs: Sequence[Pair], measured: Measured) -> None
             tile.paste(small)
             row.append(np.asarray(tile))
         rows.append(np.hstack(row))
-    Image.fromarray(np.vstack(rows)).save(path)
+    write_png(path, np.vstack(rows))

@@ -1,9 +1,10 @@
 """Distances of pictures in the features of a network: LPIPS and FID, or their kin with our own encoder.
 
 LPIPS and FID are defined by networks trained on ImageNet.  Where their weights are found - in a folder that
-is named, or in torch's cache - they are computed with torchmetrics; nothing is downloaded.  Where not, the
-encoder of a registered classifier serves, and the figures are called `encoder_distance` and
-`encoder_frechet`: they can be compared with each other, and with no LPIPS or FID of any paper.
+is named, else in torch's cache - they are computed with torchmetrics; nothing is downloaded.  Where no folder
+is named and the cache holds none, the encoder of a registered classifier serves, and the figures are called
+`encoder_distance` and `encoder_frechet`: they can be compared with each other, and with no LPIPS or FID of
+any paper.
 """
 
 from __future__ import annotations
@@ -32,18 +33,33 @@ MIN_FOR_FRECHET = 2
 
 
 def find_weights(name: str, folder: Path | None = None) -> Path | None:
-    """A weight file in `folder` or in torch's cache; None where it is in neither.
+    """A weight file in `folder`, or in torch's cache where none is named; None where it is not there.
 
     Raises BadInput where the file is not the one that its name promises.
     """
-    places = [folder] if folder is not None else []
-    places.append(Path(torch.hub.get_dir()) / "checkpoints")
-    path = next((p / name for p in places if p is not None and (p / name).is_file()), None)
+    place = Path(torch.hub.get_dir()) / "checkpoints" if folder is None else folder
+    path = place / name if (place / name).is_file() else None
     if path is not None and not sha256_of(path).startswith(path.stem.rsplit("-", 1)[1]):
         raise BadInput(
             f"{path}: its content is not what its name promises; fetch the file again or remove it."
         )
     return path
+
+
+def imagenet_weights(folder: Path | None = None) -> tuple[Path | None, Path | None]:
+    """The weights of LPIPS and of FID, in `folder` or in torch's cache.
+
+    Raises BadInput naming what a folder that is named does not hold: whoever names one wants LPIPS and FID,
+    and nothing in their place.
+    """
+    found = {name: find_weights(name, folder) for name in (ALEXNET, INCEPTION)}
+    missing = [name for name, path in found.items() if path is None]
+    if folder is not None and missing:
+        raise BadInput(
+            f"{folder}: the weights {' and '.join(missing)} are not in it; put them there, or leave out "
+            "--imagenet-weights."
+        )
+    return found[ALEXNET], found[INCEPTION]
 
 
 def to_tensor(pictures: Sequence[Array]) -> Tensor:
@@ -139,7 +155,7 @@ def feature_metrics(
     pairwise: dict[str, Array] = {}
     of_sets: dict[str, float] = {}
     networks: dict[str, str] = {}
-    alexnet, inception = find_weights(ALEXNET, weights_dir), find_weights(INCEPTION, weights_dir)
+    alexnet, inception = imagenet_weights(weights_dir)
     made = encoder() if encoder is not None and not (alexnet and inception) else None
     if alexnet is not None:
         pairwise["lpips"], networks["lpips"] = lpips(stained, real, alexnet), alexnet.name

@@ -5,8 +5,7 @@ Intervals are 95 % of a bootstrap over images, near-duplicates together.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, read_cells
 from stainers.evaluation import interval
-from storage.images import write_png
+from storage.json_text import json_text
+from storage.tables import read_table
+from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
 PICTURED = 12
@@ -23,10 +24,7 @@ PICTURED = 12
 
 def labelled_sources(data: Path, targets: Sequence[str]) -> list[str]:
     """The sources of `data`/labels.csv that are none of the stainer's targets."""
-    with (data / "labels.csv").open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
-    if not rows or not {"image", "source", "class"} <= set(rows[0]):
-        raise BadInput(f"{data / 'labels.csv'}: columns image, source and class are needed.")
+    rows = read_table(data / "labels.csv", ("image", "source", "class"), filled=("image",))
     return sorted({r["source"] for r in rows} - set(targets))
 
 
@@ -43,16 +41,19 @@ def evaluate_transfer(
     """Measure a stainer on the labelled cells of `data` that are not of its target; at most `limit` a source.
 
     `classify` takes (N, H, W, 3) uint8 to class names.  Writes metrics.json and pictures.png (as it is,
-    virtual) into `out_dir`; returns what metrics.json holds.
+    virtual) into `out_dir`; returns what metrics.json holds: figures of each source and, within it, class.
     """
-    import json
-
     import cv2
 
     sources = labelled_sources(data, stainer.targets)
     if not sources:
         raise BadInput(f"{data}: every cell is of the stainer's own target; give cells of another stain.")
-    report: dict[str, Any] = {"measured_on": "labelled cells without pairs", "per_source": {}}
+    report: dict[str, Any] = {
+        "measured_on": "labelled cells without pairs",
+        "labels": "of labels.csv",
+        "not_measured": "image errors, outlines and features: there are no pairs",
+        "per_source": {},
+    }
     pictures: list[Array] = []
     for source in sources:
         cells = _some(read_cells(data, source), limit, seed)
@@ -66,11 +67,20 @@ def evaluate_transfer(
                 pictures.append(cv2.resize(np.hstack([image, made.image[0]]), (256, 128)))
         values = {k: np.asarray(v) for k, v in columns.items()}
         values["gain"] = values["right_after"] - values["right_before"]
-        row = {k: interval(v, cells.groups) for k, v in values.items()}
-        report["per_source"][source] = {"n": len(cells), **row}
-    (out_dir / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        labels = np.asarray(cells.labels)
+        report["per_source"][source] = {
+            **_row(values, cells.groups, np.ones(len(cells), bool)),
+            "per_class": {c: _row(values, cells.groups, labels == c) for c in cells.classes},
+        }
+    (out_dir / "metrics.json").write_text(json_text(report) + "\n", encoding="utf-8")
     write_png(out_dir / "pictures.png", np.vstack(pictures))
     return report
+
+
+def _row(values: Mapping[str, Array], groups: Sequence[str], chosen: Array) -> dict[str, Any]:
+    """The number of the chosen cells (N,) bool, and each figure of theirs with its interval."""
+    those = [g for g, c in zip(groups, chosen, strict=True) if c]
+    return {"n": int(chosen.sum()), **{k: interval(v[chosen], those) for k, v in values.items()}}
 
 
 def _some(cells: Cells, limit: int, seed: int) -> Cells:

@@ -232,7 +232,12 @@ class NormalizerField:
 
 
 def images_of(cells: Cells) -> list[Array]:
-    """Stained pictures as they are; of DIC the first map, as grey."""
+    """Stained pictures as they are; of DIC the first map, as grey.  Raises BadInput where there is none."""
+    if not len(cells):
+        raise BadInput(
+            f"'{cells.domain}': too few images that differ to have some to fit to and some to test on; give "
+            "more of them."
+        )
     return [i if i.shape[2] == 3 else i[..., :1] for i in cells.images]
 
 

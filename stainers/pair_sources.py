@@ -6,7 +6,6 @@ Everything is at 0.1 µm a pixel, as stainers are.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.data import Smear, leukocyte_windows, load_smears, window
 from storage.image_folders import is_image
+from storage.tables import read_table
 
 Array = np.ndarray[Any, Any]
 
@@ -134,17 +134,47 @@ def _read_pair(dic_path: Path, stained_path: Path, target: str, source: str, lab
     from storage.images import read_image, to_uint8
 
     dic = to_uint8(read_image(dic_path), modality="dic")
-    stained = to_uint8(read_image(stained_path))
+    stained = _coloured(stained_path)
     if dic.ndim == 3:
         dic = np.round(dic[..., :3].astype(np.float32).mean(axis=2)).astype(np.uint8)
-    if stained.ndim != 3 or stained.shape[2] < 3:
-        raise BadInput(f"{stained_path}: the stained side of a pair must be RGB, this image is grey.")
     if dic.shape[:2] != stained.shape[:2]:
         raise BadInput(
             f"{dic_path} is {dic.shape[1]} x {dic.shape[0]} px and {stained_path.name} {stained.shape[1]} x "
             f"{stained.shape[0]}: a pair must be aligned and of one size; use smearflow align first."
         )
-    return Pair(dic[..., None], np.ascontiguousarray(stained[..., :3]), target, source, label)
+    return Pair(dic[..., None], stained, target, source, label)
+
+
+def _coloured(path: Path) -> Array:
+    """The stained side of a pair, (H, W, 3) uint8."""
+    from storage.images import read_image, to_uint8
+
+    stained = to_uint8(read_image(path))
+    if stained.ndim != 3 or stained.shape[2] < 3:
+        raise BadInput(f"{path}: the stained side of a pair must be RGB, this image is grey.")
+    return np.ascontiguousarray(stained[..., :3])
+
+
+def _known(truth: Path, name: str, field: Any) -> tuple[Array, Array]:
+    """The matrix (2, 3) and the leukocyte boxes (n, 4) that truth.json states of a field, float64."""
+    found = []
+    for key, shape in (("brightfield_to_dic", (2, 3)), ("leukocytes_xyxy", (-1, 4))):
+        try:
+            value = np.asarray(field[key], np.float64)
+            if key == "leukocytes_xyxy" and not value.size:
+                value = value.reshape(0, 4)
+            if value.ndim != 2 or not np.isfinite(value).all():
+                raise ValueError("it is no table of numbers")
+            if value.shape[1] != shape[1] or shape[0] not in (-1, value.shape[0]):
+                raise ValueError(f"it has {value.shape[0]} x {value.shape[1]} numbers")
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            what = "a matrix of 2 x 3" if shape[0] == 2 else "boxes of four"
+            why = "there is none" if isinstance(error, KeyError) else str(error)
+            raise BadInput(
+                f"{truth}: field '{name}' needs {what} numbers as {key} ({why}); write the truth again."
+            ) from error
+        found.append(value)
+    return found[0], found[1]
 
 
 def _folders(place: Path, target: str) -> list[Pair]:
@@ -159,15 +189,7 @@ def _folders(place: Path, target: str) -> list[Pair]:
 
 
 def _listed(table: Path, target: str) -> list[Pair]:
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{table}: not a CSV ({error}); give columns dic and stained.") from error
-    if not rows or not {"dic", "stained"} <= set(rows[0]):
-        raise BadInput(
-            f"{table}: columns dic and stained are needed; it has {', '.join(rows[0] if rows else ())}."
-        )
+    rows = read_table(table, ("dic", "stained"), filled=("dic", "stained"))
     return [
         _read_pair(
             table.parent / r["dic"],
@@ -192,24 +214,22 @@ def _case(place: Path, target: str) -> list[Pair]:
             f"{place}: a case folder needs truth.json with boxes and matrices; align it otherwise."
         )
     try:
-        fields = json.loads(truth.read_text(encoding="utf-8"))["fields"]
-        with (place / "manifest.csv").open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-        files = {(r["field"], r["modality"]): place / r["file"] for r in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(
-            f"{place}: manifest.csv and truth.json do not say fields, boxes and matrices."
-        ) from error
+        fields = json.loads(truth.read_text(encoding="utf-8"))["fields"].items()
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise BadInput(f"{truth}: it says no fields, each with boxes and a matrix.") from error
+    needed = ("field", "modality", "file")
+    rows = read_table(place / "manifest.csv", needed, filled=needed)
+    files = {(r["field"], r["modality"]): place / r["file"] for r in rows}
     pairs = []
-    for name, field in fields.items():
+    for name, field in fields:
         if (name, "brightfield") not in files or (name, "dic") not in files:
             continue
-        stained = to_uint8(read_image(files[name, "brightfield"]))[..., :3]
+        matrix, boxes = _known(truth, name, field)
+        stained = _coloured(files[name, "brightfield"])
         dic = to_uint8(read_image(files[name, "dic"]), modality="dic")
         dic = (
             dic if dic.ndim == 2 else np.round(dic[..., :3].astype(np.float32).mean(axis=2)).astype(np.uint8)
         )
-        matrix = np.asarray(field["brightfield_to_dic"], np.float64)
         size = (stained.shape[1], stained.shape[0])
         flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
         level = float(np.median(dic))
@@ -219,7 +239,7 @@ def _case(place: Path, target: str) -> list[Pair]:
             np.ones_like(dic), matrix, size, flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
         )
         half = CASE_PATCH_PX // 2
-        for i, (x0, y0, x1, y1) in enumerate(field["leukocytes_xyxy"]):
+        for i, (x0, y0, x1, y1) in enumerate(boxes):
             x, y = (x0 + x1) / 2, (y0 + y1) / 2
             if not (half <= x < size[0] - half and half <= y < size[1] - half):
                 continue

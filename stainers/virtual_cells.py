@@ -19,8 +19,8 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.base import Stainer
 from stainers.data import PIXEL_SIZE_UM, Smear, glass_and_red_cell, window
-from storage.images import write_png
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
+from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
 # (H, W, 3) uint8 at PIXEL_SIZE_UM -> the name of the cell in its middle; None where it is in doubt
@@ -157,9 +157,7 @@ def _of_one(
     for draw in range(options.held_draws if held else options.draws):
         path = folder / f"{cell.key}-{draw}.png"
         if not path.is_file():
-            part = path.with_suffix(".part.png")  # a run that is cut off leaves no torn picture
-            write_png(part, _painted(cell, stainer, options.seed, draw))
-            part.replace(path)
+            write_png(path, _painted(cell, stainer, options.seed, draw))  # whole: a run may be cut off
         yield path.name, name, f"virtual-{cell.smear.domain}", cell.smear.file
 
 

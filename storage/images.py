@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
-from pipeline.errors import BadInput, UnreadableImage
+from pipeline.errors import UnreadableImage
 from storage import images_bmp, images_png_jpeg, images_tiff
 from storage.images_info import MAX_PIXELS, ImageInfo, damaged, refuse
 
@@ -27,8 +27,6 @@ __all__ = [
     "read_image",
     "to_uint8",
     "varies_in_colour",
-    "write_picture",
-    "write_png",
 ]
 
 MAX_FILE_BYTES = 4 << 30
@@ -207,21 +205,3 @@ def to_uint8(image: np.ndarray, *, modality: str = "brightfield") -> np.ndarray:
         table = np.arange(65536, dtype=np.float64) * gain
     lookup: np.ndarray = np.clip(np.rint(table), 0, 255).astype(np.uint8)
     return lookup[image]
-
-
-def write_png(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W) or (H, W, 3) RGB, uint8 or uint16, as PNG; errors as `write_picture`."""
-    import cv2
-
-    _, data = cv2.imencode(".png", image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1]))
-    write_picture(path, data.tobytes())
-
-
-def write_picture(path: Path, data: bytes) -> None:
-    """Write an encoded picture; BadInput where it cannot be (`cv2.imwrite` only returns False)."""
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise BadInput(
-            f"{path}: the picture cannot be written ({error.strerror or error}); choose another folder."
-        ) from error

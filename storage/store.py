@@ -11,7 +11,6 @@ import json
 import os
 import re
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +19,13 @@ from typing import Any
 from pipeline.errors import BadInput, SmearflowError
 from storage.clock import stamp
 from storage.store_lock import CaseBusy, ObjectLock, create, held
+from storage.whole_files import DRAFT_PREFIX, draft_of, write_whole
 
 __all__ = ["BadKey", "CaseBusy", "Store", "check_key"]
 
 LOCK_ATTEMPTS, LOCK_PAUSE_S = 4, 0.05
 
-DRAFTS = (".writing-*", "*.partial")  # this store's, and those of Zarr's local store
+DRAFTS = (f"{DRAFT_PREFIX}*", "*.partial")  # this store's, and those of Zarr's local store
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\\]")
 
@@ -123,19 +123,7 @@ class Store:
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path(key)  # once more: the parent exists now, and may be a link that someone put there
-        handle, draft = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(draft, 0o644 & ~_umask())
-            os.replace(draft, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
-            raise
-        _sync_folder(path.parent)
+        write_whole(path, data)
 
     def create_bytes(self, key: str, data: bytes) -> None:
         """Write a document that is not there yet, whole; raises FileExistsError where it is."""
@@ -145,18 +133,8 @@ class Store:
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path(key)
-        handle, draft = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.chmod(draft, 0o644 & ~_umask())
+        with draft_of(path, data) as draft:
             os.link(draft, path)  # unlike a rename, it fails where the name is taken
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(draft)
-        _sync_folder(path.parent)
 
     def read_text(self, key: str) -> str:
         return self.read_bytes(key).decode("utf-8")
@@ -178,7 +156,7 @@ class Store:
             folder = self.path(prefix) if prefix else self.folder
             if not folder.is_dir():
                 return []
-            return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".writing-"))
+            return sorted(p.name for p in folder.iterdir() if not p.name.startswith(DRAFT_PREFIX))
         self._fs.invalidate_cache()
         root = self._remote(prefix) if prefix else self._root
         try:
@@ -285,19 +263,3 @@ class Store:
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable; some file systems cannot, which costs no more than the last write."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from detectors.evaluation_pictures import draw_curve, draw_errors
 from flows.cli import group
 from pipeline.errors import BadInput
-from storage.images import write_png
+from storage.whole_files import write_png
 from tests.registration_fields import grid_error, pair
 
 DIC_SCALE = 0.6  # of the DIC camera's pixel grid

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flows.cli import COMMANDS, group
+from flows.cli import COMMANDS, group, main
 from pipeline.errors import BadInput
 
 HEAVY = ("numpy", "cv2", "torch", "prefect", "dask", "pandas", "pydantic", "skimage", "onnxruntime")
@@ -124,6 +124,36 @@ def test_doctor_names_a_weight_file_that_was_altered(tmp_path: Path, monkeypatch
     assert any(level == "error" and str(weights) in text for level, text in findings)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (TypeError("no\nlen"), "(TypeError: no len); this is a defect of smearflow, please report it."),
+        (OSError(28, "No space left on device", "/x"), "the machine refused that"),
+    ],
+)
+def test_an_error_that_nobody_foresaw_is_one_sentence_and_exit_status_1(
+    error: Exception,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(group, "get_command", broken)
+    monkeypatch.delenv("SMEARFLOW_DEBUG", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["models"])
+    told = capsys.readouterr().err.strip()
+    assert stop.value.code == 1
+    assert said in told
+    assert "\n" not in told
+    monkeypatch.setenv("SMEARFLOW_DEBUG", "1")
+    with pytest.raises(SystemExit):
+        main(["models"])
+    assert "Traceback" in capsys.readouterr().err
+
+
 SIZED = (
     "align",
     "classify",
@@ -133,6 +163,7 @@ SIZED = (
     "explain",
     "run",
     "segment",
+    "stain",
 )
 
 

@@ -11,12 +11,12 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import group
-from flows.console import _finite
+from storage.json_text import finite
 from tests.test_detectors_training import yolo_folder  # noqa: F401  (a fixture)
 
 
 def test_figures_that_are_no_numbers_become_null() -> None:
-    assert _finite({"a": [1.0, math.nan], "b": (math.inf, "x")}) == {"a": [1.0, None], "b": [None, "x"]}
+    assert finite({"a": [1.0, math.nan], "b": (math.inf, "x")}) == {"a": [1.0, None], "b": [None, "x"]}
 
 
 def test_a_detector_trained_for_an_epoch_can_be_evaluated_by_its_folder(

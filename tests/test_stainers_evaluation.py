@@ -87,6 +87,43 @@ def test_a_list_that_is_none_is_refused(tmp_path, text, said):
         find_pairs(tmp_path, TARGETS)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("dic,stained,class\ndic/c0.png\n", r"pairs\.csv: line 2 has fewer cells than the header"),
+        ("dic,stained\ndic/c0.png,stained/c0.png,x\n", r"pairs\.csv: line 2 has more cells"),
+        ("dic,stained\n\n,stained/c0.png\n", r"pairs\.csv: line 3 says no dic"),
+        ("dic,stained\n\xe9,b\n", r"pairs\.csv: the table is not in UTF-8"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_by_its_line(tmp_path, text, said):
+    write_folder(tmp_path)
+    (tmp_path / "pairs.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BadInput, match=said):
+        find_pairs(tmp_path, TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ({"brightfield_to_dic": [[1, 0]], "leukocytes_xyxy": []}, "field 'F1' needs a matrix of 2 x 3"),
+        ({"brightfield_to_dic": np.eye(3).tolist(), "leukocytes_xyxy": []}, "it has 3 x 3 numbers"),
+        ({"brightfield_to_dic": [[1, 0, 0], [0, 1, float("nan")]], "leukocytes_xyxy": []}, "no table of n"),
+        ({"brightfield_to_dic": np.eye(3)[:2].tolist()}, r"as leukocytes_xyxy \(there is none\)"),
+        ({"brightfield_to_dic": np.eye(3)[:2].tolist(), "leukocytes_xyxy": [[1, 2, 3]]}, "boxes of four"),
+        ({"brightfield_to_dic": np.eye(3)[:2].tolist(), "leukocytes_xyxy": [[1, 2], [3]]}, "boxes of four"),
+        (["x"], "needs a matrix of 2 x 3"),
+    ],
+)
+def test_a_truth_that_states_no_matrix_or_box_names_its_field(tmp_path, field, said):
+    rows = "s,F1,brightfield,MGG,bf.png,0.1\ns,F1,dic,unstained,dic.png,0.1\n"
+    (tmp_path / "manifest.csv").write_text("slide,field,modality,stain,file,pixel_size_um\n" + rows)
+    (tmp_path / "truth.json").write_text(json.dumps({"fields": {"F1": field}}))
+    with pytest.raises(BadInput, match=said) as found:
+        find_pairs(tmp_path, TARGETS)
+    assert "truth.json" in str(found.value)
+
+
 def test_an_unknown_target_is_refused_with_those_that_exist(tmp_path):
     with pytest.raises(BadInput, match="bccd, raabin"):
         find_pairs(write_folder(tmp_path), TARGETS, target="perls")
@@ -147,6 +184,7 @@ def test_figures_are_overall_per_target_and_per_class_with_intervals(report):
     assert report["measured_on"] == "made up"
     assert report["all"]["n"] == 12
     assert report["per_target"]["bccd"]["n"] == report["per_class"]["light"]["n"] == 6
+    assert report["labels"] == "of the pairs"
     for name in (
         "mse",
         "rmse",
@@ -198,6 +236,36 @@ def test_the_evaluation_of_a_folder_writes_figures_and_pictures(tmp_path):
     assert Image.open(tmp_path / "out" / "reliability.png").size[0] > 500
 
 
+def test_the_figures_of_one_pair_are_json_that_every_reader_takes(tmp_path):
+    from stainers.evaluation import evaluate_stainer
+
+    evaluate_stainer(FakeStainer(), write_folder(tmp_path / "pairs", 1), tmp_path / "out")
+    text = (tmp_path / "out" / "metrics.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert found["confidence_error_correlation"]["rmse"]["all"]["pearson"] == [None, None, None]
+
+
+def test_cells_without_a_class_are_counted_by_the_name_of_their_real_stain_and_it_is_said(tmp_path):
+    from stainers.evaluation import class_namer, evaluate_pairs, evaluate_stainer
+
+    root = write_folder(tmp_path / "pairs", 4)
+    found = evaluate_stainer(
+        FakeStainer(), root, tmp_path / "out", classifier=FakeClassifier(), named_by="fake-classifier 1.2"
+    )
+    truth = [class_namer(FakeClassifier())(stained_of(p)[None])[0] for p in dic_patches(4)]
+    assert {c: row["n"] for c, row in found["per_class"].items()} == {c: truth.count(c) for c in set(truth)}
+    assert found["labels"] == "named by fake-classifier 1.2"
+    assert sum(row["n"] for row in found["per_class"].values()) == 4
+    mixed = [replace(p, label="mine" if i else "") for i, p in enumerate(pairs_of(4))]
+    judge = class_namer(FakeClassifier())
+    found = evaluate_pairs(FakeStainer(), mixed, classify=judge, named_by="x", spoilt_inputs=False)
+    assert found["per_class"]["mine"]["n"] == 3
+    assert found["labels"] == "of the pairs; 1 of 4 named by x"
+    found = evaluate_pairs(FakeStainer(), [replace(p, label="") for p in mixed], spoilt_inputs=False)
+    assert found["per_class"] == {}
+    assert "labels" not in found
+
+
 def test_the_classifier_made_for_the_pictures_is_judged_by_the_names_of_the_real_stain(tmp_path):
     from stainers.evaluation import evaluate_stainer
 
@@ -232,11 +300,39 @@ def test_fields_are_measured_and_judges_of_single_cells_are_left_out(tmp_path):
     assert Image.open(tmp_path / "out" / "pictures.png").size == (4 * 256, 256)
 
 
+def test_pairs_of_two_sizes_are_measured_and_what_needs_one_size_is_said_to_be_missing(tmp_path):
+    from PIL import Image
+
+    from stainers.evaluation import evaluate_stainer
+
+    root = write_folder(tmp_path / "pairs", 3)
+    other = dic_patches(1, 80)[0]
+    Image.fromarray(other[..., 0]).save(root / "dic" / "c1.png")
+    Image.fromarray(stained_of(other)).save(root / "stained" / "c1.png")
+    found = evaluate_stainer(FakeStainer(), root, tmp_path / "out", classifier=FakeClassifier())
+    assert found["not_measured"].startswith("features: the pairs are of 2 sizes, from 64 x 64 to 80 x 80 px")
+    assert "encoder_frechet" not in found["all"]
+
+
+def test_a_named_folder_without_the_imagenet_weights_is_refused_before_anything_is_stained(tmp_path):
+    from stainers.evaluation import evaluate_stainer
+
+    class Never(FakeStainer):
+        def stain(self, patches, target=None):
+            pytest.fail("stained")
+
+    (tmp_path / "weights").mkdir()
+    pairs = write_folder(tmp_path / "pairs", 2)
+    with pytest.raises(BadInput, match=r"weights: the weights alexnet-.* and pt_inception-.* are not in it"):
+        evaluate_stainer(Never(), pairs, tmp_path / "out", weights_dir=tmp_path / "weights")
+
+
 def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
     from click.testing import CliRunner
 
     import storage.registry
     from flows.commands.evaluate import command
+    from storage.packages import find_package
 
     made = {"stainer": FakeStainer(), "classifier": FakeClassifier(), "segmenter": FakeSegmenter()}
     monkeypatch.setattr(storage.registry, "load", lambda task, name: made[task])
@@ -245,10 +341,34 @@ def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
         done = CliRunner().invoke(command, ["stainer", *way, "--out", str(tmp_path / "o"), "--json"])
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["all"]["n"] == 3
+        judge = find_package("leukocyte-classes").card
+        assert json.loads(done.stdout)["labels"] == f"named by leukocyte-classes {judge.version}"
     twice = CliRunner().invoke(
         command, ["stainer", str(folder), "--pairs", str(folder), "--out", str(tmp_path / "o")]
     )
     assert twice.exit_code != 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "case", "smears"])
+def test_a_stainer_of_stained_images_is_never_given_dic(tmp_path, capsys, kind):
+    from flows.cli import main
+
+    if kind in ("folder", "list"):
+        write_folder(tmp_path / "in", 2)
+    else:
+        (tmp_path / "in").mkdir()
+    if kind == "list":
+        (tmp_path / "in" / "pairs.csv").write_text("dic,stained\ndic/c0.png,stained/c0.png\n")
+    if kind == "case":
+        (tmp_path / "in" / "manifest.csv").write_text("field,modality,file\n")
+        (tmp_path / "in" / "truth.json").write_text('{"fields": {}}')
+    asked = ["evaluate", "stainer", str(tmp_path / "in"), "--model", "tecom-to-cellavision"]
+    with pytest.raises(SystemExit) as stop:
+        main([*asked, "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert "are for a stainer of DIC, and 'tecom-to-cellavision' reads brightfield" in told
+    assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_smears_are_measured_on_the_part_never_trained_on(tmp_path, monkeypatch):

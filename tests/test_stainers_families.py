@@ -274,7 +274,7 @@ def test_a_transfer_without_pairs_is_judged_by_a_classifier_before_and_after(tmp
         writer.writerow(["image", "source", "class"])
         for i, image in enumerate(theirs):
             cv2.imwrite(str(tmp_path / "theirs" / f"{i}.png"), image[..., ::-1])
-            writer.writerow([f"theirs/{i}.png", "theirs", "blue"])
+            writer.writerow([f"theirs/{i}.png", "theirs", "red" if i == 3 else "blue"])
     stainer = NormalizerStainer("macenko", fit("macenko", theirs, mine), name="n", targets=("mine",))
 
     def classify(images):  # knows its own glass alone
@@ -283,7 +283,11 @@ def test_a_transfer_without_pairs_is_judged_by_a_classifier_before_and_after(tmp
     found = evaluate_transfer(stainer, tmp_path, tmp_path, classify=classify)["per_source"]["theirs"]
     assert found["n"] == 4
     assert found["right_before"][0] == 0
-    assert found["gain"][0] == 1
+    assert found["gain"][0] == 0.75
+    assert {c: (row["n"], row["gain"][0]) for c, row in found["per_class"].items()} == {
+        "blue": (3, 1),
+        "red": (1, 0),
+    }
     assert (tmp_path / "pictures.png").is_file()
     own = NormalizerStainer("macenko", stainer.fitted, name="n", targets=("theirs",))
     with pytest.raises(BadInput, match="own target"):

@@ -108,6 +108,12 @@ def test_weights_are_looked_for_in_a_folder_and_in_the_cache_and_never_fetched(t
     (tmp_path / "cache" / "checkpoints").mkdir(parents=True)
     (tmp_path / "cache" / "checkpoints" / f.ALEXNET).write_bytes(b"")
     assert f.find_weights(f.ALEXNET) == tmp_path / "cache" / "checkpoints" / f.ALEXNET
+    with pytest.raises(BadInput, match=f"{tmp_path}: the weights {f.INCEPTION} are not in it"):
+        f.imagenet_weights(tmp_path)
+    (tmp_path / f.ALEXNET).unlink()  # the cache does not stand in for a folder that was named
+    with pytest.raises(BadInput, match=f"{f.ALEXNET} and {f.INCEPTION}"):
+        f.imagenet_weights(tmp_path)
+    assert f.imagenet_weights() == (tmp_path / "cache" / "checkpoints" / f.ALEXNET, None)
 
 
 def test_lpips_loads_weights_from_where_they_lie(tmp_path):

@@ -234,6 +234,31 @@ def test_a_mixed_case_takes_the_stricter_threshold_and_the_classes_of_both(train
     assert known_classes(own, stained + virtual) == real.classes
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"recipe": "nope"}, "nope"),
+        ({"stainer": "tecom-to-cellavision"}, "'tecom-to-cellavision' reads brightfield, and virtual cells"),
+        ({"crops_pixel_size_um": 0.2}, "--crops-pixel-size is the scale of labelled crops"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_a_cell_is_painted(folder, tmp_path, monkeypatch, wrong, said):
+    def painted(*_, **__):
+        pytest.fail("cells were painted")
+
+    monkeypatch.setattr("pipeline.virtual_naming.write_virtual_cells", painted)
+    name = wrong.pop("stainer", "dic-to-mgg")
+    with pytest.raises(BadInput, match=said):
+        train_virtual_classifier(
+            folder,
+            tmp_path / "out",
+            stainer=(FakeStainer(), find_package(name)),
+            namer=(EveryOther(), find_package("leukocyte-classes")),
+            **wrong,
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_wrong_folder_is_one_sentence_and_status_2(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name, said in (("none", "no such folder"), ("empty", "give a YOLO-format folder")):

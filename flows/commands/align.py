@@ -52,7 +52,8 @@ def command(
     """
     from pipeline.registration import quality_picture, register
     from pipeline.settings import load_settings
-    from storage.images import read_image, write_png
+    from storage.images import read_image
+    from storage.whole_files import write_png
 
     settings = load_settings(config)
     with output(as_json) as show:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import click
 
 from flows.console import existing, json_option, output, output_folder, pixel_size_option
+from storage.json_text import json_text
 
 
 @click.group(name="evaluate")
@@ -36,7 +36,7 @@ def _done(as_json: bool, data: Path, out: Path, evaluate: Callable[[], dict[str,
     with output(as_json) as show:
         output_folder(out)
         figures = evaluate()
-        show(figures, json.dumps(figures, indent=1) + f"\npictures in {out}")
+        show(figures, json_text(figures) + f"\npictures in {out}")
 
 
 @command.command(name="detector")
@@ -138,6 +138,7 @@ def stainer(
     from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from stainers.evaluation import evaluate_stainer
+    from storage.packages import find_package
     from storage.registry import load
 
     if (data is None) == (pairs is None):
@@ -152,6 +153,7 @@ def stainer(
         output_folder(out)
         judges = settings.classification
         name, own = model or settings.staining.dic_stainer, judges.virtual_classifier
+        package, judge = find_package(name), find_package(judges.classifier)
         figures = evaluate_stainer(
             load("stainer", name),
             place,
@@ -161,9 +163,11 @@ def stainer(
             classifier=load("classifier", judges.classifier),
             virtual_classifier=load("classifier", own) if own is not None and made_for(own, name) else None,
             segmenter=load("segmenter", judges.segmenter),
+            named_by=None if judge is None else f"{judge.card.name} {judge.card.version}",
+            modalities=None if package is None else package.card.modalities,
             weights_dir=imagenet_weights,
         )
-        show(figures, json.dumps(figures, indent=1) + f"\npictures in {out}")
+        show(figures, json_text(figures) + f"\npictures in {out}")
 
 
 @command.command(name="classifier")

@@ -13,6 +13,7 @@ from flows.console import (
     each_image,
     finish,
     json_option,
+    not_blank,
     output,
     output_folder,
     pixel_size_option,
@@ -23,7 +24,7 @@ from flows.console import (
 
 @click.command(name="explain")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, help="Folder for the pictures.")
+@click.option("--out", required=True, callback=not_blank, help="Folder for the pictures.")
 @pixel_size_option()
 @click.option("--model", default=None, help="Classifier [the settings' choice].")
 @click.option("--class", "label", default=None, help="Class to explain [the one that is named].")
@@ -49,8 +50,9 @@ def command(
     from classifiers.explaining import draw, explain, explainable
     from pipeline.classification import classify_patches
     from pipeline.settings import load_settings
-    from storage.images import image_info, write_png
+    from storage.images import image_info
     from storage.registry import load
+    from storage.whole_files import write_png
 
     settings = load_settings(config).classification
     classifier = explainable(load("classifier", model or settings.classifier))

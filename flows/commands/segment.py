@@ -13,6 +13,7 @@ from flows.console import (
     each_image,
     finish,
     json_option,
+    not_blank,
     output,
     output_folder,
     pixel_size_option,
@@ -23,7 +24,7 @@ from flows.console import (
 
 @click.command(name="segment")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, help="Folder for the label images.")
+@click.option("--out", required=True, callback=not_blank, help="Folder for the label images.")
 @pixel_size_option()
 @click.option("--model", default=None, help="Segmenter [the settings' choice].")
 @config_option
@@ -39,8 +40,9 @@ def command(
     """Label images: 0 background, 1 red cell, 2 cytoplasm, 3 nucleus, one PNG an image."""
     from detectors import segment_image
     from pipeline.settings import load_settings
-    from storage.images import image_info, write_png
+    from storage.images import image_info
     from storage.registry import load
+    from storage.whole_files import write_png
 
     segmenter = load("segmenter", model or load_settings(config).classification.segmenter)
     folder = output_folder(out)

@@ -12,8 +12,10 @@ from flows.console import (
     each_image,
     finish,
     json_option,
+    not_blank,
     output,
     output_folder,
+    pixel_size_option,
     read_with_modality,
     unique_output,
 )
@@ -21,50 +23,83 @@ from flows.console import (
 
 @click.command(name="stain")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, help="Folder for the virtual images.")
-@click.option("--model", default=None, help="Stainer [the settings' choice for DIC].")
-@click.option("--target", default=None, help="Stain domain to stain for [the model's first].")
+@click.option("--out", required=True, callback=not_blank, help="Folder for the virtual images.")
+@pixel_size_option("Micrometres a pixel [from the file, else the stainer's own].")
+@click.option("--model", default=None, callback=not_blank, help="Stainer [the settings' choice for DIC].")
+@click.option(
+    "--target", default=None, callback=not_blank, help="Stain domain to stain for [the model's first]."
+)
 @config_option
 @json_option
 def command(
     images: tuple[str, ...],
     out: str,
+    pixel_size: float | None,
     model: str | None,
     target: str | None,
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Stain images virtually; writes a PNG an image with its confidence."""
+    """Stain images virtually; writes a PNG an image, of its size, with its confidence.
+
+    An image of another pixel size than the stainer's is brought to that, stained, and brought back.
+    """
     from pipeline.settings import load_settings
+    from pipeline.staining import min_stain_confidence
     from stainers import stain_image
-    from storage.images import write_png
+    from stainers.at_scale import stain_at
+    from storage.images import image_info
+    from storage.packages import find_package
     from storage.registry import load, modalities
+    from storage.whole_files import write_png
 
     settings = load_settings(config).staining
     name = model or settings.dic_stainer
-    stainer, reads = load("stainer", name), modalities("stainer", name)
+    stainer, package, reads = load("stainer", name), find_package(name), modalities("stainer", name)
+    wanted = None if package is None else package.card.pixel_size_um  # None: it takes any
+    least = min_stain_confidence(stainer, settings)
     folder = output_folder(out)
     taken: set[Path] = set()
 
     def one(path: Path) -> dict[str, Any]:
-        image, confidence, uncertainty, _map = stain_image(
-            stainer,
-            read_with_modality(path, reads[0] if len(reads) == 1 else None)[0],
-            target or settings.target,
-        )
+        size, source = pixel_size, "command line"
+        if size is None:
+            size, source = image_info(path).pixel_size_um, "file"
+        if size is None:
+            size, source = wanted, "assumed: the stainer's" if wanted else "not needed"
+        if source.startswith("assumed"):
+            click.echo(f"{path}: no pixel size; {size:g} µm a pixel is assumed (--pixel-size).", err=True)
+        given = read_with_modality(path, reads[0] if len(reads) == 1 else None)[0]
+        if size is None or wanted is None:
+            image, confidence, uncertainty, _map = stain_image(stainer, given, target or settings.target)
+        else:
+            image, confidence, uncertainty, _map = stain_at(
+                stainer, given, target or settings.target, size, wanted
+            )
         written = unique_output(folder, path, "_virtual.png", taken)
         write_png(written, image)
+        if confidence < least:
+            click.echo(
+                f"{path}: confidence {confidence:.2f} is below the stainer's threshold of {least:.2f}; do "
+                "not rely on this picture (is it the right kind of image, sharp, of the right pixel size?).",
+                err=True,
+            )
         return {
             "file": str(path),
             "output": str(written),
+            "pixel_size_um": None if size is None else round(size, 5),
+            "pixel_size_source": source,
             "confidence": round(float(confidence), 6),
+            "min_confidence": least,
+            "below_threshold": bool(confidence < least),
             "uncertainty": round(float(uncertainty), 6),
         }
 
     with output(as_json) as show:
         results, refused = each_image(images, "stain", one)
-        show(
-            results,
-            "\n".join(f"{r['file']} -> {r['output']} (confidence {r['confidence']:.2f})" for r in results),
-        )
+        lines = []
+        for r in results:
+            doubt = f", below the stainer's threshold {least:.2f}" if r["below_threshold"] else ""
+            lines.append(f"{r['file']} -> {r['output']} (confidence {r['confidence']:.2f}{doubt})")
+        show(results, "\n".join(lines))
     finish(refused)
