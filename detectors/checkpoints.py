@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from detectors.datasets import Sample
 from pipeline.errors import BadInput
-from storage.checkpoints import keep_earlier, read_checkpoint
+from storage.checkpoints import keep_earlier, read_checkpoint, require_same
 
 if TYPE_CHECKING:
     from detectors.training import Recipe
 
 STATE = ("network", "ema", "updates", "optimizer", "epoch", "history", "best", "recipe")
-# Data first: their number decides settings as well, and the nearer cause is to be told.
-WHAT = {"data": "images, labels or seed", "start": "starting weights (--start)", "recipe": "settings"}
 
 
 def mark_of_data(parts: dict[str, list[Sample]]) -> str:
@@ -57,14 +55,6 @@ def earlier_state(out_dir: Path, resume: bool, now: dict[str, Any]) -> dict[str,
             raise BadInput(f"{best} has no last.pt beside it to go on from; restore it or use a new folder.")
         return None
     state = read_checkpoint(last, *STATE)
-    for key, what in WHAT.items():
-        if key not in state:
-            raise BadInput(
-                f"{last} does not say with which {what} it was trained (an earlier version wrote it); use a "
-                "new folder."
-            )
-        if state[key] != now[key]:
-            raise BadInput(
-                f"{last} was trained with other {what}; resume with the same, or use a new folder."
-            )
+    # Data first: their number decides settings as well, and the nearer cause is to be told.
+    require_same(last, state, now, "data", "start", "recipe")
     return state

@@ -8,7 +8,12 @@ from typing import Any
 
 from pipeline.errors import BadInput
 
-MADE_OF = {"recipe": "another recipe", "data": "other images or labels", "total": "another number of steps"}
+MADE_OF = {
+    "recipe": "another recipe",
+    "data": "other images or labels, or another seed",
+    "start": "other starting weights (--start)",
+    "total": "another number of steps",
+}
 
 
 def read_checkpoint(path: Path, *needed: str, device: Any = "cpu") -> dict[str, Any]:
