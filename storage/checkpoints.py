@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.errors import BadInput
 
 MADE_OF = {
-    "recipe": "another recipe",
+    "recipe": "another recipe or other settings",
     "data": "other images or labels, or another seed",
     "start": "other starting weights (--start)",
     "total": "another number of steps",
