@@ -117,3 +117,12 @@ def test_a_pixel_size_that_the_red_cells_contradict_is_said_with_the_one_they_sp
     done, (row,) = detect(save(right, image, photometric="rgb"))
     assert row["inferred_pixel_size_um"] is None
     assert done.stderr == ""
+
+
+def test_a_grey_image_without_relief_is_dic_where_a_model_for_dic_is_named(tmp_path: Path, spy: Spy) -> None:
+    """Whether a grey image is DIC is a guess; an out-of-focus one has hardly any relief."""
+    grey = smear((60, 60), [(30.0, 30.0)], 0.2)[0].mean(-1).astype(np.uint8)
+    path = save(tmp_path / "soft.tif", grey)
+    assert detect(path)[1][0]["modality"] == "brightfield"
+    done, rows = detect(path, "--model", "leukocyte-dic")
+    assert (done.exit_code, rows[0]["modality"]) == (0, "dic")

@@ -48,7 +48,7 @@ def command(
     from detectors.scale import contradicted_scale, infer_pixel_size_um
     from pipeline.errors import BadInput
     from pipeline.settings import detection_threshold, load_settings
-    from storage.images import image_info
+    from storage.images import image_info, varies_in_colour
     from storage.registry import modalities
 
     settings = load_settings(config).detection
@@ -57,6 +57,9 @@ def command(
         image, kind = read_with_modality(path, modality)
         name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
         made_for = modalities("detector", name)
+        if modality is None and made_for == ("dic",) and kind != "dic" and not varies_in_colour(image):
+            # Of a grey image the modality is a guess, and who names a model for DIC knows better.
+            image, kind = read_with_modality(path, "dic")
         if made_for and kind not in made_for:
             raise BadInput(
                 f"{path}: this is a {kind} image, and '{name}' was made for {' and '.join(made_for)} "
