@@ -23,7 +23,7 @@ from flows.cluster import Workers
 from flows.execute import CaseOutcome, execute, summary
 from flows.records import CaseRun
 from flows.runs import configured, open_run
-from pipeline.settings import Settings
+from pipeline.settings import NightSettings
 from storage.audit import Action
 
 log = logging.getLogger("smearflow.case")
@@ -38,7 +38,8 @@ def as_task(name: str, function: Any) -> Any:
 
     def call(run: CaseRun, *args: Any) -> Any:
         bound: Any = partial(function, run, *args)
-        with limited(name, run.settings):
+        gpu = stages.uses_gpu(name, run, args[0] if name == "detection" else None)
+        with limited(name, run.settings.night, gpu=gpu):
             stage: Any = task(bound, name=name, persist_result=False, cache_policy=NO_CACHE)
             return stage()
 
@@ -50,14 +51,14 @@ LEASE_S = 60.0
 
 
 @contextmanager
-def limited(stage: str, settings: Settings) -> Iterator[None]:
+def limited(stage: str, settings: NightSettings, *, gpu: bool) -> Iterator[None]:
     """Hold the concurrency limit that the settings name for a stage, if they name one.
 
     Within one cluster the resource GPU does this; a limit of the server also holds between the clusters of
     several flow runs on one machine.  Raises where the server has no limit of that name.
     """
-    name = settings.night.gpu_limit if stages.uses_gpu(stage, settings) else None
-    name = settings.night.database_limit if stage == "report" else name
+    name = settings.gpu_limit if gpu else None
+    name = settings.database_limit if stage == "report" else name
     if name is None:
         yield
         return

@@ -213,14 +213,23 @@ def _looks(run: CaseRun, image: FieldImage) -> tuple[bool, ...]:
     return (run.settings.detection.dic_painted,) if image.modality == "dic" else ()
 
 
-def painted_by(settings: Settings, image: FieldImage) -> bool:
+def is_painted(settings: Settings, image: FieldImage) -> bool:
     """Whether a stainer, for which there may be a GPU, takes part in looking at an image."""
-    return image.modality == "dic" and settings.detection.dic_painted
+    from detectors.painted import companions
+
+    asked = image.modality == "dic" and settings.detection.dic_painted
+    return asked and bool(companions(settings.detection.dic_detector))
 
 
-def uses_gpu(stage: str, settings: Settings) -> bool:
-    """Whether a stage, by the name of its Prefect task, runs networks where there is a GPU."""
-    return stage in GPU_STAGES or (stage == "detection" and settings.detection.dic_painted)
+def uses_gpu(stage: str, run: CaseRun, case: Case | None = None) -> bool:
+    """Whether a stage, by the name of its Prefect task, runs networks where there is a GPU.
+
+    Detection does where the case has DIC that is looked at painted.
+    """
+    if stage != "detection" or case is None:
+        return stage in GPU_STAGES
+    looked_at = (i for i in case.images if detector_of(run, case, i) is not None)
+    return any(is_painted(run.settings, i) for i in looked_at)
 
 
 def detection(
@@ -250,7 +259,7 @@ def detection(
                     name,
                     run.settings,
                 ),
-                gpu=name is not None and painted_by(run.settings, image),
+                gpu=name is not None and is_painted(run.settings, image),
                 # The threshold is applied to the kept boxes later, so it is no part of what was computed.
                 fingerprint=fingerprint(
                     "detection", VERSIONS["detection"], image, name, shas[name], *_looks(run, image)

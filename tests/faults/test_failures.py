@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.errors import BadInput, BadModelPackage, InputChanged, UnknownName
 from pipeline.settings import DetectionSettings, Settings
 from storage.ledger import Ledger
 from storage.store import CaseBusy, Store
+from tests.report_cases import a_case, image
 
 ERRORS = [
     BadInput("no"),
@@ -167,15 +169,20 @@ def test_each_item_goes_to_the_workers_that_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "painted", "gpu"),
+    ("stage", "modality", "settings", "gpu"),
     [
-        ("virtual-perls", True, True),
-        ("detection", True, True),
-        ("detection", False, False),
-        ("cells", True, False),
+        ("virtual-perls", "brightfield", {}, True),
+        ("detection", "dic", {}, True),
+        ("detection", "dic", {"dic_painted": False}, False),
+        ("detection", "dic", {"dic_detector": "classical"}, False),  # which paints nothing
+        ("detection", "brightfield", {}, False),
+        ("cells", "dic", {}, False),
     ],
 )
-def test_the_limit_of_the_gpu_is_held_by_every_stage_that_may_use_one(
-    stage: str, painted: bool, gpu: bool
+def test_the_limit_of_the_gpu_is_held_by_every_stage_that_may_use_one_and_by_no_other(
+    tmp_path: Path, stage: str, modality: str, settings: dict[str, Any], gpu: bool
 ) -> None:
-    assert stages.uses_gpu(stage, Settings(detection=DetectionSettings(dic_painted=painted))) is gpu
+    run = run_with(tmp_path, Answers())
+    run = replace(run, settings=Settings(detection=DetectionSettings(**settings)))
+    shown = image("F1", modality, "unstained" if modality == "dic" else "MGG")
+    assert stages.uses_gpu(stage, run, a_case(images=(shown,))) is gpu
