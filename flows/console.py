@@ -124,17 +124,18 @@ def read_rgb_or_grey(path: Path) -> Any:
     return to_uint8(_read_pixels(path))
 
 
-def read_with_modality(path: Path, modality: str | None) -> tuple[Any, str]:
+def read_with_modality(path: Path, modality: str | None, *, grey: str | None = None) -> tuple[Any, str]:
     """Read an image file as uint8 as a run reads its modality, and that modality.
 
     Brightfield is (H, W) or (H, W, 3), DIC (H, W).  Without a modality it is read from the pixels, before
-    they are made 8 bit: the grey levels of DIC are scaled in another way.
+    they are made 8 bit: the grey levels of DIC are scaled in another way.  Of a grey image that is a guess,
+    in whose place `grey` stands where it is known.
     """
     from detectors.scale import guess_modality
-    from storage.images import luminance, to_uint8
+    from storage.images import luminance, to_uint8, varies_in_colour
 
     pixels = _read_pixels(path)
-    kind = modality or guess_modality(pixels)
+    kind = modality or (grey if grey and not varies_in_colour(pixels) else guess_modality(pixels))
     return to_uint8(luminance(pixels) if kind == "dic" else pixels, modality=kind), kind
 
 
@@ -149,6 +150,11 @@ def _read_pixels(path: Path) -> Any:
             "or field."
         )
     return image
+
+
+def stated_pixel_size(info: ImageInfo, given: float | None) -> tuple[float | None, str]:
+    """The pixel size (µm) that is given, else that of the file, which may have none, and where it is from."""
+    return (info.pixel_size_um, "file") if given is None else (given, "command line")
 
 
 def say_notes(path: Path, info: ImageInfo) -> None:

@@ -157,24 +157,31 @@ def _coloured(path: Path) -> Array:
 
 def _known(truth: Path, name: str, field: Any) -> tuple[Array, Array]:
     """The matrix (2, 3) and the leukocyte boxes (n, 4) that truth.json states of a field, float64."""
-    found = []
-    for key, shape in (("brightfield_to_dic", (2, 3)), ("leukocytes_xyxy", (-1, 4))):
-        try:
-            value = np.asarray(field[key], np.float64)
-            if key == "leukocytes_xyxy" and not value.size:
-                value = value.reshape(0, 4)
-            if value.ndim != 2 or not np.isfinite(value).all():
-                raise ValueError("it is no table of numbers")
-            if value.shape[1] != shape[1] or shape[0] not in (-1, value.shape[0]):
-                raise ValueError(f"it has {value.shape[0]} x {value.shape[1]} numbers")
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            what = "a matrix of 2 x 3" if shape[0] == 2 else "boxes of four"
-            why = "there is none" if isinstance(error, KeyError) else str(error)
-            raise BadInput(
-                f"{truth}: field '{name}' needs {what} numbers as {key} ({why}); write the truth again."
-            ) from error
-        found.append(value)
-    return found[0], found[1]
+    matrix = _numbers(truth, name, field, "brightfield_to_dic", 3)
+    if len(matrix) != 2:
+        raise _no_numbers(truth, name, "brightfield_to_dic", f"it has {len(matrix)} x 3 numbers")
+    return matrix, _numbers(truth, name, field, "leukocytes_xyxy", 4)
+
+
+def _numbers(truth: Path, name: str, field: Any, key: str, columns: int) -> Array:
+    """A table (n, columns) of a field, float64; raises BadInput where it is none."""
+    try:
+        value = np.asarray(field[key], np.float64)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        why = "there is none" if isinstance(error, KeyError) else str(error)
+        raise _no_numbers(truth, name, key, why) from error
+    if not value.size:
+        value = value.reshape(0, columns)
+    if value.ndim != 2 or not np.isfinite(value).all():
+        raise _no_numbers(truth, name, key, "it is no table of numbers")
+    if value.shape[1] != columns:
+        raise _no_numbers(truth, name, key, f"it has {value.shape[0]} x {value.shape[1]} numbers")
+    return value
+
+
+def _no_numbers(truth: Path, name: str, key: str, why: str) -> BadInput:
+    what = "a matrix of 2 x 3" if key == "brightfield_to_dic" else "boxes of four"
+    return BadInput(f"{truth}: field '{name}' needs {what} numbers as {key} ({why}); write the truth again.")
 
 
 def _folders(place: Path, target: str) -> list[Pair]:

@@ -144,3 +144,17 @@ def tiny_recipe(steps: int) -> Recipe:
         network=NetworkRecipe(widths=(4, 4, 8, 8), blocks=(1, 1, 1, 1), embedding=4),
         pairs=PairOptions(crop_px=48, context_px=64),
     )
+
+
+def write_folder(root, n: int = 3):
+    from PIL import Image
+
+    for name in ("dic", "stained"):
+        (root / name).mkdir(parents=True)
+    for i, p in enumerate(dic_patches(n)):
+        Image.fromarray(p[..., 0]).save(root / "dic" / f"c{i}.png")
+        Image.fromarray(stained_of(p)).save(root / "stained" / f"c{i}.png")
+    return root
+
+
+# where pairs come from

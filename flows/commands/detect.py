@@ -17,6 +17,7 @@ from flows.console import (
     pixel_size_option,
     read_with_modality,
     say_notes,
+    stated_pixel_size,
 )
 
 
@@ -48,18 +49,17 @@ def command(
     from detectors.scale import contradicted_scale, infer_pixel_size_um
     from pipeline.errors import BadInput
     from pipeline.settings import detection_threshold, load_settings
-    from storage.images import image_info, varies_in_colour
+    from storage.images import image_info
     from storage.registry import modalities
 
     settings = load_settings(config).detection
 
     def one(path: Path) -> dict[str, Any]:
-        image, kind = read_with_modality(path, modality)
+        # Of a grey image the modality is a guess, and who names a model for DIC knows better.
+        for_dic = model is not None and modalities("detector", model) == ("dic",)
+        image, kind = read_with_modality(path, modality, grey="dic" if for_dic else None)
         name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
         made_for = modalities("detector", name)
-        if modality is None and made_for == ("dic",) and kind != "dic" and not varies_in_colour(image):
-            # Of a grey image the modality is a guess, and who names a model for DIC knows better.
-            image, kind = read_with_modality(path, "dic")
         if made_for and kind not in made_for:
             raise BadInput(
                 f"{path}: this is a {kind} image, and '{name}' was made for {' and '.join(made_for)} "
@@ -67,9 +67,7 @@ def command(
             )
         info = image_info(path)
         say_notes(path, info)
-        size, source = pixel_size, "command line"
-        if size is None:
-            size, source = info.pixel_size_um, "file"
+        size, source = stated_pixel_size(info, pixel_size)
         if size is None:
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"

@@ -139,7 +139,7 @@ def stainer(
     from pipeline.settings import Settings
     from stainers.evaluation import evaluate_stainer
     from storage.packages import find_package
-    from storage.registry import load
+    from storage.registry import load, modalities
 
     if (data is None) == (pairs is None):
         raise BadInput("name the pairs once: evaluate stainer DATA, or evaluate stainer --pairs DATA.")
@@ -153,7 +153,7 @@ def stainer(
         output_folder(out)
         judges = settings.classification
         name, own = model or settings.staining.dic_stainer, judges.virtual_classifier
-        package, judge = find_package(name), find_package(judges.classifier)
+        judge = find_package(judges.classifier)
         figures = evaluate_stainer(
             load("stainer", name),
             place,
@@ -164,7 +164,7 @@ def stainer(
             virtual_classifier=load("classifier", own) if own is not None and made_for(own, name) else None,
             segmenter=load("segmenter", judges.segmenter),
             named_by=None if judge is None else f"{judge.card.name} {judge.card.version}",
-            modalities=None if package is None else package.card.modalities,
+            modalities=modalities("stainer", name) or None,
             weights_dir=imagenet_weights,
         )
         show(figures, json_text(figures) + f"\npictures in {out}")

@@ -17,6 +17,7 @@ from flows.console import (
     output_folder,
     pixel_size_option,
     read_with_modality,
+    stated_pixel_size,
     unique_output,
 )
 
@@ -55,16 +56,15 @@ def command(
 
     settings = load_settings(config).staining
     name = model or settings.dic_stainer
-    stainer, package, reads = load("stainer", name), find_package(name), modalities("stainer", name)
+    stainer, reads = load("stainer", name), modalities("stainer", name)
+    package = find_package(name)
     wanted = None if package is None else package.card.pixel_size_um  # None: it takes any
     least = min_stain_confidence(stainer, settings)
     folder = output_folder(out)
     taken: set[Path] = set()
 
     def one(path: Path) -> dict[str, Any]:
-        size, source = pixel_size, "command line"
-        if size is None:
-            size, source = image_info(path).pixel_size_um, "file"
+        size, source = stated_pixel_size(image_info(path), pixel_size)
         if size is None:
             size, source = wanted, "assumed: the stainer's" if wanted else "not needed"
         if source.startswith("assumed"):
