@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flows.console import as_rgb
+from flows.units import CellUnit
 from flows.work import limit_threads, model, read
 from pipeline.settings import Settings, StainingSettings
 from pipeline.types import Cell, FieldImage
@@ -42,28 +43,12 @@ def _rows_of(cells: list[Cell], modality: str) -> dict[tuple[str, str, str], lis
     return rows
 
 
-def cut_unit(
-    case_dir: str,
-    store_url: str,
-    case_id: str,
-    unit_index: int,
-    first_row: int,
-    n_cells: int,
-    mark: str,
-    cells: list[Cell],
-    images: list[FieldImage],
-    settings: Settings,
-) -> dict[str, Any]:
-    """Cut the patches of one write unit (whole shards) from their fields, every size and modality.
-
-    `cells` are those of the unit alone, `first_row` the row of the first in the case's arrays.
-    """
+def cut_unit(case_dir: str, unit: CellUnit, mark: str, images: list[FieldImage]) -> dict[str, Any]:
+    """Cut the patches of one write unit from their fields, every size and modality."""
     from pipeline.patches import crop_patches, patch_centres
-    from storage.case_store import CaseStore
-    from storage.store import Store
 
     limit_threads()
-    store = CaseStore(Store(store_url), case_id)
+    store, cells, settings = unit.store(), unit.cells, unit.settings
     by_field = {(i.slide, i.field, str(i.modality), str(i.stain)): i for i in images}
     written = 0
     for modality in ("brightfield", "dic"):
@@ -93,9 +78,7 @@ def cut_unit(
                 )
                 block[indices] = cut.reshape(len(indices), size, size, channels)
         for size, block in blocks.items():
-            store.write_unit(
-                f"patches/{size}/{modality}", unit_index, first_row, block, n_cells, mark, settings.patches
-            )
+            unit.write(f"patches/{size}/{modality}", block, mark)
             written += len(cells)
     return {"patches": written}
 
@@ -119,30 +102,18 @@ def shear_by_field(
     }
 
 
-def stain_unit(
-    case_dir: str,
-    store_url: str,
-    case_id: str,
-    unit_index: int,
-    first_row: int,
-    n_cells: int,
-    mark: str,
-    cells: list[Cell],
-    images: list[FieldImage],
-    settings: Settings,
-) -> dict[str, Any]:
+def stain_unit(case_dir: str, unit: CellUnit, mark: str, images: list[FieldImage]) -> dict[str, Any]:
     """Stain the DIC-only cells of one write unit virtually; the rows of other cells stay empty.
 
     Returns the confidence of each row, and the threshold that the model states.
     """
     from pipeline.staining import min_stain_confidence, stain_patches
-    from storage.case_store import CaseStore
     from storage.registry import virtual_array
-    from storage.store import Store
 
+    cells, settings = unit.cells, unit.settings
     size, name = settings.staining.size_px, settings.staining.dic_stainer
-    store, stainer = CaseStore(Store(store_url), case_id), model("stainer", name)
-    dic = store.read_rows(f"patches/{size}/dic", first_row, first_row + len(cells))
+    stainer = model("stainer", name)
+    dic = unit.store().read_rows(f"patches/{size}/dic", unit.first_row, unit.end_row)
     rows = np.flatnonzero([c.modality == "dic" for c in cells])
     shear = shear_by_field(case_dir, stainer, cells, images, settings)
     angles = [shear.get((cells[r].slide, cells[r].field)) for r in rows]
@@ -153,42 +124,21 @@ def stain_unit(
     # Kept as 8 bit: a picture of where to doubt, 255 = 1.0 of the model's own scale and beyond.
     uncertainty[rows, ..., 0] = np.clip(np.rint(stained.uncertainty * 255.0), 0, 255).astype(np.uint8)
     for kind, block in (("image", image), ("uncertainty", uncertainty)):
-        array = virtual_array(name, kind)
-        store.write_unit(array, unit_index, first_row, block, n_cells, mark, settings.patches)
+        unit.write(virtual_array(name, kind), block, mark)
     confidence: list[float | None] = [None] * len(cells)
     for row, value in zip(rows, stained.confidence, strict=True):
         confidence[row] = round(float(value), 6)
     return {"confidence": confidence, "stated": min_stain_confidence(stainer, StainingSettings())}
 
 
-def patches_to_read(store: Any, cells: list[Cell], first_row: int, settings: Settings) -> np.ndarray:
-    """(N, S, S, 3) uint8: the real stain of each cell where there is one, else its virtual image."""
-    from storage.registry import virtual_array
-
-    size = settings.classification.patch_px
-    last = first_row + len(cells)
-    stained = np.array([c.modality == "brightfield" for c in cells])
-    out = np.zeros((len(cells), size, size, 3), np.uint8)
-    if stained.any():
-        out[stained] = store.read_rows(f"patches/{size}/brightfield", first_row, last)[stained]
-    if not stained.all():
-        name = virtual_array(settings.staining.dic_stainer, "image")
-        out[~stained] = store.read_rows(name, first_row, last)[~stained]
-    return out
-
-
-def classify_unit(
-    store_url: str, case_id: str, first_row: int, cells: list[Cell], settings: Settings
-) -> dict[str, Any]:
+def classify_unit(unit: CellUnit) -> dict[str, Any]:
     """Name, measure and, on Perls, read the sideroblast type of the cells of one unit."""
     from pipeline.classification import classify_patches
     from pipeline.segmentation import measure_cells, rounded_measures
     from pipeline.sideroblasts import confidence_of, read_sideroblasts
-    from storage.case_store import CaseStore
-    from storage.store import Store
 
     limit_threads()
-    patches = patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
+    cells, settings, patches = unit.cells, unit.settings, unit.patches()
     size_um = settings.patches.pixel_size_um
     perls = [i for i, c in enumerate(cells) if c.stain == "Perls"]
     named = [i for i, c in enumerate(cells) if c.stain != "Perls"]

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.errors import BadInput
+from stainers.seeds import LARGEST_SEED
 from storage.json_text import json_text
 
 if TYPE_CHECKING:
     from storage.images_info import ImageInfo
 
-SEEDS = click.IntRange(0, 2**63 - 1)  # what NumPy, torch and every recipe take
+SEEDS = click.IntRange(0, LARGEST_SEED)
 MIN_SIDE_PX = 16  # a nucleus of 5 µm at 0.3 µm a pixel; nothing smaller can be named
 
 json_option = click.option(

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from flows import cell_work, work
+from flows import work
 from flows.naming import calibrated_confidence, namers, naming_settings
 from flows.records import CaseRun, Item, safe_key
 from flows.stages import VERSIONS, model_sha
-from flows.unit_stages import need_all, unit_key, units_of
-from pipeline.settings import Settings
+from flows.unit_stages import need_all
+from flows.units import CellUnit, units_of
 from pipeline.types import Cell, CellClass, ExplainedCell
 from storage.fingerprint import fingerprint
 
@@ -61,17 +61,16 @@ def explanation(
         *(model_sha("classifier", name) for name in namers(settings, found)),
     )
     items = []
-    for index, start, end in units_of(run, len(found)):
-        some = list(found[start:end])
-        mine = {c.cell_id: labels[c.cell_id] for c in some if c.cell_id in chosen}
+    for unit in units_of(run, found):
+        mine = {c.cell_id: labels[c.cell_id] for c in unit.cells if c.cell_id in chosen}
         if mine:
             keys = {i: run.picture_key(STAGE, safe_key(i)) for i in mine}
             items.append(
                 Item(
-                    key=unit_key(index),
+                    key=unit.key,
                     fingerprint=fingerprint(mark, sorted(mine.items())),
                     function=explain_unit,
-                    args=(run.store.url, run.case_id, start, some, mine, keys, settings),
+                    args=(unit, mine, keys),
                     gpu=True,
                 )
             )
@@ -84,26 +83,16 @@ def explanation(
     return tuple(sorted(cells, key=lambda c: order[c.cell_id]))
 
 
-def explain_unit(
-    store_url: str,
-    case_id: str,
-    first_row: int,
-    cells: list[Cell],
-    labels: dict[str, str],
-    keys: dict[str, str],
-    settings: Settings,
-) -> dict[str, Any]:
+def explain_unit(unit: CellUnit, labels: dict[str, str], keys: dict[str, str]) -> dict[str, Any]:
     """On a worker: explain the cells of one unit that `labels` names; nothing for a closed classifier."""
     from classifiers.base import Explainable
     from classifiers.explaining import explain
     from classifiers.taxonomy import is_a
-    from storage.case_store import CaseStore
-    from storage.store import Store
 
-    patches = cell_work.patches_to_read(CaseStore(Store(store_url), case_id), cells, first_row, settings)
+    settings = unit.settings
     size_um = settings.patches.pixel_size_um
     done = []
-    for cell, patch in zip(cells, patches, strict=True):
+    for cell, patch in zip(unit.cells, unit.patches(), strict=True):
         if cell.cell_id not in labels:
             continue
         classifier = work.model("classifier", settings.classification.namer(virtual=cell.modality == "dic"))
@@ -114,7 +103,7 @@ def explain_unit(
         if not any(is_a(name, str(label)) for name in classifier.classes):
             label = None
         found = explain(classifier, patch, size_um, label, METHOD)
-        work.put_jpeg(store_url, keys[cell.cell_id], pair_picture(patch, found))
+        work.put_jpeg(unit.store_url, keys[cell.cell_id], pair_picture(patch, found))
         done.append(
             ExplainedCell(
                 cell_id=cell.cell_id,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows import cell_work, work
+from flows import work
 from flows.records import CaseRun, Item
 from flows.stages import VERSIONS, model_sha
 from flows.unit_stages import need_all
+from flows.units import plan
 from pipeline.settings import Settings
 from pipeline.types import Cell, PatientPattern
 from storage.fingerprint import fingerprint
@@ -72,7 +73,7 @@ def patient(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> Patient
     item = Item(
         key="case",
         fingerprint=mark,
-        function=read_case,
+        function=read_bag,
         args=(run.store.url, run.case_id, list(found), settings),
         gpu=True,
     )
@@ -81,24 +82,20 @@ def patient(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> Patient
     return PatientPattern.model_validate(outcomes[item.key].output)
 
 
-def read_case(store_url: str, case_id: str, found: list[Cell], settings: Settings) -> dict[str, Any]:
+def read_bag(store_url: str, case_id: str, found: list[Cell], settings: Settings) -> dict[str, Any]:
     """On a worker: embed the stained cells of a case shard by shard, and read them as one bag."""
     import numpy as np
 
     from pipeline.patients import embed_cells, read_patient
-    from storage.case_store import CaseStore, shard_rows
-    from storage.store import Store
 
     assert settings.patients.model is not None
-    store, step = CaseStore(Store(store_url), case_id), shard_rows(settings.patches)
     wanted = {c.cell_id for c in stained_cells(tuple(found))}
 
     def batches() -> Any:
-        for start in range(0, len(found), step):
-            some = found[start : start + step]
-            mine = np.array([c.cell_id in wanted for c in some])
+        for unit in plan(store_url, case_id, found, settings):
+            mine = np.array([c.cell_id in wanted for c in unit.cells])
             if mine.any():
-                yield cell_work.patches_to_read(store, some, start, settings)[mine]
+                yield unit.patches()[mine]
 
     classifier = work.model("classifier", settings.classification.classifier)
     embeddings, probabilities = embed_cells(batches(), settings.patches.pixel_size_um, classifier)

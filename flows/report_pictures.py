@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flows import cell_work, virtual_perls_stage
+from flows import virtual_perls_stage
 from flows.records import CaseRun
+from flows.units import units_of
 from pipeline.types import Case, Cell
 
 if TYPE_CHECKING:
@@ -19,19 +20,13 @@ if TYPE_CHECKING:
 
 def thumbnails(run: CaseRun, findings: Findings, result: Any) -> dict[str, np.ndarray]:
     """A square cut around each gallery cell: (H, W, 3) uint8 by cell id; on Perls the iron is marked."""
-    from storage.case_store import CaseStore, shard_rows
-
     wanted = {cell.cell_id for gallery in result.galleries for cell in gallery.cells}
-    store = CaseStore(run.store, run.case_id)
     found: dict[str, np.ndarray] = {}
-    # By runs of one shard, so that memory does not grow with the case.
-    step = shard_rows(run.settings.patches)
-    for start in range(0, len(findings.cells), step):
-        some = list(findings.cells[start : start + step])
-        if not any(c.cell_id in wanted for c in some):
+    # By units of one shard, so that memory does not grow with the case.
+    for unit in units_of(run, findings.cells):
+        if not any(c.cell_id in wanted for c in unit.cells):
             continue
-        patches = cell_work.patches_to_read(store, some, start, run.settings)
-        for cell, patch in zip(some, patches, strict=True):
+        for cell, patch in zip(unit.cells, unit.patches(), strict=True):
             if cell.cell_id in wanted:
                 marked = _with_iron(run, patch) if cell.stain == "Perls" else patch
                 found[cell.cell_id] = _around(marked, cell, findings.case, run.settings.patches.pixel_size_um)

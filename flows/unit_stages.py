@@ -10,6 +10,7 @@ from flows import cell_work
 from flows.naming import namers, naming_settings, painting_settings
 from flows.records import CaseRun, Item, Outcome, StageFailed
 from flows.stages import VERSIONS, model_sha
+from flows.units import CellUnit, units_of
 from pipeline.types import Case, Cell, CellClass, FieldImage, PaintedTarget
 from storage.fingerprint import fingerprint
 from storage.registry import virtual_array
@@ -17,27 +18,15 @@ from storage.registry import virtual_array
 Doubt = dict[str, tuple[float, bool]]  # by cell: the stainer's confidence, and whether it suffices
 
 
-def units_of(run: CaseRun, n_cells: int) -> list[tuple[int, int, int]]:
-    """(index, first row, end row) of each write unit."""
-    from storage.case_store import plan_units, shard_rows
-
-    units = plan_units("patches", n_cells, shard_rows(run.settings.patches))
-    return [(u.index, u.start, u.stop) for u in units]
-
-
-def unit_key(index: int) -> str:
-    return f"unit-{index:05d}"
-
-
 def _fill(
     run: CaseRun,
     stage: str,
     mark: str,
-    found: tuple[Cell, ...],
     arrays: dict[str, tuple[int, int]],
     function: Callable[..., dict[str, Any]],
-    images_of: Callable[[list[Cell]], list[Any]],
-    units: list[tuple[int, int, int]],
+    images_of: Callable[[list[Cell]], list[FieldImage]],
+    found: tuple[Cell, ...],
+    units: list[CellUnit],
 ) -> dict[str, Outcome]:
     """Have the workers write arrays {name: (size, channels)} unit by unit; a torn shard is written again."""
     from storage.case_store import CaseStore
@@ -47,26 +36,22 @@ def _fill(
         for name, (size, channels) in arrays.items():
             shape = (len(found), size, size, channels)
             store.ensure_array(name, shape, run.settings.patches, mark, [c.cell_id for c in found])
-    items = []
-    for index, start, end in units:
-        some = list(found[start:end])
-        where = (str(run.case_dir), run.store.url, run.case_id, index, start, len(found), mark)
-        items.append(
-            Item(
-                key=unit_key(index),
-                function=function,
-                args=(*where, some, images_of(some), run.settings),
-                fingerprint=fingerprint(mark, index),
-                gpu=stage == "staining",
-            )
+    items = [
+        Item(
+            key=unit.key,
+            function=function,
+            args=(str(run.case_dir), unit, mark, images_of(unit.cells)),
+            fingerprint=fingerprint(mark, unit.index),
+            gpu=stage == "staining",
         )
+        for unit in units
+    ]
     groups = all(store.groups_are_whole(n) for n in arrays)
+    index_of = {unit.key: unit.index for unit in units}
     outcomes = run.run_items(
         stage,
         items,
-        intact=lambda key: (
-            groups and all(store.unit_is_intact(n, int(key.split("-")[1]), mark) for n in arrays)
-        ),
+        intact=lambda key: groups and all(store.unit_is_intact(n, index_of[key], mark) for n in arrays),
     )
     need_all(run, stage, outcomes)
     return outcomes
@@ -102,11 +87,11 @@ def patches(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str:
         run.retire("patches", set())
         return mark
 
-    def images_of(some: list[Cell]) -> list[Any]:
+    def images_of(some: list[Cell]) -> list[FieldImage]:
         fields = {(c.slide, c.field) for c in some}
         return [i for i in case.images if (i.slide, i.field) in fields]
 
-    _fill(run, "patches", mark, found, arrays, cell_work.cut_unit, images_of, units_of(run, len(found)))
+    _fill(run, "patches", mark, arrays, cell_work.cut_unit, images_of, found, units_of(run, found))
     return mark
 
 
@@ -140,23 +125,17 @@ def staining(
         virtual_array(settings.dic_stainer, kind): (settings.size_px, channels)
         for kind, channels in (("image", 3), ("uncertainty", 1))
     }
-    units = [u for u in units_of(run, len(found)) if any(c.modality == "dic" for c in found[u[1] : u[2]])]
+    units = [u for u in units_of(run, found) if any(c.modality == "dic" for c in u.cells)]
 
-    outcomes = _fill(
-        run,
-        "staining",
-        mark,
-        found,
-        arrays,
-        cell_work.stain_unit,
-        lambda some: dic_images(case, some),
-        units,
-    )
+    def images_of(some: list[Cell]) -> list[FieldImage]:
+        return dic_images(case, some)
+
+    outcomes = _fill(run, "staining", mark, arrays, cell_work.stain_unit, images_of, found, units)
     doubt: Doubt = {}
-    for index, start, end in units:
-        output = outcomes[unit_key(index)].output or {}
+    for unit in units:
+        output = outcomes[unit.key].output or {}
         least = output["stated"] if settings.min_confidence is None else settings.min_confidence
-        rows = zip(found[start:end], output["confidence"], strict=True)
+        rows = zip(unit.cells, output["confidence"], strict=True)
         doubt.update({cell.cell_id: (value, value >= least) for cell, value in rows if value is not None})
     return mark, doubt
 
@@ -190,13 +169,13 @@ def classification(
     )
     items = [
         Item(
-            key=unit_key(index),
+            key=unit.key,
             function=cell_work.classify_unit,
             gpu=True,
-            args=(run.store.url, run.case_id, start, list(found[start:end]), run.settings),
-            fingerprint=fingerprint(mark, index),
+            args=(unit,),
+            fingerprint=fingerprint(mark, unit.index),
         )
-        for index, start, end in units_of(run, len(found))
+        for unit in units_of(run, found)
     ]
     outcomes = run.run_items("classification", items)
     need_all(run, "classification", outcomes)

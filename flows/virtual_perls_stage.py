@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from flows import cell_work, work
+from flows import work
 from flows.records import CaseRun, Item
 from flows.stages import VERSIONS, model_sha
-from flows.unit_stages import need_all, unit_key, units_of
+from flows.unit_stages import need_all
+from flows.units import CellUnit, units_of
 from pipeline.settings import Settings
 from pipeline.types import Case, Cell, CellClass
 from storage.fingerprint import fingerprint
@@ -80,24 +81,21 @@ def virtual_perls(
         side = model_view(model)[0]
         ids = [c.cell_id for c in found]
         store.ensure_array(name, (len(found), side, side, 3), settings.patches, mark, ids)
-    items = []
-    for index, start, end in units_of(run, len(found)):
-        some = list(found[start:end])
-        mine = [c.cell_id for c in some if c.cell_id in chosen]
+    items, index_of = [], {}
+    for unit in units_of(run, found):
+        mine = [c.cell_id for c in unit.cells if c.cell_id in chosen]
         if mine:
-            where = (run.store.url, run.case_id, index, start, len(found), mark)
+            index_of[unit.key] = unit.index
             items.append(
                 Item(
-                    key=unit_key(index),
-                    fingerprint=fingerprint(mark, index),
+                    key=unit.key,
+                    fingerprint=fingerprint(mark, unit.index),
                     function=read_unit,
-                    args=(*where, some, mine, sorted(called.intersection(mine)), settings),
+                    args=(unit, mark, mine, sorted(called.intersection(mine))),
                     gpu=True,
                 )
             )
-    outcomes = run.run_items(
-        STAGE, items, intact=lambda key: store.unit_is_intact(name, int(key.split("-")[1]), mark)
-    )
+    outcomes = run.run_items(STAGE, items, intact=lambda key: store.unit_is_intact(name, index_of[key], mark))
     readings: dict[str, dict[str, Any]] = {}
     need_all(run, STAGE, outcomes)
     for outcome in outcomes.values():
@@ -124,32 +122,20 @@ def model_view(model: str) -> tuple[int, float]:
     return card.input_px[0], card.pixel_size_um
 
 
-def read_unit(
-    store_url: str,
-    case_id: str,
-    unit_index: int,
-    first_row: int,
-    n_cells: int,
-    mark: str,
-    cells: list[Cell],
-    chosen: list[str],
-    called: list[str],
-    settings: Settings,
-) -> dict[str, Any]:
+def read_unit(unit: CellUnit, mark: str, chosen: list[str], called: list[str]) -> dict[str, Any]:
     """On a worker: stain and read the erythroblasts of one unit; the rows of other cells stay empty.
 
     Of the `chosen` cells erythroblasts are those that are `called` so, and those that the classifier of
     marrow takes for one: the first knows photographs of blood, the second drawn marrow.
     """
     from pipeline.virtual_perls import erythroblasts_of, read_virtual
-    from storage.case_store import CaseStore
-    from storage.store import Store
 
+    cells, settings = unit.cells, unit.settings
     model = str(settings.staining.perls_stainer)
     side, size_um = model_view(model)
-    store, wanted = CaseStore(Store(store_url), case_id), set(chosen)
+    wanted = set(chosen)
     rows = [i for i, c in enumerate(cells) if c.cell_id in wanted]
-    patches = cell_work.patches_to_read(store, cells, first_row, settings)[rows]
+    patches = unit.patches()[rows]
     namer, method = settings.staining.erythroblast_classifier, settings.classification.classifier
     if namer is not None:
         kept = erythroblasts_of(patches, settings.patches.pixel_size_um, work.model("classifier", namer))
@@ -167,7 +153,7 @@ def read_unit(
     )
     images = np.zeros((len(cells), side, side, 3), np.uint8)
     images[rows] = found.images
-    store.write_unit(array_name(settings), unit_index, first_row, images, n_cells, mark, settings.patches)
+    unit.write(array_name(settings), images, mark)
     return {
         "readings": {
             cells[row].cell_id: {

@@ -10,6 +10,7 @@ import pytest
 
 from detectors.base import CYTOPLASM, NUCLEUS
 from flows.cell_work import classify_unit
+from flows.units import plan
 from phantoms.patches import marrow_patch
 from pipeline.report_cells import cells_table, parquet_bytes
 from pipeline.segmentation import measure_cells, rounded_measures
@@ -41,7 +42,8 @@ def test_the_table_has_the_size_of_a_phantom_that_is_known(phantoms, tmp_path):
     name, ids = f"patches/{SIZE}/brightfield", [c.cell_id for c in cells]
     store.ensure_array(name, block.shape, settings.patches, "mark", ids)
     store.write_unit(name, 0, 0, block, len(cells), "mark", settings.patches)
-    found = classify_unit(str(tmp_path), "P", 0, list(cells), settings)
+    (unit,) = plan(str(tmp_path), "P", cells, settings)
+    found = classify_unit(unit)
     classes = tuple(CellClass.model_validate(c) for c in found["classes"])
     table = pd.read_parquet(io.BytesIO(parquet_bytes(cells_table(cells, classes)))).set_index("cell_id")
     for cell, phantom in zip(cells, phantoms, strict=True):

@@ -207,7 +207,6 @@ def test_what_is_done_with_a_picture_afterwards_paints_no_cell_again(tmp_path, m
     from flows import cell_work, unit_stages
     from flows.records import CaseRun
     from pipeline.settings import Settings
-    from storage.case_store import CaseStore
     from storage.ledger import Ledger
     from storage.registry import virtual_array
     from storage.store import Store
@@ -218,12 +217,10 @@ def test_what_is_done_with_a_picture_afterwards_paints_no_cell_again(tmp_path, m
     )
     store = Store(str(tmp_path))
 
-    def stain_unit(*args):
-        index, first, n, mark, cells, settings = *args[3:8], args[9]
+    def stain_unit(case_dir, unit, mark, images):
         for kind, channels in (("image", 3), ("uncertainty", 1)):
-            array = virtual_array(settings.staining.dic_stainer, kind)
-            block = np.ones((len(cells), 256, 256, channels), np.uint8)
-            CaseStore(store, "K").write_unit(array, index, first, block, n, mark, settings.patches)
+            array = virtual_array(unit.settings.staining.dic_stainer, kind)
+            unit.write(array, np.ones((len(unit.cells), 256, 256, channels), np.uint8), mark)
         return {"confidence": [0.2, 0.6, 0.9], "stated": 0.5}
 
     class Here:
