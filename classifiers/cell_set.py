@@ -20,6 +20,8 @@ from classifiers.recipes import Recipe
 from classifiers.sources import Sample, level_classes, read_image, to_level
 from classifiers.views import LOCATOR_PX, anchored, balance, crop_square, white_point
 from pipeline.errors import BadInput
+from storage.checkpoints import tensors_mark
+from storage.fingerprint import fingerprint
 
 MEAN, STD = (0.62, 0.55, 0.66), (0.25, 0.27, 0.20)
 
@@ -33,6 +35,11 @@ class CellSet:
     labels: Tensor
     weights: Tensor
     sources: tuple[str, ...]
+
+    def mark(self) -> str:
+        """sha256 of what a training learns from, in its order."""
+        pixels = {k: getattr(self, k) for k in ("images", "view", "labels", "weights")}
+        return fingerprint(tensors_mark(pixels), self.sources)
 
 
 def cell_set(samples: Sequence[Sample], recipe: Recipe, net: CellNet | None = None) -> CellSet:

@@ -22,7 +22,7 @@ from classifiers.networks import BACKBONES, build_backbone
 from classifiers.recipes import Recipe
 from classifiers.sources import Sample, boxed_cells
 from pipeline.errors import BadInput, BadModelPackage
-from storage.checkpoints import keep_earlier, read_checkpoint
+from storage.checkpoints import keep_earlier, read_checkpoint, require_same, tensors_mark, write_checkpoint
 
 WEIGHTS, NOTES = "backbone.safetensors", "pretraining.json"
 
@@ -120,6 +120,11 @@ def pretrain(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = _Projected(run.backbone, run.projection).to(memory_format=torch.channels_last)
+    now = {
+        "recipe": asdict(run),
+        "data": tensors_mark({"images": images, "view": view}),
+        "start": tensors_mark(net.state_dict()),
+    }
     batch = min(run.batch, len(images))
     per_epoch = max(1, len(images) // batch)
     optimiser = torch.optim.AdamW(net.parameters(), run.learning_rate, weight_decay=run.weight_decay)
@@ -129,6 +134,7 @@ def pretrain(
     start = 0
     if resume and checkpoint is not None and checkpoint.is_file():
         state = read_checkpoint(checkpoint, "net", "optimiser", "schedule", "generator", "epoch")
+        require_same(checkpoint, state, now, *now)
         net.load_state_dict(state["net"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -160,10 +166,9 @@ def pretrain(
                 "schedule": schedule.state_dict(),
                 "generator": generator.get_state(),
                 "epoch": epoch + 1,
+                **now,
             }
-            temporary = checkpoint.with_suffix(".part")
-            torch.save(state, temporary)
-            temporary.replace(checkpoint)
+            write_checkpoint(checkpoint, state)
     return {k: v.detach().clone() for k, v in net.network.state_dict().items()}
 
 

@@ -19,7 +19,8 @@ from classifiers.training import follow_average
 from phantoms.marrow_fields import ERYTHROID_RECIPES, RECIPES
 from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set
 from phantoms.marrow_sets import PIXEL_SIZE_UM as FIELD_PIXEL_SIZE_UM
-from storage.checkpoints import read_checkpoint
+from storage.checkpoints import read_checkpoint, require_same, tensors_mark, write_checkpoint
+from storage.fingerprint import array_mark, fingerprint
 from storage.packages import ModelPackage, write_package
 
 OTHER = OUTPUTS.index("other")
@@ -136,6 +137,13 @@ def fit(
 
     `weights` are how often each output is shown beside the others, whatever their numbers.
     """
+    now = {
+        "recipe": asdict(recipe),
+        "data": fingerprint(
+            *(array_mark(a) for a in (data.places, data.labels, data.images)), *weights, seed
+        ),
+        "start": tensors_mark(net.state_dict()),
+    }
     torch.manual_seed(seed)
     optimiser = torch.optim.AdamW(net.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -145,6 +153,7 @@ def fit(
     start = 0
     if checkpoint is not None and checkpoint.is_file():
         state = read_checkpoint(checkpoint, "net", "average", "optimiser", "schedule", "step")
+        require_same(checkpoint, state, now, *now)
         net.load_state_dict(state["net"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -178,9 +187,9 @@ def fit(
                 "optimiser": optimiser.state_dict(),
                 "schedule": schedule.state_dict(),
                 "step": step + 1,
+                **now,
             }
-            torch.save(state, checkpoint.with_suffix(".part"))
-            checkpoint.with_suffix(".part").replace(checkpoint)
+            write_checkpoint(checkpoint, state)
     return average.eval()
 
 

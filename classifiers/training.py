@@ -21,7 +21,7 @@ from classifiers.networks import CellNet, build_backbone
 from classifiers.recipes import Recipe
 from classifiers.sources import Sample, level_classes
 from pipeline.errors import BadInput
-from storage.checkpoints import keep_earlier, read_checkpoint
+from storage.checkpoints import keep_earlier, read_checkpoint, require_same, tensors_mark, write_checkpoint
 
 STATE = ("network", "average", "optimiser", "schedule", "generator", "global", "epoch")
 
@@ -126,6 +126,11 @@ def _fit_one(
     stop_after: int | None,
     report: Callable[[str], None],
 ) -> None:
+    now = {
+        "recipe": asdict(recipe),
+        "data": cells.mark() + f" seed {seed}",
+        "start": tensors_mark(network.state_dict()),
+    }
     generator = torch.Generator().manual_seed(seed)
     network.to(memory_format=torch.channels_last)
     torch.manual_seed(seed)  # dropout draws from the global generator
@@ -149,6 +154,7 @@ def _fit_one(
     step = 0
     if resume and checkpoint is not None and checkpoint.is_file():
         state = read_checkpoint(checkpoint, *STATE)
+        require_same(checkpoint, state, now, *now)
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
@@ -183,10 +189,9 @@ def _fit_one(
                 "generator": generator.get_state(),
                 "global": torch.get_rng_state(),
                 "epoch": epoch + 1,
+                **now,
             }
-            temporary = checkpoint.with_suffix(".part")
-            torch.save(state, temporary)
-            temporary.replace(checkpoint)
+            write_checkpoint(checkpoint, state)
     network.load_state_dict(average.state_dict())
 
 

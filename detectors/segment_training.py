@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from detectors.segment_colour import background_colour
 from detectors.segment_data import IGNORE, LabelledCell, read_labelled_cells, split_cells
 from detectors.segment_unet import DEFAULT_WIDTHS, UNet
 from pipeline.errors import BadInput, UnknownName
-from storage.checkpoints import keep_earlier, read_checkpoint
+from storage.checkpoints import keep_earlier, read_checkpoint, require_same, write_checkpoint
 
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
@@ -122,14 +121,17 @@ def train_segmenter(
         raise BadInput(f"{data_dir} holds {len(cells)} cells, too few to train and test; add labelled cells.")
     extra = extra_cells or []
     recipe = {
-        "data": _digest(train + test + extra),
-        "teacher": "" if teacher is None else find_teacher(teacher).card.sha256,
         "epochs": epochs,
         "steps_per_epoch": steps_per_epoch,
         "batch": batch,
         "learning_rate": learning_rate,
         "seed": seed,
         "widths": list(widths),
+    }
+    now = {
+        "data": _digest(train + test + extra),
+        "start": "" if teacher is None else find_teacher(teacher).card.sha256,
+        "recipe": recipe,
     }
     torch.manual_seed(seed)
     model = UNet(widths).to(memory_format=torch.channels_last)
@@ -145,12 +147,8 @@ def train_segmenter(
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     start = 0
     if resume and checkpoint.is_file():
-        state = read_checkpoint(checkpoint, "recipe", "model", "optimiser", "schedule", "average", "epoch")
-        if json.loads(state["recipe"]) != recipe:
-            raise BadInput(
-                f"{checkpoint} was made with other data or settings; train without --resume "
-                "into another folder."
-            )
+        state = read_checkpoint(checkpoint, "model", "optimiser", "schedule", "average", "epoch")
+        require_same(checkpoint, state, now, *now)
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -177,10 +175,9 @@ def train_segmenter(
             "schedule": schedule.state_dict(),
             "average": average,
             "epoch": epoch + 1,
-            "recipe": json.dumps(recipe),
+            **now,
         }
-        torch.save(state, checkpoint.with_suffix(".tmp"))
-        os.replace(checkpoint.with_suffix(".tmp"), checkpoint)
+        write_checkpoint(checkpoint, state)
         say(f"epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.4f}")
     from detectors.segment import UNetSegmenter
     from detectors.segment_evaluation import evaluate_cells

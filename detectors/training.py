@@ -25,6 +25,7 @@ from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, sp
 from detectors.packing import Look, endless, pack, resample
 from detectors.starting import said_of, starting_weights
 from pipeline.errors import BadInput
+from storage.checkpoints import write_checkpoint
 
 PIXEL_SIZE_UM = 0.25  # a red cell is 30 px, a leukocyte 48-75 px: enough for tight boxes, and quick
 CANVAS_PX = 256
@@ -204,8 +205,10 @@ def train(
         fitness = row.get("ap50", 0) * 0.3 + row.get("ap50_95", 0) * 0.7
         if "ap50" in row and fitness >= best:
             best = fitness
-            _save({"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": row}, out_dir / "best.pt")
-        _save(
+            chosen = {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": row}
+            write_checkpoint(out_dir / "best.pt", chosen)
+        write_checkpoint(
+            out_dir / "last.pt",
             {
                 "network": network.state_dict(),
                 "ema": ema.ema.state_dict(),
@@ -216,26 +219,15 @@ def train(
                 "best": best,
                 **now,
             },
-            out_dir / "last.pt",
         )
         if stop_at is not None and time.time() > stop_at:
             break
     pool.shutdown()
     (out_dir / "history.json").write_text(json.dumps(history, indent=0), encoding="utf-8")
     if best < 0 or not (out_dir / "best.pt").is_file():  # no validation part to choose an epoch by
-        _save(
-            {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": history[-1]}, out_dir / "best.pt"
-        )
+        chosen = {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": history[-1]}
+        write_checkpoint(out_dir / "best.pt", chosen)
     return {"epochs": len(history), "best": best, "history": history}
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    """Write whole or not at all: a killed run must be able to resume."""
-    import torch
-
-    draft = path.with_suffix(".draft")
-    torch.save(state, draft)
-    os.replace(draft, path)
 
 
 def predict(
@@ -278,16 +270,18 @@ def train_detector(
     canvas_px: int = CANVAS_PX,
     stop_at: float | None = None,
     name: str | None = None,
+    pixel_size_um: float | None = None,
     log: Any = print,
 ) -> dict[str, Any]:
     """Train on any YOLO-format folder and write an ONNX model package to `out_dir/package`.
 
     Near-duplicates are kept on one side of the split; the test part is looked at once, for the card.
+    `pixel_size_um` is that of every image, where given; else each has its own (`read_yolo_folder`).
     `modality` "dic" trains on DIC computed from the stained images.  Returns {"epochs", "best",
     "history", "test", "package"}; package is None where `stop_at` ended the run early.  Raises BadInput
     for a folder without images or leukocytes.
     """
-    samples = read_yolo_folder(Path(data_dir))
+    samples = read_yolo_folder(Path(data_dir), pixel_size_um)
     log(json.dumps({"pixel_size_from": scales_of(samples)}, ensure_ascii=False), flush=True)
     parts = split(samples, FRACTIONS, seed)
     if not any(len(s.of(0)) for s in parts["train"]):

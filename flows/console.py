@@ -33,6 +33,11 @@ config_option = click.option(
 )
 
 
+LABELLED_SCALE = (
+    "Micrometres a pixel of every image [the file's own, else by its labelled cells, else inferred; said]."
+)
+
+
 def pixel_size_option(
     text: str = "Micrometres a pixel [from the file, else the scale is taken from the image].",
     name: str = "--pixel-size",

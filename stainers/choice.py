@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stainers.gan_records import append_rows, save_atomically
-from storage.checkpoints import read_checkpoint
+from stainers.gan_records import append_rows
+from storage.checkpoints import read_checkpoint, write_checkpoint
 
 TABLE = "choice.csv"
 
@@ -27,7 +27,7 @@ def keep_best(out_dir: Path, step: int, values: Mapping[str, float], state: dict
     for name, value in now.items():
         best = _best_row(out_dir, name)
         if math.isfinite(value) and (best is None or _rank(name, value) < best[0]):
-            save_atomically(state, out_dir / f"best-{name}.pt")
+            write_checkpoint(out_dir / f"best-{name}.pt", state)
     append_rows(out_dir / TABLE, [{"step": step, **now}])
 
 

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from stainers.choice import keep_best
 from stainers.data_marks import mark_of_domains
 from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
-from stainers.gan_records import append_rows, save_atomically
+from stainers.gan_records import append_rows
 from stainers.gan_training import GanRun, Progress, RunOptions, go_on
 from stainers.seeds import step_seed
+from storage.checkpoints import write_checkpoint
 
 Array = np.ndarray[Any, Any]
 
@@ -153,7 +154,7 @@ def fit_domains(
         if run.step % options.checkpoint_every == 0 or run.step == last:
             append_rows(out_dir / "losses.csv", rows)
             rows = []
-            save_atomically(run.state(), checkpoint)
+            write_checkpoint(checkpoint, run.state())
 
 
 @torch.no_grad()

@@ -31,13 +31,6 @@ def run_on_picture(net: Any, picture: Array, device: torch.device, target: int =
     return (out.permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
 
 
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Keep a state for `torch.load`: complete or absent, whenever the run is killed."""
-    draft = path.with_suffix(".tmp")
-    torch.save(state, draft)
-    os.replace(draft, path)
-
-
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows to a CSV; a column appears with the first row that has it, and is empty in those before."""
     if not rows:

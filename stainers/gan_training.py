@@ -26,10 +26,9 @@ from stainers.gan_records import (
     begin_anew,
     drop_later,
     run_on_picture,
-    save_atomically,
     save_samples,
 )
-from storage.checkpoints import read_checkpoint, require_same
+from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -317,7 +316,7 @@ def fit(
         if run.step % options.sample_every == 0 or run.step == run.total:
             save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
         if keep_every and run.step % keep_every == 0:
-            save_atomically(run.generators_state(), out_dir / f"step-{run.step:06d}.pt")
+            write_checkpoint(out_dir / f"step-{run.step:06d}.pt", run.generators_state())
         if run.step % (options.choose_every or epoch) == 0 or run.step == run.total:
             found = {"loss": run.validate(held_out)}
             found |= {name: score(run.virtual(name)) for name, score in (scores or {}).items()}
@@ -325,5 +324,5 @@ def fit(
         if run.step % options.checkpoint_every == 0 or run.step == last:
             append_rows(out_dir / "losses.csv", rows)
             rows = []
-            save_atomically(run.state(), checkpoint)
+            write_checkpoint(checkpoint, run.state())
     return out_dir / "best-loss.pt"

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from pipeline.errors import BadInput
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
 from stainers.data_marks import mark_of_smears
-from stainers.gan_records import append_rows, begin_anew, drop_later, save_atomically
+from stainers.gan_records import append_rows, begin_anew, drop_later
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 from stainers.seeds import step_seed
-from storage.checkpoints import read_checkpoint, require_same
+from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -273,7 +273,7 @@ def train_generator(
         if run.step % recipe.checkpoint_every == 0 or run.step == last:
             append_rows(out_dir / "losses.csv", rows)
             rows = []
-            save_atomically(run.state(), checkpoint)
+            write_checkpoint(checkpoint, run.state())
     return run
 
 

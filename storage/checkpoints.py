@@ -1,17 +1,21 @@
-"""Checkpoints of a training: read whole or refused in one sentence, and never overwritten unasked."""
+"""Checkpoints of a training: written and read whole, refused in one sentence, never overwritten unasked."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import BadInput
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MADE_OF = {
     "recipe": "another recipe or other settings",
-    "data": "other images or labels, or another seed",
-    "start": "other starting weights (--start)",
+    "data": "other images, labels or pixel sizes, or another seed",
+    "start": "other starting weights",
     "total": "another number of steps",
 }
 
@@ -33,6 +37,22 @@ def read_checkpoint(path: Path, *needed: str, device: Any = "cpu") -> dict[str, 
     if missing:
         raise BadInput(f"{path}: no checkpoint of this training, '{missing[0]}' is missing; {cure}.")
     return dict(state)
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Keep a state for `read_checkpoint`: complete or absent, whenever the run is killed."""
+    import torch
+
+    draft = path.with_name(f"{path.name}.part")
+    torch.save(dict(state), draft)
+    os.replace(draft, path)
+
+
+def tensors_mark(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of named tensors: of what a network begins with, or learns from."""
+    from storage.fingerprint import array_mark, fingerprint
+
+    return fingerprint({name: array_mark(value.detach().cpu().numpy()) for name, value in tensors.items()})
 
 
 def keep_earlier(resume: bool, *checkpoints: Path) -> None:

@@ -67,6 +67,19 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(folder, tmp
         assert torch.equal(value, resumed.state_dict()[key]), key
 
 
+def test_a_training_goes_on_with_its_own_data_start_and_recipe_alone(folder, tmp_path):
+    samples, started = read_samples(folder), tmp_path / "net"
+    train_classifier(samples, started, TINY, holdout=0.3, stop_after=1)
+    again = {"holdout": 0.3, "resume": True}
+    with pytest.raises(BadInput, match="other images, labels"):
+        train_classifier(samples[:-2], started, TINY, **again)
+    with pytest.raises(BadInput, match="other starting weights"):
+        train_classifier(samples, started, TINY, start=started, **again)
+    with pytest.raises(BadInput, match="another recipe or other settings"):
+        train_classifier(samples, started, replace(TINY, learning_rate=1e-4), **again)
+    train_classifier(samples, started, TINY, **again)
+
+
 def test_the_focal_loss_trains_too(folder):
     cells = cell_set(read_samples(folder), TINY)
     net = CellNet(TINY.backbone, 8, locator=False, none_output=True)

@@ -177,7 +177,7 @@ def test_a_run_is_resumed_only_on_the_data_and_the_start_it_was_begun_with(yolo_
     import torch
 
     samples = read_yolo_folder(yolo_folder)[:4]
-    run, asked, start, refusal = tmp_path / "run", samples, None, "other images or labels, or another seed"
+    run, asked, start, refusal = tmp_path / "run", samples, None, "other images, labels or pixel sizes, or another seed"
     train({"train": samples}, run, replace(TINY, epochs=2), stop_at=0.0, log=quiet)
     if change == "images":
         asked = [*samples[:3], read_yolo_folder(yolo_folder)[5]]
@@ -220,6 +220,16 @@ def test_training_writes_a_package_that_loads_and_detects(yolo_folder, tmp_path)
     assert package.card.training["epochs"] == 1
     boxes, scores = YoloOnnxDetector(package).detect(smear((30, 30), [(15.0, 15.0)], 0.25)[0], 0.25)
     assert boxes.shape == (len(scores), 4)
+
+
+def test_training_takes_a_stated_pixel_size_and_a_resumed_run_the_same_one(yolo_folder, tmp_path):
+    said = []
+    tiny = {"epochs": 1, "batch": 2, "canvases_per_epoch": 2, "canvas_px": 96, "stop_at": 0.0}
+    tiny["log"] = lambda text, **_: said.append(text)
+    train_detector(yolo_folder, tmp_path, pixel_size_um=0.12, **tiny)
+    assert '"pixel_size_from": {"given": ' in said[0]
+    with pytest.raises(BadInput, match="other images, labels or pixel sizes"):
+        train_detector(yolo_folder, tmp_path, pixel_size_um=0.24, resume=True, **tiny)
 
 
 def test_a_folder_without_images_or_leukocytes_is_refused(tmp_path, yolo_folder):

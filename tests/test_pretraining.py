@@ -80,6 +80,10 @@ def test_training_lowers_the_loss_and_a_resumed_run_ends_the_same(smears, tmp_pa
     pretrain(images, view, run, seed=1, checkpoint=checkpoint, stop_after=2)
     resumed = pretrain(images, view, run, seed=1, checkpoint=checkpoint, resume=True)
     assert all(torch.equal(v, resumed[k]) for k, v in whole.items())
+    with pytest.raises(BadInput, match="other images, labels"):
+        pretrain(255 - images, view, run, seed=1, checkpoint=checkpoint, resume=True)
+    with pytest.raises(BadInput, match="other starting weights"):
+        pretrain(images, view, run, seed=2, checkpoint=checkpoint, resume=True)
 
 
 def test_a_classifier_starts_from_the_pretrained_weights_and_keeps_its_own_last_layer(smears, tmp_path):

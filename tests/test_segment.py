@@ -287,7 +287,7 @@ def test_training_resumes_to_the_same_weights_and_ships_a_strict_package(
     result = evaluate_segmenter(model, data, tmp_path / "report")
     assert json.loads((tmp_path / "report" / "segmentation.json").read_text()) == result
     assert len((tmp_path / "report" / "segmentation.csv").read_text().splitlines()) == 7
-    with pytest.raises(BadInput, match="without --resume"):
+    with pytest.raises(BadInput, match="another recipe or other settings"):
         train_segmenter(data, tmp_path / "b" / "seg", resume=True, **{**figures, "batch": 3})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -91,6 +93,9 @@ def test_a_resumed_training_ends_with_the_same_weights(fields: FieldSet, tmp_pat
     run(tmp_path / "a.pt", stop=1)
     resumed = run(tmp_path / "a.pt").state_dict()
     assert all(torch.allclose(whole[k].float(), resumed[k].float(), atol=1e-6) for k in whole)
+    data = replace(data, labels=data.labels[::-1].copy())
+    with pytest.raises(BadInput, match="other images, labels"):
+        run(tmp_path / "a.pt")
 
 
 def test_temperature_and_confusion_are_those_of_known_answers() -> None:

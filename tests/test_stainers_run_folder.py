@@ -110,7 +110,7 @@ def test_a_gan_is_resumed_with_the_data_it_was_made_with_alone(two_stains, recip
         "a name": {"groups": ("renamed", *target.groups[1:])},
         "a domain": {"domain": "green"},
     }[what]
-    with pytest.raises(BadInput, match=r"checkpoint.pt was made with other images or labels"):
+    with pytest.raises(BadInput, match=r"checkpoint.pt was made with other images, labels or pixel sizes"):
         train(replace(two_stains, target=replace(target, **changed)), tmp_path, recipe, resume=True)
     assert (tmp_path / "losses.csv").read_bytes() == kept
     assert train(two_stains, tmp_path, recipe, resume=True).step == 4
@@ -120,7 +120,7 @@ def test_several_domains_are_resumed_with_the_data_they_were_made_with_alone(dom
     data = domain_set()
     fit_multidomain(tmp_path, domain_recipe, data, stop_at=4)
     first = replace(data.cells[0], picture=other_pixel(data.cells[0].picture))
-    with pytest.raises(BadInput, match="other images or labels"):
+    with pytest.raises(BadInput, match="other images, labels or pixel sizes"):
         fit_multidomain(tmp_path, domain_recipe, replace(data, cells=(first, *data.cells[1:])), resume=True)
     assert fit_multidomain(tmp_path, domain_recipe, data, resume=True).step == 8
 
@@ -163,7 +163,7 @@ def test_the_dic_stainer_is_resumed_with_the_smears_it_was_made_with_alone(tmp_p
     plan, smears = tiny_recipe(2), [smear("a", 1), smear("b", 2)]
     train_generator(smears, tmp_path, plan, stop_at=1)
     other = [replace(smears[0], image=other_pixel(smears[0].image)), smears[1]]
-    with pytest.raises(BadInput, match="other images or labels"):
+    with pytest.raises(BadInput, match="other images, labels or pixel sizes"):
         train_generator(other, tmp_path, plan, resume=True)
     assert train_generator(smears, tmp_path, plan, resume=True).step == 2
     without(tmp_path / "checkpoint.pt", "data")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flows.console import existing, json_option, output, output_folder, pixel_size_option
+from flows.console import LABELLED_SCALE, existing, json_option, output, output_folder, pixel_size_option
 from storage.json_text import json_text
 
 
@@ -43,9 +43,7 @@ def _done(as_json: bool, data: Path, out: Path, evaluate: Callable[[], dict[str,
 @click.option(
     "--modality", type=click.Choice(["brightfield", "dic"]), default="brightfield", show_default=True
 )
-@pixel_size_option(
-    "Micrometres a pixel of every image [the file's own, else by its labelled cells, else inferred; said]."
-)
+@pixel_size_option(LABELLED_SCALE)
 @options
 def detector(
     data: Path, out: Path, model: str | None, as_json: bool, modality: str, pixel_size: float | None

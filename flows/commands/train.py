@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from flows.console import SEEDS, existing, json_option, output, output_folder, pixel_size_option
+from flows.console import (
+    LABELLED_SCALE,
+    SEEDS,
+    existing,
+    json_option,
+    output,
+    output_folder,
+    pixel_size_option,
+)
 
 SEED = 20261121
 
@@ -81,6 +89,7 @@ def _done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any
     default=None,
     help="Begin from: a detector's name or package, a best.pt, or the wheel with COCO's (docs/detection.md).",
 )
+@pixel_size_option(LABELLED_SCALE)
 @options(epochs=60)
 def detector(
     data: Path,
@@ -91,6 +100,7 @@ def detector(
     as_json: bool,
     modality: str,
     start: Path | None,
+    pixel_size: float | None,
 ) -> None:
     """Train a YOLO detector on a YOLO-format folder (0 leukocyte, 1 red cell, 2 platelet)."""
     from detectors.training import train_detector
@@ -101,7 +111,15 @@ def detector(
         "detector",
         out,
         lambda: train_detector(
-            data, out, modality=modality, epochs=length, resume=resume, seed=seed, start=start, log=_say
+            data,
+            out,
+            modality=modality,
+            epochs=length,
+            resume=resume,
+            seed=seed,
+            start=start,
+            pixel_size_um=pixel_size,
+            log=_say,
         ),
     )
 
