@@ -13,7 +13,7 @@ import numpy as np
 from flows.console import as_rgb
 from flows.units import CellUnit
 from flows.work import limit_threads, model, read
-from pipeline.settings import Settings, StainingSettings
+from pipeline.settings import Settings
 from pipeline.types import Cell, FieldImage
 
 
@@ -128,7 +128,7 @@ def stain_unit(case_dir: str, unit: CellUnit, mark: str, images: list[FieldImage
     confidence: list[float | None] = [None] * len(cells)
     for row, value in zip(rows, stained.confidence, strict=True):
         confidence[row] = round(float(value), 6)
-    return {"confidence": confidence, "stated": min_stain_confidence(stainer, StainingSettings())}
+    return {"confidence": confidence, "stated": min_stain_confidence(stainer)}
 
 
 def classify_unit(unit: CellUnit) -> dict[str, Any]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from pipeline import statistics as st
+from pipeline.agreement import cohen_value
 from pipeline.reader_error import ReaderErrors, corrected_estimate, corrected_interval, more_cells
 from pipeline.result import NotAssessed
 from pipeline.result_counts import LimitStanding, ReaderAgreement, ReaderInterval, Sideroblasts
@@ -122,8 +126,8 @@ def agreement_of(pairs: Sequence[tuple[str, str]]) -> ReaderAgreement:
     """Two readers' types ("0" to "3" or "indeterminate") of the same erythroblasts, the first one counted."""
     both = [(a, b) for a, b in pairs if "indeterminate" not in (a, b)]
     n, same = len(both), sum((a == "3") == (b == "3") for a, b in both)
-    p, q = sum(a == "3" for a, _ in both), sum(b == "3" for _, b in both)
-    by_chance = (p * q + (n - p) * (n - q)) / n**2 if n else 1.0
+    rings = np.array([(a == "3", b == "3") for a, b in both], bool).reshape(n, 2)
+    kappa = cohen_value(rings[:, 0], rings[:, 1]) if n else math.nan
     decided = [b for _, b in pairs if b != "indeterminate"]
     return ReaderAgreement(
         n_both=n,
@@ -132,7 +136,7 @@ def agreement_of(pairs: Sequence[tuple[str, str]]) -> ReaderAgreement:
         type3=decided.count("3"),
         n_decided=len(decided),
         indeterminate=len(pairs) - len(decided),
-        kappa=round((same / n - by_chance) / (1 - by_chance), 4) if n and by_chance < 1 else None,
+        kappa=None if math.isnan(kappa) else round(kappa, 4),
     )
 
 

@@ -11,17 +11,17 @@ def render_night(night: Mapping[str, Any]) -> str:
 
     Everything of foreign origin is escaped, and only addresses inside the night's own store become links.
     """
-    from pipeline.report_html import _asset, _environment
+    from pipeline.pages import asset, environment
 
     stages = night["stage_seconds"]
     longest = max(stages.values(), default=0.0) or 1.0
     store = str(night["store"]).rstrip("/")
     return str(
-        _environment()
+        environment()
         .get_template("night.html.j2")
         .render(
             night=night,
-            style=_asset("report.css"),
+            style=asset("report.css"),
             bars={stage: round(100 * seconds / longest, 1) for stage, seconds in stages.items()},
             links={r["case"]: _link(str(r.get("report") or ""), store) for r in night["cases"]},
         )

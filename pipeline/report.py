@@ -115,7 +115,7 @@ def build_result(
         ),
         problems=_problems(case),
         fields=fields,
-        review=review or _review(counted, classes, reviewed or {}),
+        review=review or Review(),
     )
 
 
@@ -277,14 +277,4 @@ def _problems(case: Case) -> tuple[ProblemReport, ...]:
             fatal_for_field=p.fatal_for_field,
         )
         for _, p in sorted(found.items())
-    )
-
-
-def _review(counted: Counted, classes: tuple[CellClass, ...], reviewed: Mapping[str, str]) -> Review:
-    if not reviewed:
-        return Review()
-    model = {c.cell_id: c.label for c in classes}
-    return Review(
-        pct_reviewed=round(100 * len(reviewed) / max(1, len(counted.labels)), 2),
-        n_reclassified=sum(model.get(i, "unidentified") != label for i, label in reviewed.items()),
     )

@@ -6,18 +6,15 @@ rest.  The only script is the page's own, allowed by its hash, so text of the ca
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from classifiers import taxonomy
+from pipeline.pages import asset, environment, source_hash
 from pipeline.report_explanations import ExplainedPicture, explanation_views
 from pipeline.report_images import (
     FIELD_LADDER,
@@ -31,8 +28,6 @@ from pipeline.report_slides import SlidePicture, slide_views
 from pipeline.result import Gallery, GalleryCell, Result
 from pipeline.result_counts import PatientCell, Row
 from pipeline.settings import ReportSettings
-
-TEMPLATES = Path(__file__).with_name("templates")
 
 # A card of the gallery takes about this much text, and the smallest picture about that much.
 CARD_BYTES = 1100
@@ -193,8 +188,8 @@ def _render(
                 )
             )
         shelves.append(Shelf(gallery, tuple(cards), gallery.n_total - len(cards)))
-    script, style = _asset("report.js"), _asset("report.css")
-    page = _environment().get_template("report.html.j2")
+    script, style = asset("report.js"), asset("report.css")
+    page = environment().get_template("report.html.j2")
     return page.render(
         r=result,
         shelves=shelves,
@@ -219,7 +214,7 @@ def _render(
         min_confidence=min_confidence,
         style=style,
         script=script,
-        script_hash=base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode(),
+        script_hash=source_hash(script),
     )
 
 
@@ -341,29 +336,3 @@ def _rs_bar(result: Result) -> dict[str, Any] | None:
         "at": None if rs.rs_pct is None else round(100 * rs.rs_pct / top, 2),
         "limits": [{"pct": x, "at": round(100 * x / top, 2)} for x in rs.limits if x <= top],
     }
-
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals["id"] = id
-    environment.filters["pct"] = lambda v: "–" if v is None else f"{100 * v:.0f} %"
-    environment.filters["fixed"] = lambda v, n=1: "–" if v is None else f"{round(v, n) + 0.0:.{n}f}"
-    environment.filters["words"] = lambda v: str(v).replace("_", " ")
-    environment.filters["short"] = lambda v: "–" if v is None else str(v)[:12]
-    return environment
-
-
-@cache
-def _asset(name: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup((TEMPLATES / f"{name}.j2").read_text(encoding="utf-8"))

@@ -34,11 +34,6 @@ class VirtualPatches:
     def __len__(self) -> int:
         return len(self.image)
 
-    @property
-    def trusted(self) -> np.ndarray:
-        """(N,) bool: confident enough to be counted."""
-        return np.asarray(self.confidence >= self.min_confidence)
-
 
 def stain_patches(
     patches: np.ndarray,
@@ -73,12 +68,12 @@ def stain_patches(
         uncertainty=stained.uncertainty,
         confidence=stained.confidence,
         target=target,
-        min_confidence=min_stain_confidence(stainer, settings),
+        min_confidence=min_stain_confidence(stainer, settings.min_confidence),
     )
 
 
-def min_stain_confidence(stainer: Stainer, settings: StainingSettings) -> float:
-    """The threshold of the settings, else the one that the model's card states, else 0: none is known."""
-    if settings.min_confidence is not None:
-        return settings.min_confidence
+def min_stain_confidence(stainer: Stainer, given: float | None = None) -> float:
+    """The threshold that is given, else the one that the model's card states, else 0: none is known."""
+    if given is not None:
+        return given
     return float(getattr(stainer, "min_confidence", 0.0))

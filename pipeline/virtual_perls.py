@@ -19,6 +19,7 @@ from pipeline.errors import BadModelPackage
 from pipeline.reader_error import ReaderErrors, corrected_estimate, corrected_interval
 from pipeline.result_counts import Sideroblasts, VirtualSupport
 from pipeline.settings import CountingSettings
+from pipeline.staining import min_stain_confidence
 from pipeline.statistics import clopper_pearson, spans
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def read_virtual(
         return VirtualReadings(none, model_um, (), (), np.zeros(0, np.float32))
     view = middle_view(patches, pixel_size_um, model_px, model_um)
     stained = stainer.stain(view)
-    threshold = float(getattr(stainer, "min_confidence", 0.0)) if min_confidence is None else min_confidence
+    threshold = min_stain_confidence(stainer, min_confidence)
     readings = reader.read(stained.image, model_um)
     types: list[str] = [r.type for r in readings]
     reasons: list[str] = [r.reason for r in readings]

@@ -212,16 +212,16 @@ def render_page(test: TuringTest, title: str = "Visual Turing Test") -> str:
     It knows ids and pixels; the origin, the label, the configuration, the seed and the file names are in
     the key alone.
     """
-    from pipeline.report_html import _asset, _environment
+    from pipeline.pages import asset, environment, source_hash
 
     shown = [{"id": i.id, "uri": png_uri(i.image)} for i in test.images]
     # "</" would end the block; ids and base64 hold none, the title might.
     data = json.dumps({"test_id": test.test_id, "images": shown}).replace("</", "<\\/")
-    script, style = _asset("vtt.js"), _asset("vtt.css")
+    script, style = asset("vtt.js"), asset("vtt.css")
     from markupsafe import Markup
 
     return str(
-        _environment()
+        environment()
         .get_template("vtt.html.j2")
         .render(
             title=title,
@@ -230,7 +230,7 @@ def render_page(test: TuringTest, title: str = "Visual Turing Test") -> str:
             data=Markup(data),
             style=style,
             script=script,
-            script_hash=base64.b64encode(hashlib.sha256(str(script).encode()).digest()).decode(),
+            script_hash=source_hash(script),
         )
     )
 

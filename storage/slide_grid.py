@@ -106,29 +106,6 @@ def candidate_fields(
     return tuple(found)
 
 
-def fields_of_slide(
-    reader: SlideReader,
-    *,
-    field_width_px: int,
-    field_height_px: int,
-    target_pixel_size_um: float,
-    overlap_um: float,
-    min_tissue_fraction: float,
-    max_fields: int,
-) -> tuple[SlideField, ...]:
-    """The fields of a slide that show most stained material, in reading order (see `field_grid`)."""
-    grid = field_grid(
-        reader,
-        field_width_px=field_width_px,
-        field_height_px=field_height_px,
-        target_pixel_size_um=target_pixel_size_um,
-        overlap_um=overlap_um,
-    )
-    found = candidate_fields(reader, grid, reader.thumbnail(), min_tissue_fraction)
-    best = sorted(found, key=lambda f: (-f.tissue_fraction, f.y_px, f.x_px))[:max_fields]
-    return tuple(sorted(best, key=lambda f: (f.y_px, f.x_px)))
-
-
 def _starts(length_px: int, field_px: float, overlap_px: float) -> list[int]:
     """Where fields begin along an axis: overlapping by at least `overlap_px`, the last one flush."""
     if length_px <= field_px:

@@ -14,6 +14,7 @@ from pipeline.report_inputs import ModelUse, Quality
 from pipeline.report_text import render_text
 from pipeline.result import USE_LABEL
 from pipeline.result_schema import json_schema, read_result, schema_text, validate_document
+from pipeline.review import ReviewState, review_part
 from pipeline.settings import (
     ClassificationSettings,
     CountingSettings,
@@ -361,9 +362,9 @@ def test_csv_leaves_numbers_and_plain_text_alone():
 
 def test_a_reviewed_case_keeps_both_values():
     cells, classes = cells_of(BLOOD)
-    result = a_result(
-        settings=QUICK, read=(cells, classes), reviewed={cells[0].cell_id: "blast"}, status="final"
-    )
+    said = {cells[0].cell_id: "blast"}
+    account = review_part(ReviewState(labels=said, boxes={}), said, classes, len(cells))
+    result = a_result(settings=QUICK, read=(cells, classes), reviewed=said, review=account, status="final")
     assert (result.review.pct_reviewed, result.review.n_reclassified) == (0.5, 1)
     blast = next(g for g in result.galleries if g.class_ == "blast")
     assert blast.cells[0].label_reviewed == "blast"

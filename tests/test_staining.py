@@ -33,11 +33,7 @@ def test_the_stage_returns_patches_with_the_target_and_the_threshold():
     assert made.target == "blue"
     assert (made.image[..., 1] == 200).all()
     assert made.min_confidence == 0.3
-    assert made.trusted.tolist() == [False, True]
-    assert stain_patches(patches, Dyer(), StainingSettings(min_confidence=0.9)).trusted.tolist() == [
-        False,
-        False,
-    ]
+    assert stain_patches(patches, Dyer(), StainingSettings(min_confidence=0.9)).min_confidence == 0.9
 
 
 def test_the_first_target_is_the_default():

@@ -59,7 +59,7 @@ def command(
     stainer, reads = load("stainer", name), modalities("stainer", name)
     package = find_package(name)
     wanted = None if package is None else package.card.pixel_size_um  # None: it takes any
-    least = min_stain_confidence(stainer, settings)
+    least = min_stain_confidence(stainer, settings.min_confidence)
     folder = output_folder(out)
     taken: set[Path] = set()
 

@@ -40,7 +40,7 @@ MODULES = (
 def warm() -> None:
     """Import what a night imports."""
     import flows.reporting
-    import pipeline.report_html
+    import pipeline.pages
     import storage.registry
     from tests.faults import cut_store, models, traps
 
@@ -48,7 +48,7 @@ def warm() -> None:
         importlib.import_module(name)
     storage.registry._import_rooms()
     for template in ("report.html.j2", "night.html.j2"):
-        pipeline.report_html._environment().get_template(template)  # compiled once for all children
+        pipeline.pages.environment().get_template(template)  # compiled once for all children
     # Someone may commit to this clone while the suite runs, and the report names the commit.
     flows.reporting.source_commit = lambda: None
     models.register_all()
