@@ -17,7 +17,7 @@ from pipeline.errors import BadInput
 from storage.images import varies_in_colour
 
 DEFAULT_DETECTORS = {"brightfield": "leukocyte-brightfield", "dic": "leukocyte-dic"}
-HYPOTHESES_UM = tuple(float(v) for v in 0.036 * 1.65 ** np.arange(7))  # 0.036 ... 0.73 µm
+HYPOTHESES_UM = tuple(float(v) for v in 0.036 * 1.65 ** np.arange(-1, 7))  # 0.022 ... 0.73 µm
 CONSISTENT = 0.28  # standard deviation, in ln, of the error that a look at a wrong scale forgives
 MIN_SCORE = 0.25
 WINDOW_UM = 110.0  # side of the middle that is looked at: some hundred red cells
@@ -96,7 +96,7 @@ def infer_pixel_size_um(
     for _ in range(3):  # from the nearest assumption to the measurement itself
         if abs(np.log(best.measured_um / best.assumed_um)) < 0.03:
             break
-        finer = _look(detector, image, float(np.clip(best.measured_um, 0.02, 1.5)))
+        finer = _look(detector, image, float(np.clip(best.measured_um, 0.012, 1.5)))
         if finer.quality < 0.8 * best.quality:
             break
         best = finer
