@@ -28,7 +28,7 @@ from storage.fingerprint import fingerprint
 VERSIONS = {
     "intake": 3,
     "registration": 5,
-    "detection": 7,
+    "detection": 8,
     "cells": 2,
     "patches": 1,
     "target": 1,
@@ -37,7 +37,7 @@ VERSIONS = {
     "explanation": 2,
     "patient": 2,
     "sideroblasts": 1,
-    "virtual_perls": 2,
+    "virtual_perls": 3,
     "report": 10,
 }
 
