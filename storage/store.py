@@ -243,10 +243,11 @@ class Store:
     def holder(self, case_id: str) -> dict[str, Any] | None:
         """Who holds a case for writing now: {"pid", "host", "since"}, as far as known; None: nobody does.
 
-        On an object store it may name a process that died within the last two minutes.
+        On an object store it may name a process that died within the last two minutes, and the store's clock
+        is read by an object written and removed beside the lock.
         """
         if self.folder is None:
-            return ObjectLock(self._fs, self._remote(f"{case_id}/.lock"), case_id).read()
+            return ObjectLock(self._fs, self._remote(f"{case_id}/.lock"), case_id).holder()
         import fcntl
 
         try:
