@@ -94,7 +94,7 @@ def _json(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def status_of_case(store: Store, case: str) -> CaseStatus:
-    """The state of one case; nothing is written, and no lock is kept."""
+    """The state of one case; nothing of it is written, and no lock is kept."""
     record = _json(store, f"{case}/ledger.json") or {}
     result = _json(store, f"{case}/result.json")
     if not isinstance(record.get("stages"), dict) or not isinstance(record.get("runs"), list):
@@ -142,8 +142,13 @@ def status_of_case(store: Store, case: str) -> CaseStatus:
         error=told,
         holder=holder,
         progress=_progress(record["stages"]) if state in ("running", "interrupted") else {},
-        case_dir=(current or last).get("case_dir"),
+        case_dir=_case_dir([*runs, current or {}]),
     )
+
+
+def _case_dir(runs: list[dict[str, Any]]) -> str | None:
+    """Where the newest run that read images found them: a report that is made again, or a review, reads none."""
+    return next((run["case_dir"] for run in reversed(runs) if run.get("case_dir")), None)
 
 
 def _reason(entry: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import group
-from flows.retry import chosen, forget_verdicts
+from flows.retry import chosen, folder_of, forget_verdicts
 from flows.status import as_text, status_of_case, status_of_store
 from pipeline.errors import BadInput
 from storage.ledger import Ledger
@@ -130,6 +130,14 @@ def test_the_command_prints_one_json_document(store: Store) -> None:
         timeout=120,
     )
     assert len(json.loads(done.stdout)["cases"]) == 4
+
+
+def test_the_images_are_found_after_a_report_or_a_review_that_read_none(store: Store) -> None:
+    again = Ledger(store, "A-done")
+    again.begin()
+    assert status_of_case(store, "A-done").case_dir == "/inbox/A-done"
+    again.end_run(computed={"report": 1}, reused={})
+    assert folder_of(status_of_case(store, "A-done"), None) == Path("/inbox/A-done")
 
 
 def test_a_store_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
