@@ -78,9 +78,10 @@ def virtual_perls(
     )
     store, name = CaseStore(run.store, run.case_id), array_name(settings)
     if run.allow_work:
-        side = model_view(model)[0]
+        side, size_um = model_view(model)
         ids = [c.cell_id for c in found]
-        store.ensure_array(name, (len(found), side, side, 3), settings.patches, mark, ids)
+        shape = (len(found), side, side, 3)
+        store.ensure_array(name, shape, settings.patches, mark, ids, pixel_size_um=size_um)
     items, index_of = [], {}
     for unit in units_of(run, found):
         mine = [c.cell_id for c in unit.cells if c.cell_id in chosen]

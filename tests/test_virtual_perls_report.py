@@ -220,6 +220,17 @@ def test_the_stage_reads_erythroblasts_alone_and_keeps_their_virtual_images(marr
     assert (picture[-10:] == np.array(stage.BAND)).all(axis=-1).mean() > 0.4
 
 
+def test_the_array_of_virtual_images_states_the_pixel_size_that_they_are_drawn_at(marrow_run):
+    from storage.case_store import CaseStore
+
+    found, classes = both(cells_of({"erythroblast": 5}))
+    fill_patches(marrow_run, found, [200] * 5)
+    stage.virtual_perls(marrow_run, a_case(specimen="bone_marrow"), found, classes, "patches-1")
+    kept = CaseStore(marrow_run.store, marrow_run.case_id)
+    assert kept.attributes("patches/256/brightfield")["pixel_size_um"] == 0.1
+    assert kept.attributes(stage.array_name(marrow_run.settings))["pixel_size_um"] == 0.2
+
+
 def test_cells_called_erythroblasts_and_those_a_classifier_of_marrow_takes_for_one_are_read(marrow_run):
     found, classes = both(cells_of({"lymphocyte": 3}), cells_of({"erythroblast": 4}, start=50))
     fill_patches(marrow_run, found, [200, 11, 10, 11, 13, 15, 17])
