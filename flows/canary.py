@@ -31,7 +31,7 @@ import numpy as np
 from flows import stages, unit_stages
 from flows.cluster import Workers
 from flows.runs import open_run, settings_of
-from pipeline.settings import Settings
+from pipeline.settings import Settings, named_models
 from storage.fingerprint import fingerprint
 from storage.store import CaseBusy, Store
 
@@ -109,21 +109,13 @@ def key_of(settings: Settings) -> str:
     """What figures may be compared: the same phantom, stages, models, settings and release."""
     from importlib.metadata import version
 
-    used = settings.classification
     return fingerprint(
         "canary",
         VERSION,
         version("smearflow"),
         stages.VERSIONS,
         settings.model_dump(mode="json", exclude={"night", "report", "counting"}),
-        [
-            stages.model_sha("detector", settings.detection.brightfield_detector),
-            stages.model_sha("detector", settings.detection.dic_detector),
-            stages.model_sha("stainer", settings.staining.dic_stainer),
-            stages.model_sha("classifier", used.classifier),
-            stages.model_sha("classifier", used.namer(virtual=True)),
-            stages.model_sha("segmenter", used.segmenter),
-        ],
+        {key: stages.model_sha(task, name) for key, (task, name) in named_models(settings).items()},
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from flows import work
-from flows.naming import check_painter
+from flows.naming import check_painted_scale, check_painter
 from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
 from pipeline.report_inputs import FieldKey, ImageKey
 from pipeline.settings import Settings
@@ -70,6 +70,7 @@ def intake(run: CaseRun) -> Case:
     refuse_unusable_slides(run.case_dir, declared, run.settings.intake)
     if any(s.modality == "dic" for s in declared.sources):
         check_painter(run.settings)
+        check_painted_scale(run.settings)
     items = []
     for source in declared.sources:
         sha256 = source.hash_file(run.case_dir)
