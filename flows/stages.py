@@ -9,7 +9,7 @@ from typing import Any
 
 from flows import work
 from flows.naming import check_painted_scale, check_painter
-from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
+from flows.records import CaseRun, Item, Outcome, StageFailed, WorkNeeded, safe_key
 from pipeline.report_inputs import FieldKey, ImageKey
 from pipeline.settings import Settings
 from pipeline.types import (
@@ -71,6 +71,9 @@ def intake(run: CaseRun) -> Case:
     if any(s.modality == "dic" for s in declared.sources):
         check_painter(run.settings)
         check_painted_scale(run.settings)
+    if not run.allow_work and not run.store.exists(run.record_key("report", "case")):
+        # Of a case without a report a look needs no hashes, which cost the reading of every file.
+        raise WorkNeeded(f"{run.case_id}: there is no report of it yet")
     items = []
     for source in declared.sources:
         sha256 = source.hash_file(run.case_dir)

@@ -108,6 +108,19 @@ def test_a_remote_store_needs_a_database_of_its_own(monkeypatch: pytest.MonkeyPa
     assert database_url("s3://bucket/store") == "postgresql+psycopg://db/results"
 
 
+def test_a_store_of_any_name_holds_its_results_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from storage.results_db import ResultsDatabase
+
+    monkeypatch.delenv("SMEARFLOW_DATABASE", raising=False)
+    for name in ("what?", "50%41 #1"):
+        (tmp_path / name).mkdir()
+        with ResultsDatabase(database_url(f"file://{tmp_path}/{name}")) as database:
+            assert not database.has("A-1", "f")
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["results.db"]
+
+
 def test_a_missing_parameter_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SMEARFLOW_STORE", raising=False)
     with pytest.raises(BadInput, match="SMEARFLOW_STORE"):
