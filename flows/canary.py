@@ -1,4 +1,4 @@
-"""The canary: a phantom of known truth that runs before the cases of a night, through the stages that name cells.
+"""The canary: a phantom of known truth that runs before a night's cases, through the stages that name cells.
 
 A model file that was swapped, a worker with another library, a GPU that computes nonsense: each would give
 fifty reports that look like reports.  So the night begins with a case whose truth is known, and is stopped

@@ -107,9 +107,7 @@ def up_to_date(
         return outcome
 
 
-def tried(
-    case: str, attempt: Callable[[], CaseOutcome | None]
-) -> tuple[dict[str, Any] | None, bool]:
+def tried(case: str, attempt: Callable[[], CaseOutcome | None]) -> tuple[dict[str, Any] | None, bool]:
     """What became of one case among several, which a failed one must not stop: its row of the summary, None
     where the attempt came to nothing; and whether the same case may go through later."""
     started = time.perf_counter()

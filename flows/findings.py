@@ -183,7 +183,7 @@ def models_used(
         add("staining.erythroblast_classifier", "brightfield", "MGG")
     if patient is not None:
         used.setdefault(("patient-classifier", patient.model), (("brightfield", "MGG"),))
-    # Every model is told the scale and resamples, but for the stainer of DIC cells: it takes patches as they are.
+    # Every model is told the scale and resamples, but the stainer of DIC cells takes patches as they are.
     taken_as_is = {known["staining.dic_stainer"]: settings.patches.pixel_size_um} if virtual else {}
     return tuple(
         ModelUse.of(

@@ -17,7 +17,7 @@ from pipeline.types import Case
 
 FILE_SUFFIXES = 12  # of a file name's extension, kept: it says what kind of file it was
 
-# What no name may touch: letters and digits, and the point or exponent of a number that it would be a part of.
+# What no name may touch: letters and digits, and the point or exponent of a number it would be a part of.
 _BEFORE = r"(?<![^\W_])(?<!\d[.,])(?<!\d[eE][+-])"
 _AFTER = r"(?![^\W_])(?![.,]\d)"
 

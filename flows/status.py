@@ -146,7 +146,7 @@ def status_of_case(store: Store, case: str) -> CaseStatus:
 
 
 def _case_dir(runs: list[dict[str, Any]]) -> str | None:
-    """Where the newest run that read images found them: a report that is made again, or a review, reads none."""
+    """Where the newest run that read images found them; a report made again, or a review, reads none."""
     return next((run["case_dir"] for run in reversed(runs) if run.get("case_dir")), None)
 
 

@@ -137,12 +137,12 @@ def read_unit(unit: CellUnit, mark: str, chosen: list[str], called: list[str]) -
     wanted = set(chosen)
     rows = [i for i, c in enumerate(cells) if c.cell_id in wanted]
     patches = unit.patches()[rows]
-    namer, method = settings.staining.erythroblast_classifier, settings.classification.classifier
+    namer, finder = settings.staining.erythroblast_classifier, settings.classification.classifier
     if namer is not None:
         kept = erythroblasts_of(patches, settings.patches.pixel_size_um, work.model("classifier", namer))
         kept |= np.array([cells[row].cell_id in called for row in rows])
         rows, patches = [row for row, yes in zip(rows, kept, strict=True) if yes], patches[kept]
-        method = f"{namer} or {method}"
+        finder = f"{namer} or {finder}"
     found = read_virtual(
         patches,
         settings.patches.pixel_size_um,
@@ -159,7 +159,8 @@ def read_unit(unit: CellUnit, mark: str, chosen: list[str], called: list[str]) -
         "readings": {
             cells[row].cell_id: {
                 "rs_type": found.types[i],
-                "rs_method": f"{method} + {settings.staining.perls_reader}",
+                "rs_finder": finder,
+                "rs_reader": settings.staining.perls_reader,
                 "stain_confidence": round(float(found.confidence[i]), 6),
             }
             for i, row in enumerate(rows)

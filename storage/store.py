@@ -43,7 +43,7 @@ def check_key(key: str) -> str:
 
 
 def local_folder(url: str | Path) -> Path | None:
-    """The folder, absolute, of a store on this machine (a path or `file://…`); None where it lies elsewhere."""
+    """The folder, absolute, of a store on this machine (a path or `file://…`); None for one elsewhere."""
     text = str(url)
     if "://" in text and not text.startswith("file://"):
         return None

@@ -281,9 +281,7 @@ def test_a_log_that_cannot_be_written_is_named_once_and_does_not_stop_the_night(
     assert str(tmp_path / "nights" / "night-1.jsonl") in said
 
 
-def test_a_log_that_fills_its_disk_says_so_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_log_that_fills_its_disk_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     with pytest.MonkeyPatch.context() as patch:

@@ -162,7 +162,9 @@ def test_a_pseudonym_stands_for_whole_words_alone(monkeypatch: pytest.MonkeyPatc
     kept = "0.12 µm, 120 px, p 1e-12, 12.5 %, 11.tif, a12, 12µm"
     assert told(kept) == kept
     case, file = pseudonym("12"), file_pseudonym("1.tif")
-    assert told("12: 12/1.tif of 12_notes and 12-1.") == f"{case}: {case}/{file} of {case}_notes and {case}-1."
+    assert (
+        told("12: 12/1.tif of 12_notes and 12-1.") == f"{case}: {case}/{file} of {case}_notes and {case}-1."
+    )
 
 
 def test_pseudonyms_are_the_same_under_one_key_and_others_under_another(

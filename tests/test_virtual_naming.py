@@ -215,7 +215,9 @@ def test_patches_of_another_scale_than_the_stainer_paints_are_refused_before_any
     with pytest.raises(BadInput, match=r"paints DIC at 0.1 µm a pixel; set patches.pixel_size_um to 0.1"):
         up_to_date(tmp_path / "K-001", str(tmp_path / "store"), {"patches": {"pixel_size_um": 0.2}})
     make_case(tmp_path / "K-002", fields=1, paired=False)  # nothing is painted
-    assert up_to_date(tmp_path / "K-002", str(tmp_path / "store"), {"patches": {"pixel_size_um": 0.2}}) is None
+    assert (
+        up_to_date(tmp_path / "K-002", str(tmp_path / "store"), {"patches": {"pixel_size_um": 0.2}}) is None
+    )
 
 
 def test_the_shipped_pair_of_stainer_and_classifier_fits():

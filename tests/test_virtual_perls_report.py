@@ -102,11 +102,9 @@ def test_a_supported_figure_is_corrected_and_still_says_virtual():
 
 def test_the_ratio_says_so_where_another_model_chose_the_erythroblasts():
     cells, classes = both(cells_of({"neutrophil": 60, "lymphocyte": 20}), read_virtually(10, "0", 200))
-    named = "marrow-erythroblasts or leukocyte-classes + rule"
+    named = {"rs_finder": "marrow-erythroblasts or leukocyte-classes", "rs_reader": "rule"}
     classes = tuple(
-        c.model_copy(update={"rs_method": named} | ({"label": "lymphocyte"} if i % 2 else {}))
-        if c.rs_virtual
-        else c
+        c.model_copy(update=named | ({"label": "lymphocyte"} if i % 2 else {})) if c.rs_virtual else c
         for i, c in enumerate(classes)
     )
     result = a_result(settings=QUICK, case=a_case(specimen="bone_marrow"), read=(cells, classes))
@@ -240,7 +238,8 @@ def test_cells_called_erythroblasts_and_those_a_classifier_of_marrow_takes_for_o
     # Two that the classifier of marrow takes for erythroblasts, and the four that are called so.
     assert [c.rs_type for c in read] == ["3", None, "0", "0", "0", "0", "0"]
     assert [c.label for c in read] == [c.label for c in classes]
-    assert {c.rs_method for c in read} == {"even or leukocyte-classes + rule", None}
+    assert {c.rs_finder for c in read} == {"even or leukocyte-classes", None}
+    assert {c.rs_reader for c in read} == {"rule", None}
     counted, _ = count_sideroblasts(
         a_case(specimen="bone_marrow"), found, {c.cell_id: c for c in read}, CountingSettings()
     )
