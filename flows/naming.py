@@ -105,6 +105,6 @@ def check_painted_scale(settings: Settings) -> None:
     if wanted is not None and not math.isclose(given, wanted, rel_tol=1e-3):
         raise BadInput(
             f"patches.pixel_size_um is {given:g}, but staining.dic_stainer '{settings.staining.dic_stainer}' "
-            f"paints DIC at {wanted:g} µm a pixel; set patches.pixel_size_um to {wanted:g}, or name a stainer "
-            f"of {given:g}."
+            f"paints DIC at {wanted:g} µm a pixel; set patches.pixel_size_um to {wanted:g}, or name "
+            f"a stainer of {given:g}."
         )

@@ -49,8 +49,8 @@ class ModelUse(Spec):
     ) -> ModelUse:
         """From `storage.registry.describe`.
 
-        `version` names a weight-free method's version, that of the software; `seen_pixel_size_um` is the scale
-        of what the model was given, None: it is told the scale and resamples to that of its card.
+        `version` names a weight-free method's version, that of the software; `seen_pixel_size_um` is the
+        scale of what the model was given, None: it is told the scale and resamples to that of its card.
         """
         if isinstance(described, Entry):
             return cls(name=described.architecture, version=version, reads=reads)
