@@ -109,6 +109,12 @@ def test_doctor_names_a_stainer_that_the_models_beside_it_were_not_made_with(
     assert "leukocyte-dic was measured with other weights of stainer 'dic-to-mgg'" in said
 
 
+def test_the_demo_asks_where_its_cases_shall_lie_where_the_store_is_remote() -> None:
+    done = CliRunner().invoke(group, ["demo", "--store", "memory://lab"])
+    assert isinstance(done.exception, BadInput)
+    assert "give --inbox" in str(done.exception)
+
+
 def test_doctor_names_every_model_that_the_settings_name_and_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -37,9 +37,12 @@ def command(store: str, inbox: str | None, workers: int | None, as_json: bool) -
         from storage.store import local_folder
 
         beside = local_folder(store)
-        if not inbox and beside is None:
+        if inbox:
+            folder = Path(inbox)
+        elif beside is None:
             raise BadInput(f"{store}: no simulated case can lie beside a remote store; give --inbox.")
-        folder = Path(str(inbox)) if inbox or beside is None else beside.parent / "inbox"
+        else:
+            folder = beside.parent / "inbox"
         for case_id, what, how in CASES:
             if not (folder / case_id / "manifest.csv").is_file():
                 from phantoms.cases import simulate_case
