@@ -80,7 +80,7 @@ def _verify(store: Store, case_id: str) -> list[str]:
         return wrong
     try:
         document = store.read_json(key)
-        said = document["audit"]
+        said = list(document["audit"])
     except (ValueError, KeyError, TypeError):
         return ["result.json cannot be read."]
     known = [a.model_dump(mode="json") for a in audit_part(acts_of(store, case_id))]

@@ -1,4 +1,4 @@
-"""The canary: a phantom of known truth that runs before the cases of a night, through the same stages.
+"""The canary: a phantom of known truth that runs before a night's cases, through the stages that name cells.
 
 A model file that was swapped, a worker with another library, a GPU that computes nonsense: each would give
 fifty reports that look like reports.  So the night begins with a case whose truth is known, and is stopped
@@ -6,7 +6,7 @@ where its figures moved.
 
 Two questions are asked of each figure.  Against the truth of the phantom: is the machine fit to work at
 all?  The limits are wide, since a phantom is no smear and models may miss some of its cells.  Against the
-record of the last good night with the same models and settings: has anything moved?  The limits are
+record of the first good night with the same models and settings: has anything moved?  The limits are
 narrow.  The same software on the same machine gives the same figures exactly; another worker (a GPU for a
 CPU, other vector instructions) differs in the last digits of a sum, which can carry one cell over a
 threshold.  Hence one cell of the count, two hundredths of a mean probability, a tenth of a pixel.
@@ -31,7 +31,8 @@ import numpy as np
 from flows import stages, unit_stages
 from flows.cluster import Workers
 from flows.runs import open_run, settings_of
-from pipeline.settings import Settings
+from pipeline.errors import SmearflowError
+from pipeline.settings import Settings, named_models
 from storage.fingerprint import fingerprint
 from storage.store import CaseBusy, Store
 
@@ -48,7 +49,7 @@ WAIT_S = 180.0  # for another night's canary
 
 # figure: how far it may be from the phantom's truth
 TRUTH_TOLERANCE = {"share_of_cells_found": 0.4, "registration_error_px": 1.5}
-# figure: how far it may be from the last good night with the same models and settings
+# figure: how far it may be from the first good night with the same models and settings
 RECORD_TOLERANCE = {
     "cells": 1.0,
     "cells_virtual": 1.0,
@@ -109,21 +110,13 @@ def key_of(settings: Settings) -> str:
     """What figures may be compared: the same phantom, stages, models, settings and release."""
     from importlib.metadata import version
 
-    used = settings.classification
     return fingerprint(
         "canary",
         VERSION,
         version("smearflow"),
         stages.VERSIONS,
         settings.model_dump(mode="json", exclude={"night", "report", "counting"}),
-        [
-            stages.model_sha("detector", settings.detection.brightfield_detector),
-            stages.model_sha("detector", settings.detection.dic_detector),
-            stages.model_sha("stainer", settings.staining.dic_stainer),
-            stages.model_sha("classifier", used.classifier),
-            stages.model_sha("classifier", used.namer(virtual=True)),
-            stages.model_sha("segmenter", used.segmenter),
-        ],
+        {key: stages.model_sha(task, name) for key, (task, name) in named_models(settings).items()},
     )
 
 
@@ -139,12 +132,16 @@ def _folder(store: Store, settings: Settings) -> Path:
 def measure(
     store: Store, settings: Settings, values: dict[str, Any] | None, workers: Workers
 ) -> dict[str, float]:
-    """Run the phantom through every stage but the report, nothing reused, and take its figures."""
+    """Run the phantom from intake to the names of its cells, nothing reused, and take its figures.
+
+    Not run are the choice of a target, virtual Perls, explanation, patient and report.  Raises OSError where
+    what was computed last night cannot be removed.
+    """
     folder = _folder(store, settings)
     place = Store(folder / "store")
     with place.writing(CASE_ID):
         for old in ("work", "case.zarr", "progress"):  # what was computed last night says nothing of tonight
-            shutil.rmtree(folder / "store" / CASE_ID / old, ignore_errors=True)
+            place.delete(f"{CASE_ID}/{old}")
         case_dir = _phantom(folder)
         run = open_run(case_dir, place.url, values, workers)
         run.ledger.begin()
@@ -154,6 +151,8 @@ def measure(
             run.end(error)
             raise
         run.end()
+        if run.reused:
+            raise SmearflowError(f"the canary took what an earlier night had computed ({run.reused})")
         return figures
 
 
@@ -170,7 +169,8 @@ def _phantom(folder: Path) -> Path:
             kept = {}
         if kept.get("phantom") == wanted and kept.get("files") == _hashes(case_dir):
             return case_dir
-    shutil.rmtree(case_dir, ignore_errors=True)
+    if case_dir.exists():
+        shutil.rmtree(case_dir)
     simulate_case(case_dir, case_id=CASE_ID, seed=SEED, **PHANTOM)  # type: ignore[arg-type]
     manifest = case_dir / "manifest.csv"
     rows = manifest.read_text().splitlines()
@@ -239,7 +239,7 @@ def _registration_error(registrations: dict[Any, Any], truth: dict[str, Any]) ->
 
 
 def judge(figures: dict[str, float], record: dict[str, float] | None) -> dict[str, Any]:
-    """Compare figures with truth and with the record of the last good night, where there is one."""
+    """Compare figures with truth and with the record of the first good night, where there is one."""
     perfect = {"share_of_cells_found": 1.0, "registration_error_px": 0.0}
     checks = [
         _check(name, figures[name], perfect[name], tolerance, "truth")
@@ -265,7 +265,7 @@ def judge(figures: dict[str, float], record: dict[str, float] | None) -> dict[st
         **answer,
         "status": "alarm",
         "message": f"CANARY: the figures of the canary case moved, and no case was touched: {said}. Compare "
-        "the model packages, the libraries and the workers with those of the last good night.",
+        "the model packages, the libraries and the workers with those of the first good night.",
     }
 
 

@@ -181,6 +181,7 @@ def classify_unit(unit: CellUnit) -> dict[str, Any]:
                 "ood": 0.0,
                 "rs_type": reading.type,
                 "rs_type_second": None if opinion is None else opinion.type,
-                "rs_method": f"{settings.detection.perls_detector} + {chosen.sideroblast_reader}",
+                "rs_finder": settings.detection.perls_detector,
+                "rs_reader": chosen.sideroblast_reader,
             }
     return {"classes": [{"cell_id": c.cell_id, **d} for c, d in zip(cells, documents, strict=True)]}

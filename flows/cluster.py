@@ -12,8 +12,9 @@ import logging
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -32,18 +33,26 @@ class ClusterGone(SmearflowError, ConnectionError):
     """The scheduler or every worker went away: the machine failed, not what it was computing."""
 
 
-def gpu_count() -> int:
-    """CUDA devices of this machine, without importing torch in the flow's own process."""
+def gpu_devices() -> list[str]:
+    """CUDA devices of this machine, each as CUDA_VISIBLE_DEVICES names it, without importing torch in the
+    flow's own process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
-    from pathlib import Path
+        return [v.strip() for v in visible.split(",") if v.strip() not in ("", "-1")]
+    found = Path("/proc/driver/nvidia/gpus")
+    return [str(i) for i in range(len(list(found.glob("*"))))] if found.is_dir() else []
 
-    return (
-        len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-        if Path("/proc/driver/nvidia/gpus").is_dir()
-        else 0
-    )
+
+def plan_workers(n_workers: int | None, cores: int, devices: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Options of each worker process by its name: `n_workers`, or one a core, that see no GPU, and one a GPU
+    that sees it alone and offers it as the resource GPU."""
+    env = {"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "MKL_NUM_THREADS": "1"}
+    # Without a GPU the variable is left as it is: there is nothing to hide.
+    blind = {"CUDA_VISIBLE_DEVICES": ""} if devices else {}
+    plan: dict[str, dict[str, Any]] = {f"cpu-{i}": {"env": env | blind} for i in range(n_workers or cores)}
+    for i, device in enumerate(devices):
+        plan[f"gpu-{i}"] = {"env": env | {"CUDA_VISIBLE_DEVICES": device}, "resources": {"GPU": 1}}
+    return plan
 
 
 class ResultLost(SmearflowError, ConnectionError):
@@ -53,7 +62,7 @@ class ResultLost(SmearflowError, ConnectionError):
 class Workers:
     """The workers of a flow run: a local cluster, or an existing one by its scheduler's address.
 
-    Without an address, that of SMEARFLOW_SCHEDULER.
+    Without an address, that of SMEARFLOW_SCHEDULER; `n_workers` are those of a local cluster without a GPU.
     """
 
     def __init__(self, scheduler: str | None = None, n_workers: int | None = None) -> None:
@@ -120,19 +129,26 @@ class Workers:
                     "scheduler' or leave out --scheduler."
                 ) from error
             return
-        gpus = gpu_count()
-        workers = self.n_workers or (gpus if gpus else os.cpu_count() or 1)
+        from distributed.system import MEMORY_LIMIT
+
+        devices = gpu_devices()
+        plan = plan_workers(self.n_workers, os.cpu_count() or 1, devices)
         self._cluster = LocalCluster(
-            n_workers=workers,
+            n_workers=0,
             threads_per_worker=1,
             processes=True,
             dashboard_address="127.0.0.1:0",
-            resources={"GPU": 1} if gpus else None,
+            memory_limit=MEMORY_LIMIT // len(plan),
             silence_logs=logging.WARNING,
-            env={"OMP_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1", "MKL_NUM_THREADS": "1"},
         )
+        # A LocalCluster makes its workers all alike; these differ in what they see and offer.
+        each: Any = self._cluster.new_spec
+        for name, options in plan.items():
+            self._cluster.worker_spec[name] = {**each, "options": {**each["options"], **options}}
+        self._cluster.scale(len(plan))
         self._client = Client(self._cluster, set_as_default=False)
-        log.info("Dask cluster with %d worker processes%s", workers, " (GPU)" if gpus else "")
+        self._client.wait_for_workers(len(plan), timeout=NO_WORKERS_S)
+        log.info("Dask cluster with %d worker processes, %d of a GPU", len(plan), len(devices))
 
     def restart_if_lost(self) -> None:
         """Start anew, or connect anew, after a ClusterGone; the next batch does it."""

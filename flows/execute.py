@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from flows import (
 )
 from flows.auditing import note
 from flows.cluster import Workers
+from flows.failures import worth_another_try
 from flows.findings import gather
 from flows.records import CaseRun, WorkNeeded
 from flows.runs import open_run
@@ -102,6 +105,22 @@ def up_to_date(
             run.end()
             note(run, "run")
         return outcome
+
+
+def tried(case: str, attempt: Callable[[], CaseOutcome | None]) -> tuple[dict[str, Any] | None, bool]:
+    """What became of one case among several, which a failed one must not stop: its row of the summary, None
+    where the attempt came to nothing; and whether the same case may go through later."""
+    started = time.perf_counter()
+    try:
+        outcome = attempt()
+    except CaseBusy as error:
+        return {"case": case, "status": "busy", "error": str(error)}, True
+    except Exception as error:  # whatever it was, the others go on; the ledger and the row carry the error
+        reason = f"{type(error).__name__}: {error}"
+        return {"case": case, "status": "failed", "error": reason}, worth_another_try(error)
+    if outcome is None:
+        return None, False
+    return {**summary(outcome), "seconds_total": round(time.perf_counter() - started, 2)}, False
 
 
 def summary(outcome: CaseOutcome) -> dict[str, Any]:

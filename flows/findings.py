@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows import stages
 from flows.naming import calibrated_confidence, known_classes
 from flows.records import CaseRun
 from pipeline.errors import BadInput
 from pipeline.report_inputs import FieldKey, ImageKey, ModelUse
-from pipeline.settings import CountingSettings, NightSettings, ReportSettings, Settings
+from pipeline.settings import CountingSettings, NightSettings, ReportSettings, Settings, named_models
 from pipeline.types import (
     Case,
     Cell,
@@ -26,6 +26,10 @@ from pipeline.types import (
     Stain,
 )
 
+if TYPE_CHECKING:
+    from storage.registry import Task
+
+Reads = tuple[tuple[Modality, Stain], ...]
 FINDINGS = "work/findings.json"
 AFTERWARDS = {"counting": CountingSettings(), "report": ReportSettings(), "night": NightSettings()}
 
@@ -143,46 +147,52 @@ def models_used(
     from storage.registry import describe
 
     settings = run.settings
+    known = named_models(settings)
     kinds = {(c.modality, c.stain) for c in cells}
-    named: list[tuple[Any, str, tuple[tuple[Modality, Stain], ...]]] = []
+    used: dict[tuple[Task, str], Reads] = {}  # one that took part twice stands once
+
+    def add(key: str, modality: Modality, stain: Stain) -> None:
+        if key in known:
+            used.setdefault(known[key], ((modality, stain),))
+
     if any(i.modality == "brightfield" and i.stain == "MGG" for i in case.images):
-        named.append(("detector", settings.detection.brightfield_detector, (("brightfield", "MGG"),)))
+        add("detection.brightfield_detector", "brightfield", "MGG")
     if any(stages.detector_of(run, case, i) == settings.detection.dic_detector for i in case.images):
-        named.append(("detector", settings.detection.dic_detector, (("dic", "unstained"),)))
+        add("detection.dic_detector", "dic", "unstained")
         beside = companions(settings.detection.dic_detector) if settings.detection.dic_painted else ()
         for task, name in beside:  # the stainer reads the DIC, the detector what is painted of it
             dic = task == "stainer"
-            named.append((task, name, (("dic", "unstained"),) if dic else (("brightfield", "MGG"),)))
+            used.setdefault((task, name), (("dic", "unstained"),) if dic else (("brightfield", "MGG"),))
     if any(k[1] == "Perls" for k in kinds):
-        named.append(("detector", settings.detection.perls_detector, (("brightfield", "Perls"),)))
-        readers = (
-            settings.classification.sideroblast_reader,
-            settings.classification.sideroblast_second_reader,
-        )
-        named += [("sideroblast-reader", r, (("brightfield", "Perls"),)) for r in readers if r is not None]
-    if any(k[0] == "dic" for k in kinds):
-        named.append(("stainer", settings.staining.dic_stainer, (("dic", "unstained"),)))
+        add("detection.perls_detector", "brightfield", "Perls")
+        add("classification.sideroblast_reader", "brightfield", "Perls")
+        add("classification.sideroblast_second_reader", "brightfield", "Perls")
+    virtual = any(k[0] == "dic" for k in kinds)
+    if virtual:
+        add("staining.dic_stainer", "dic", "unstained")
     if any(k[1] != "Perls" for k in kinds):
-        named.append(("segmenter", settings.classification.segmenter, (("brightfield", "MGG"),)))
-        own = settings.classification.virtual_classifier
-        if own is None or ("brightfield", "MGG") in kinds:
-            named.append(("classifier", settings.classification.classifier, (("brightfield", "MGG"),)))
-        if own is not None and any(k[0] == "dic" for k in kinds):
-            named.append(("classifier", own, (("dic", "unstained"),)))
-    perls_stainer = settings.staining.perls_stainer
-    if perls_stainer is not None and any(c.rs_virtual for c in classes):
-        named.append(("stainer", perls_stainer, (("brightfield", "MGG"),)))
-        named.append(("sideroblast-reader", settings.staining.perls_reader, (("brightfield", "Perls"),)))
-        if settings.staining.erythroblast_classifier is not None:
-            named.append(("classifier", settings.staining.erythroblast_classifier, (("brightfield", "MGG"),)))
+        add("classification.segmenter", "brightfield", "MGG")
+        own = "classification.virtual_classifier" in known
+        if not own or ("brightfield", "MGG") in kinds:
+            add("classification.classifier", "brightfield", "MGG")
+        if virtual:
+            add("classification.virtual_classifier", "dic", "unstained")
+    if any(c.rs_virtual for c in classes):
+        add("staining.perls_stainer", "brightfield", "MGG")
+        add("staining.perls_reader", "brightfield", "Perls")
+        add("staining.erythroblast_classifier", "brightfield", "MGG")
     if patient is not None:
-        named.append(("patient-classifier", patient.model, (("brightfield", "MGG"),)))
-    once: dict[tuple[Any, str], tuple[tuple[Modality, Stain], ...]] = {}
-    for task, name, reads in named:  # one that took part twice stands once
-        once.setdefault((task, name), reads)
+        used.setdefault(("patient-classifier", patient.model), (("brightfield", "MGG"),))
+    # Every model is told the scale and resamples, but the stainer of DIC cells takes patches as they are.
+    taken_as_is = {known["staining.dic_stainer"]: settings.patches.pixel_size_um} if virtual else {}
     return tuple(
-        ModelUse.of(describe(task, name), reads, version=version("smearflow"))
-        for (task, name), reads in once.items()
+        ModelUse.of(
+            describe(task, name),
+            reads,
+            version=version("smearflow"),
+            seen_pixel_size_um=taken_as_is.get((task, name)),
+        )
+        for (task, name), reads in used.items()
     )
 
 

@@ -17,6 +17,10 @@ from pipeline.types import Case
 
 FILE_SUFFIXES = 12  # of a file name's extension, kept: it says what kind of file it was
 
+# What no name may touch: letters and digits, and the point or exponent of a number it would be a part of.
+_BEFORE = r"(?<![^\W_])(?<!\d[.,])(?<!\d[eE][+-])"
+_AFTER = r"(?![^\W_])(?![.,]\d)"
+
 
 def _keyed(text: str, what: str) -> str | None:
     key = os.environ.get("SMEARFLOW_PSEUDONYM_KEY")
@@ -38,13 +42,14 @@ def file_pseudonym(file: str) -> str:
 
 
 def deidentified_text(case: Case) -> Callable[[str], str]:
-    """A function that gives a text with the case and its files under their pseudonyms."""
+    """A function that gives a text with the case and its files under their pseudonyms, as whole words: the
+    case 12 is no part of 120, of 0.12 or of 1e-12."""
     names = {f: file_pseudonym(f) for f in _files(case)} | {case.case_id: pseudonym(case.case_id)}
     # The longest first: one name may be a part of another.
     ordered = sorted((n for n in names if names[n] != n), key=len, reverse=True)
     if not ordered:
         return lambda text: text
-    pattern = re.compile("|".join(map(re.escape, ordered)))
+    pattern = re.compile(f"{_BEFORE}(?:{'|'.join(map(re.escape, ordered))}){_AFTER}")
     return lambda text: pattern.sub(lambda found: names[found.group()], text)
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,11 +37,23 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=True, default=str)
 
 
+def _not_written(path: str | Path, error: BaseException | None) -> None:
+    print(f"smearflow: the log {path} cannot be written ({error}); the night goes on.", file=sys.stderr)
+
+
 class _Lines(logging.FileHandler):
-    """A log that cannot be written (a full disk) costs its lines, never the night."""
+    """A log that cannot be written (a full disk) costs its lines, never the night; the first is told of."""
+
+    told = False
 
     def handleError(self, record: logging.LogRecord) -> None:
-        return
+        if not self.told:
+            self.told = True
+            _not_written(self.baseFilename, sys.exc_info()[1])
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of lines that were not written
+            super().close()
 
 
 @contextlib.contextmanager
@@ -52,12 +65,15 @@ def to_file(store: Store, night: str) -> Iterator[None]:
     logger = logging.getLogger("smearflow")
     level, handlers = logger.level, []
     for path in paths:
-        with contextlib.suppress(OSError):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handler = _Lines(path, encoding="utf-8")
-            handler.setFormatter(JsonLines())
-            handlers.append(handler)
-            logger.addHandler(handler)
+        except OSError as error:
+            _not_written(path, error)
+            continue
+        handler.setFormatter(JsonLines())
+        handlers.append(handler)
+        logger.addHandler(handler)
     if handlers:
         logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
     # What the terminal shows is not for this to decide: there, only warnings pass.

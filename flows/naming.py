@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -89,4 +90,21 @@ def check_painter(settings: Settings) -> None:
             f"classification.virtual_classifier '{namer}' was not made for what staining.dic_stainer "
             f"'{stainer}' paints; train one for it (`smearflow train virtual-classifier`), or set "
             "classification.virtual_classifier to null."
+        )
+
+
+def check_painted_scale(settings: Settings) -> None:
+    """Raises BadInput where patches are cut at another scale than the stainer of DIC paints: it takes what it
+    is given for its own."""
+    from pipeline.errors import BadInput
+    from storage.packages import ModelPackage
+    from storage.registry import describe
+
+    stainer, given = describe("stainer", settings.staining.dic_stainer), settings.patches.pixel_size_um
+    wanted = stainer.card.pixel_size_um if isinstance(stainer, ModelPackage) else None
+    if wanted is not None and not math.isclose(given, wanted, rel_tol=1e-3):
+        raise BadInput(
+            f"patches.pixel_size_um is {given:g}, but staining.dic_stainer '{settings.staining.dic_stainer}' "
+            f"paints DIC at {wanted:g} µm a pixel; set patches.pixel_size_um to {wanted:g}, or name "
+            f"a stainer of {given:g}."
         )

@@ -9,7 +9,6 @@ import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is
 
 # isort: split
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,11 @@ from flows import canary, logs
 from flows.case import process_case
 from flows.cluster import Workers
 from flows.console import progress
-from flows.execute import CaseOutcome, summary, up_to_date
-from flows.failures import worth_another_try
+from flows.execute import CaseOutcome, tried, up_to_date
 from flows.night_summary import NightSummary, publish
 from flows.runs import configured, settings_of
 from pipeline.errors import BadInput
-from storage.store import CaseBusy, Store
+from storage.store import Store
 
 log = logging.getLogger("smearflow.nightly")
 
@@ -52,22 +50,6 @@ def own_folder(folder: Path) -> Path:
     return folder
 
 
-def _tried(folder: Path, attempt: Callable[[], CaseOutcome | None]) -> tuple[dict[str, Any] | None, bool]:
-    """What became of a case, None where it has to be computed; and whether to look at it again tonight."""
-    started = time.perf_counter()
-    try:
-        outcome = attempt()
-    except CaseBusy as error:
-        return {"case": folder.name, "status": "busy", "error": str(error)}, True
-    except Exception as error:  # the night goes on; the ledger and the summary carry the error
-        reason = f"{type(error).__name__}: {error}"
-        log.error("%s failed: %s", folder.name, reason, extra={"case": folder.name, "status": "failed"})
-        return {"case": folder.name, "status": "failed", "error": reason}, worth_another_try(error)
-    if outcome is None:
-        return None, False
-    return {**summary(outcome), "seconds_total": round(time.perf_counter() - started, 2)}, False
-
-
 class _Cases:
     """The cases of a night, and what became of each."""
 
@@ -79,12 +61,21 @@ class _Cases:
         """Settle what was computed in nights before, which costs a look; returns the others."""
         todo = []
         for folder in progress(self.folders, what="looking"):
-            row, _ = _tried(folder, partial(self._kept, folder))
+            row, _ = self._try(folder, partial(self._kept, folder))
             if row is None or row["status"] != "done":
                 todo.append(folder)
             else:
                 self.rows[folder] = row
         return todo
+
+    def _try(
+        self, folder: Path, attempt: Callable[[], CaseOutcome | None]
+    ) -> tuple[dict[str, Any] | None, bool]:
+        row, again = tried(folder.name, attempt)
+        if row is not None and row["status"] == "failed":
+            about = {"case": folder.name, "status": "failed"}
+            log.error("%s failed: %s", folder.name, row["error"], extra=about)
+        return row, again
 
     def _kept(self, folder: Path) -> CaseOutcome | None:
         return up_to_date(own_folder(folder), self.store, self.settings)
@@ -95,7 +86,7 @@ class _Cases:
             again: list[Path] = []
             for folder in progress(todo, what=what):
                 workers.restart_if_lost()
-                row, retry = _tried(folder, partial(self._one, folder, workers))
+                row, retry = self._try(folder, partial(self._one, folder, workers))
                 assert row is not None
                 self.rows[folder] = row
                 if retry:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.status import CaseStatus, cases_of_store, leaves_out, open_existing, status_of_case
-from pipeline.errors import BadInput, SmearflowError
+from pipeline.errors import BadInput
 from storage.store import Store
 
 
@@ -68,19 +68,18 @@ def retry_one(
     inbox: str | None,
     **how: Any,
 ) -> dict[str, Any]:
-    """Run one case again; a row as in a night's summary."""
-    from flows.execute import summary
+    """Run one case again; a row as in a night's summary, whatever becomes of it."""
+    from flows.execute import CaseOutcome, tried
     from flows.local import run_case
 
-    try:
+    forgotten = 0
+
+    def attempt() -> CaseOutcome:
+        nonlocal forgotten
         folder = folder_of(status, inbox)
         forgotten = forget_verdicts(Store(store_url), status.case)
-        row = summary(run_case(folder, store_url, settings, action="retry", **how))
-        return {**row, "was": status.state, "forgotten": forgotten}
-    except (SmearflowError, OSError) as error:
-        return {
-            "case": status.case,
-            "status": "failed",
-            "was": status.state,
-            "error": f"{type(error).__name__}: {error}",
-        }
+        found: CaseOutcome = run_case(folder, store_url, settings, action="retry", **how)
+        return found
+
+    row, _ = tried(status.case, attempt)
+    return {**(row or {}), "was": status.state, "forgotten": forgotten}

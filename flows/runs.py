@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows.cluster import Workers
 from flows.records import CaseRun
 from pipeline.errors import BadInput
 from pipeline.settings import NightSettings, Settings, load_settings
 from storage.fingerprint import fingerprint
+from storage.store import Store, local_folder
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 
 def settings_of(values: dict[str, Any] | None) -> Settings:
@@ -48,7 +52,6 @@ def open_run(
     """A run of one case; the case's id is its folder's name."""
     from pipeline.intake import check_case_id
     from storage.ledger import Ledger
-    from storage.store import Store
 
     if case_id is None:
         folder = case_dir.resolve()
@@ -70,19 +73,18 @@ def open_run(
     )
 
 
-def database_url(store_url: str) -> str:
+def database_url(store_url: str) -> str | URL:
     """The results database: SMEARFLOW_DATABASE, else `results.db` beside the cases of a local store."""
+    from sqlalchemy import URL
+
     configured = os.environ.get("SMEARFLOW_DATABASE")
     if configured:
         return configured
-    if "://" in store_url and not store_url.startswith("file://"):
+    folder = local_folder(store_url)
+    if folder is None:
         raise BadInput(
             f"{store_url}: a remote store cannot hold an SQLite database; set SMEARFLOW_DATABASE to a "
             "PostgreSQL URL."
         )
-    return f"sqlite:///{local_path(store_url) / 'results.db'}"
-
-
-def local_path(store_url: str) -> Path:
-    """The folder of a local store."""
-    return Path(store_url.removeprefix("file://")).resolve()
+    # Made of its parts: in a URL as text a '?' in the path would begin the options.
+    return URL.create("sqlite", database=str(folder / "results.db"))

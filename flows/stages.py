@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from flows import work
-from flows.naming import check_painter
-from flows.records import CaseRun, Item, Outcome, StageFailed, safe_key
+from flows.naming import check_painted_scale, check_painter
+from flows.records import CaseRun, Item, Outcome, StageFailed, WorkNeeded, safe_key
 from pipeline.report_inputs import FieldKey, ImageKey
 from pipeline.settings import Settings
 from pipeline.types import (
@@ -28,7 +28,7 @@ from storage.fingerprint import fingerprint
 VERSIONS = {
     "intake": 3,
     "registration": 5,
-    "detection": 7,
+    "detection": 8,
     "cells": 2,
     "patches": 1,
     "target": 1,
@@ -37,7 +37,7 @@ VERSIONS = {
     "explanation": 2,
     "patient": 2,
     "sideroblasts": 1,
-    "virtual_perls": 2,
+    "virtual_perls": 3,
     "report": 10,
 }
 
@@ -70,6 +70,10 @@ def intake(run: CaseRun) -> Case:
     refuse_unusable_slides(run.case_dir, declared, run.settings.intake)
     if any(s.modality == "dic" for s in declared.sources):
         check_painter(run.settings)
+        check_painted_scale(run.settings)
+    if not run.allow_work and not run.store.exists(run.record_key("report", "case")):
+        # Of a case without a report a look needs no hashes, which cost the reading of every file.
+        raise WorkNeeded(f"{run.case_id}: there is no report of it yet")
     items = []
     for source in declared.sources:
         sha256 = source.hash_file(run.case_dir)

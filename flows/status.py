@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pipeline.errors import BadInput
 from pipeline.intake_files import RESERVED
-from storage.store import Store
+from storage.store import Store, local_folder
 
 State = Literal["done", "running", "failed", "interrupted", "unfinished", "damaged"]
 
@@ -57,9 +57,8 @@ def status_of_store(store_url: str) -> dict[str, Any]:
 
 def open_existing(store_url: str) -> Store:
     """The store; BadInput where a folder is not there, which a look must not make."""
-    from pathlib import Path
-
-    if "://" not in store_url and not Path(store_url).is_dir():
+    folder = local_folder(store_url)
+    if folder is not None and not folder.is_dir():
         raise BadInput(f"{store_url}: there is no such store; name the folder that --store named in a run.")
     return Store(store_url)
 
@@ -94,7 +93,7 @@ def _json(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def status_of_case(store: Store, case: str) -> CaseStatus:
-    """The state of one case; nothing is written, and no lock is kept."""
+    """The state of one case; nothing of it is written, and no lock is kept."""
     record = _json(store, f"{case}/ledger.json") or {}
     result = _json(store, f"{case}/result.json")
     if not isinstance(record.get("stages"), dict) or not isinstance(record.get("runs"), list):
@@ -142,8 +141,13 @@ def status_of_case(store: Store, case: str) -> CaseStatus:
         error=told,
         holder=holder,
         progress=_progress(record["stages"]) if state in ("running", "interrupted") else {},
-        case_dir=(current or last).get("case_dir"),
+        case_dir=_case_dir([*runs, current or {}]),
     )
+
+
+def _case_dir(runs: list[dict[str, Any]]) -> str | None:
+    """Where the newest run that read images found them; a report made again, or a review, reads none."""
+    return next((run["case_dir"] for run in reversed(runs) if run.get("case_dir")), None)
 
 
 def _reason(entry: dict[str, Any]) -> str:
@@ -152,11 +156,12 @@ def _reason(entry: dict[str, Any]) -> str:
 
 
 def _progress(stages: dict[str, dict[str, dict[str, Any]]]) -> dict[str, str]:
-    """`done/all` by stage."""
-    return {
-        stage: f"{sum(e.get('status') in ('done', 'quarantined') for e in items.values())}/{len(items)}"
-        for stage, items in stages.items()
-    }
+    """`done/all` by stage, of the items that the case still has."""
+    told = {}
+    for stage, items in stages.items():
+        states = [e.get("status") for e in items.values() if e.get("status") != "retired"]
+        told[stage] = f"{sum(s in ('done', 'quarantined') for s in states)}/{len(states)}"
+    return told
 
 
 def as_text(status: dict[str, Any]) -> str:

@@ -78,9 +78,10 @@ def virtual_perls(
     )
     store, name = CaseStore(run.store, run.case_id), array_name(settings)
     if run.allow_work:
-        side = model_view(model)[0]
+        side, size_um = model_view(model)
         ids = [c.cell_id for c in found]
-        store.ensure_array(name, (len(found), side, side, 3), settings.patches, mark, ids)
+        shape = (len(found), side, side, 3)
+        store.ensure_array(name, shape, settings.patches, mark, ids, pixel_size_um=size_um)
     items, index_of = [], {}
     for unit in units_of(run, found):
         mine = [c.cell_id for c in unit.cells if c.cell_id in chosen]
@@ -136,12 +137,12 @@ def read_unit(unit: CellUnit, mark: str, chosen: list[str], called: list[str]) -
     wanted = set(chosen)
     rows = [i for i, c in enumerate(cells) if c.cell_id in wanted]
     patches = unit.patches()[rows]
-    namer, method = settings.staining.erythroblast_classifier, settings.classification.classifier
+    namer, finder = settings.staining.erythroblast_classifier, settings.classification.classifier
     if namer is not None:
         kept = erythroblasts_of(patches, settings.patches.pixel_size_um, work.model("classifier", namer))
         kept |= np.array([cells[row].cell_id in called for row in rows])
         rows, patches = [row for row, yes in zip(rows, kept, strict=True) if yes], patches[kept]
-        method = f"{namer} or {method}"
+        finder = f"{namer} or {finder}"
     found = read_virtual(
         patches,
         settings.patches.pixel_size_um,
@@ -158,7 +159,8 @@ def read_unit(unit: CellUnit, mark: str, chosen: list[str], called: list[str]) -
         "readings": {
             cells[row].cell_id: {
                 "rs_type": found.types[i],
-                "rs_method": f"{method} + {settings.staining.perls_reader}",
+                "rs_finder": finder,
+                "rs_reader": settings.staining.perls_reader,
                 "stain_confidence": round(float(found.confidence[i]), 6),
             }
             for i, row in enumerate(rows)

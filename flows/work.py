@@ -38,12 +38,18 @@ def model(task: Any, name: str) -> Any:
     return found
 
 
+def read_raw(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray:
+    """The pixels of an image of a case as stored, (H, W) or (H, W, 3) uint8 or uint16."""
+    from pipeline.intake import read_field
+
+    return read_field(Path(case_dir), image, settings.intake)
+
+
 def read(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray:
     """The pixels of an image of a case as 8 bit, (H, W) or (H, W, 3)."""
-    from pipeline.intake import read_field
     from storage.images import to_uint8
 
-    return to_uint8(read_field(Path(case_dir), image, settings.intake), modality=image.modality)
+    return to_uint8(read_raw(case_dir, image, settings), modality=image.modality)
 
 
 def put_jpeg(store_url: str, key: str, rgb: np.ndarray) -> None:
@@ -85,10 +91,8 @@ def align_field(
     from storage.images import to_uint8
 
     limit_threads()
-    from pipeline.intake import read_field
-
-    moving = read_field(Path(case_dir), dic, settings.intake)
-    fixed = read_field(Path(case_dir), brightfield, settings.intake)
+    moving = read_raw(case_dir, dic, settings)
+    fixed = read_raw(case_dir, brightfield, settings)
     expected = _expected_shift_px(dic, brightfield)
     found = register(
         moving,
@@ -126,11 +130,16 @@ def find_cells(
     """
     from detectors.painted import leukocyte_detector
     from pipeline.quality import focus_quality
+    from storage.images import to_uint8
 
     model = detector and leukocyte_detector(detector, painted=settings.detection.dic_painted)
     limit_threads()  # after the model, which may have brought torch
-    pixels = read(case_dir, image, settings)
-    quality = focus_quality(pixels, image.modality)
+    raw = read_raw(case_dir, image, settings)
+    # Of the pixels as stored: the 8-bit view of 16-bit DIC is stretched to its own contrast, which hides
+    # defocus and makes dark corners and saturated pixels where there are none.
+    quality = focus_quality(raw, image.modality)
+    pixels = to_uint8(raw, modality=image.modality)
+    del raw
     boxes, scores = list[list[float]](), list[float]()
     scale = None
     if model and image.modality == "brightfield" and hasattr(model, "look"):

@@ -65,7 +65,7 @@ def count_sideroblasts(
 
 
 def _finder(chosen: list[CellClass]) -> str | None:
-    found = {k.rs_method.split(" + ")[0] for k in chosen if k.rs_method is not None}
+    found = {k.rs_finder for k in chosen if k.rs_finder is not None}
     return found.pop() if len(found) == 1 else None
 
 
@@ -73,14 +73,14 @@ def reader_interval(
     chosen: list[CellClass], rings: int, assessed: int, settings: CountingSettings
 ) -> ReaderInterval | None:
     """The interval with the reader's own error; None where finder and reader were never measured."""
-    methods = sorted({k.rs_method for k in chosen if k.rs_method is not None})
+    methods = {(k.rs_finder, k.rs_reader) for k in chosen if k.rs_finder and k.rs_reader}
     errors = None
     if settings.rs_reader_errors is not None:
         errors = ReaderErrors(
             *settings.rs_reader_errors, source="the laboratory's own measurement (settings)"
         )
     elif len(methods) == 1:
-        finder, reader = methods[0].split(" + ")
+        ((finder, reader),) = methods
         errors = measured_errors(finder, reader)
     if errors is None:
         return None

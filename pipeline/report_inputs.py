@@ -45,10 +45,12 @@ class ModelUse(Spec):
         reads: tuple[tuple[Modality, Stain], ...],
         *,
         version: str = "",
+        seen_pixel_size_um: float | None = None,
     ) -> ModelUse:
-        """From `storage.registry.describe`, for a model that resamples to the scale of its card.
+        """From `storage.registry.describe`.
 
-        `version` names a weight-free method's version, that of the software.
+        `version` names a weight-free method's version, that of the software; `seen_pixel_size_um` is the
+        scale of what the model was given, None: it is told the scale and resamples to that of its card.
         """
         if isinstance(described, Entry):
             return cls(name=described.architecture, version=version, reads=reads)
@@ -59,7 +61,7 @@ class ModelUse(Spec):
             sha256=card.sha256,
             card=card,
             reads=reads,
-            seen_pixel_size_um=card.pixel_size_um,
+            seen_pixel_size_um=card.pixel_size_um if seen_pixel_size_um is None else seen_pixel_size_um,
             found_sha256=described.found_sha256(),
         )
 

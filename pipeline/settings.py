@@ -7,11 +7,14 @@ so that changing one figure recomputes only the stages that depend on it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from storage.registry import Task
 
 
 class Section(BaseModel):
@@ -206,6 +209,35 @@ class Settings(Section):
         return self
 
 
+# What each key that names a model names.
+MODEL_TASKS: dict[str, Task] = {
+    "detection.brightfield_detector": "detector",
+    "detection.dic_detector": "detector",
+    "detection.perls_detector": "detector",
+    "staining.dic_stainer": "stainer",
+    "staining.perls_stainer": "stainer",
+    "staining.erythroblast_classifier": "classifier",
+    "staining.perls_reader": "sideroblast-reader",
+    "classification.classifier": "classifier",
+    "classification.virtual_classifier": "classifier",
+    "classification.segmenter": "segmenter",
+    "classification.sideroblast_reader": "sideroblast-reader",
+    "classification.sideroblast_second_reader": "sideroblast-reader",
+    "patients.model": "patient-classifier",
+}
+
+
+def named_models(settings: Settings) -> dict[str, tuple[Task, str]]:
+    """Task and name of every model that settings name, by key; a key that is None names none."""
+    found: dict[str, tuple[Task, str]] = {}
+    for key, task in MODEL_TASKS.items():
+        section, field = key.split(".")
+        name = getattr(getattr(settings, section), field)
+        if name is not None:
+            found[key] = (task, name)
+    return found
+
+
 def detection_threshold(settings: DetectionSettings, modality: str) -> float:
     """The score from which a box is a cell."""
     return settings.dic_threshold if modality == "dic" else settings.threshold
@@ -227,7 +259,9 @@ def load_settings(path: Path | None = None, overrides: dict[str, Any] | None = N
         if not isinstance(data, dict):
             raise BadInput(f"{path}: no sections such as 'detection:' in it; see docs/settings.md.")
     for section, values in (overrides or {}).items():
-        data[section] = {**(data.get(section) or {}), **values}
+        known = data.get(section) or {}
+        both = isinstance(known, dict) and isinstance(values, dict)
+        data[section] = {**known, **values} if both else values
     try:
         return Settings.model_validate(data)
     except ValidationError as error:

@@ -7,9 +7,9 @@ pixels of the named image; slide positions are micrometres.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 Modality = Literal["brightfield", "dic"]
 Stain = Literal["MGG", "Perls", "unstained"]
@@ -209,8 +209,19 @@ class CellClass(CellMeasures):
     stain_confidence: float | None = None
     rs_type: Literal["0", "1", "2", "3", "indeterminate"] | None = None
     rs_type_second: Literal["0", "1", "2", "3", "indeterminate"] | None = None  # by a second reader
-    rs_method: str | None = None  # finder and reader of the iron, as "marrow-perls + rule"
+    rs_finder: str | None = None  # what found the erythroblast, as "marrow-perls"
+    rs_reader: str | None = None  # what read its iron, as "rule"
     rs_virtual: bool = False  # the iron was read from a virtual Perls image of a cell stained otherwise
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_kept_before(cls, values: Any) -> Any:
+        """Records of earlier versions name both in one text, `rs_method`: "marrow-perls + rule"."""
+        if not isinstance(values, dict) or "rs_method" not in values:
+            return values
+        kept = dict(values)
+        finder, _, reader = (kept.pop("rs_method") or "").rpartition(" + ")
+        return {**kept, "rs_finder": finder or None, "rs_reader": reader or None}
 
 
 class ExplainedCell(Spec):

@@ -171,10 +171,13 @@ class CaseStore:
         mark: str,
         cell_ids: Sequence[str],
         *,
+        pixel_size_um: float | None = None,
         dtype: str = "uint8",
         attributes: dict[str, Any] | None = None,
     ) -> bool:
         """Make an array (N, …) where it is not there as wanted; returns whether it was made.
+
+        `pixel_size_um` is that of its images, None: the patches'.
 
         An array of another shape, layout or `mark` is removed with its progress, so no row of an
         earlier set of cells survives under a new cell's number.  To be called by the one process that
@@ -184,7 +187,7 @@ class CaseStore:
             raise ValueError(f"{name}: {len(cell_ids)} cell ids for {shape[0]} rows")
         wanted = {
             **(attributes or {}),
-            "pixel_size_um": layout.pixel_size_um,
+            "pixel_size_um": layout.pixel_size_um if pixel_size_um is None else pixel_size_um,
             "cell_ids": list(cell_ids),
             "fingerprint": mark,
         }

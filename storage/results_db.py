@@ -118,7 +118,7 @@ class ResultsDatabase:
     Raises BadInput where the database cannot be opened.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         try:
             parsed = make_url(url)
             if parsed.drivername == "postgresql":

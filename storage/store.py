@@ -21,7 +21,7 @@ from storage.clock import stamp
 from storage.store_lock import CaseBusy, ObjectLock, create, held
 from storage.whole_files import DRAFT_PREFIX, draft_of, write_whole
 
-__all__ = ["BadKey", "CaseBusy", "Store", "check_key"]
+__all__ = ["BadKey", "CaseBusy", "Store", "check_key", "local_folder"]
 
 LOCK_ATTEMPTS, LOCK_PAUSE_S = 4, 0.05
 
@@ -42,16 +42,24 @@ def check_key(key: str) -> str:
     return key
 
 
+def local_folder(url: str | Path) -> Path | None:
+    """The folder, absolute, of a store on this machine (a path or `file://…`); None for one elsewhere."""
+    text = str(url)
+    if "://" in text and not text.startswith("file://"):
+        return None
+    return Path(os.path.abspath(text.removeprefix("file://")))
+
+
 class Store:
     """Documents by key under a root; small enough to be opened anew in every worker from its `url`."""
 
     def __init__(self, url: str | Path) -> None:
         text = str(url)
-        if "://" in text and not text.startswith("file://"):
+        self.folder = local_folder(url)
+        if self.folder is None:
             import fsspec
 
             self.url = text.rstrip("/")
-            self.folder: Path | None = None
             # Other processes write here too, so nothing that was listed once is believed later.
             try:
                 self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
@@ -61,7 +69,6 @@ class Store:
                 ) from error
             self._root = self._root.rstrip("/")
         else:
-            self.folder = Path(os.path.abspath(text.removeprefix("file://")))
             self.url = str(self.folder)
             self._fs, self._root = None, ""
             try:
@@ -243,10 +250,11 @@ class Store:
     def holder(self, case_id: str) -> dict[str, Any] | None:
         """Who holds a case for writing now: {"pid", "host", "since"}, as far as known; None: nobody does.
 
-        On an object store it may name a process that died within the last two minutes.
+        On an object store it may name a process that died within the last two minutes, and the store's clock
+        is read by an object written and removed beside the lock.
         """
         if self.folder is None:
-            return ObjectLock(self._fs, self._remote(f"{case_id}/.lock"), case_id).read()
+            return ObjectLock(self._fs, self._remote(f"{case_id}/.lock"), case_id).holder()
         import fcntl
 
         try:

@@ -132,6 +132,23 @@ class ObjectLock:
             with contextlib.suppress(OSError):
                 self._fs.rm_file(probe)
 
+    def holder(self) -> dict[str, Any] | None:
+        """What the living owner wrote into the lock; None where there is no lock, or its lease has run out.
+
+        Where the age cannot be asked for (who may only read the store) a lock counts as held.
+        """
+        document = self.read()
+        if document is None:
+            return None
+        try:
+            age = self._age_s()
+        except OSError:
+            return document
+        return None if age is None or age > self._lease_of(document) else document
+
+    def _lease_of(self, document: dict[str, Any]) -> float:
+        return float(document.get("lease_s") or self.lease_s)
+
     def acquire(self) -> None:
         """Take the lock; raises CaseBusy where a living process holds it."""
         for _ in range(3):
@@ -142,7 +159,7 @@ class ObjectLock:
             if held is None:
                 continue  # it was given back between the two
             document = self.read() or {}
-            lease = float(document.get("lease_s") or self.lease_s)
+            lease = self._lease_of(document)
             age = self._age_s()
             if age is None:
                 continue

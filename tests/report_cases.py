@@ -81,7 +81,8 @@ def cells_of(
     virtual: bool = False,
     rs_type: str | None = None,
     rs_type_second: str | None = None,
-    rs_method: str | None = None,
+    rs_finder: str | None = None,
+    rs_reader: str | None = None,
     ood: float = 0.5,
     known: tuple[str, ...] = KNOWN,
 ) -> tuple[tuple[Cell, ...], tuple[CellClass, ...]]:
@@ -118,7 +119,8 @@ def cells_of(
                 virtual=virtual,
                 rs_type=rs_type,
                 rs_type_second=rs_type_second,
-                rs_method=rs_method,
+                rs_finder=rs_finder,
+                rs_reader=rs_reader,
             )
         )
     return tuple(cells), tuple(classes)

@@ -14,6 +14,8 @@ import pytest
 from flows.cluster import Workers
 from flows.execute import CaseOutcome, execute, up_to_date
 from flows.runs import open_run
+from pipeline.errors import BadInput
+from tests.case_folders import make_case, write_manifest
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +115,19 @@ def test_the_same_inputs_again_compute_nothing(
     assert (store / "P-1" / "result.json").read_bytes() == before
     ledger = json.loads((store / "P-1" / "ledger.json").read_text())
     assert ledger["runs"][-1]["computed"] == {}
+
+
+def test_a_look_at_a_case_without_a_report_hashes_none_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hashed(*_: object) -> str:
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr("pipeline.intake_sources.Source.hash_file", hashed)
+    assert up_to_date(make_case(tmp_path / "K-1"), str(tmp_path / "store")) is None
+    write_manifest(tmp_path / "K-1", "nonsense")
+    with pytest.raises(BadInput):  # what is wrong with the folder is told all the same
+        up_to_date(tmp_path / "K-1", str(tmp_path / "store"))
 
 
 def test_a_changed_counting_setting_recomputes_the_report_alone(

@@ -109,6 +109,29 @@ def test_doctor_names_a_stainer_that_the_models_beside_it_were_not_made_with(
     assert "leukocyte-dic was measured with other weights of stainer 'dic-to-mgg'" in said
 
 
+def test_the_demo_asks_where_its_cases_shall_lie_where_the_store_is_remote() -> None:
+    done = CliRunner().invoke(group, ["demo", "--store", "memory://lab"])
+    assert isinstance(done.exception, BadInput)
+    assert "give --inbox" in str(done.exception)
+
+
+def test_doctor_names_every_model_that_the_settings_name_and_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from flows.commands.doctor import check_weights
+    from pipeline.errors import UnknownName
+    from pipeline.settings import Settings, named_models
+
+    def gone(task: str, name: str) -> None:
+        raise UnknownName(task, name, [])
+
+    monkeypatch.setattr("storage.registry.describe", gone)
+    said = " ".join(text for level, text in check_weights() if level == "error")
+    for key, (task, name) in named_models(Settings()).items():
+        assert key in said
+        assert f"{task} '{name}'" in said
+
+
 def test_doctor_names_a_weight_file_that_was_altered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import shutil
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from pipeline.settings import CountingSettings, Settings
+from pipeline.types import CellClass
+from storage.packages import find_package
 from tests.report_cases import a_case, a_result, both, cells_of, image
 
-METHOD = "marrow-perls + rule"
+METHOD = {"rs_finder": "marrow-perls", "rs_reader": "rule"}
 IMAGES = (image("F1"), image("P1", stain="Perls", slide="s2"))
 
 
@@ -19,7 +23,7 @@ def iron(settings: Settings | None = None, **groups: tuple[int, str, str | None]
             1,
             rs_type=a,
             rs_type_second=b,
-            rs_method=METHOD,
+            **METHOD,
             stain="Perls",
             start=1000 * i,
         )
@@ -61,15 +65,33 @@ def test_a_laboratorys_own_errors_take_the_place_of_the_cards() -> None:
 
 def test_what_was_never_measured_has_no_such_interval() -> None:
     case = a_case(specimen="bone_marrow", images=IMAGES, mode="mgg_perls")
-    read = both(cells_of({"erythroblast": 20}, 1, rs_type="0", rs_method="somebody + rule", stain="Perls"))
+    by = {"rs_finder": "perls-classical", "rs_reader": "rule"}
+    read = cells_of({"erythroblast": 20}, 1, rs_type="0", stain="Perls", **by)
     settings = Settings(
         counting=CountingSettings(bootstrap_draws=0), detection={"perls_detector": "perls-classical"}
     )
-    read = (read[0], tuple(c.model_copy(update={"rs_method": "perls-classical + rule"}) for c in read[1]))
     found = a_result(settings=settings, case=case, read=read).sideroblasts
     assert found is not None
     assert found.reader is None
     assert found.agreement is None
+
+
+def test_a_finder_of_any_name_is_told_from_its_reader(tmp_path) -> None:
+    package = find_package("marrow-perls")
+    shutil.copytree(package.folder, tmp_path / "ours + theirs")
+    by = {"rs_finder": str(tmp_path / "ours + theirs"), "rs_reader": "rule"}
+    read = cells_of({"erythroblast": 20}, 1, rs_type="0", stain="Perls", **by)
+    found = a_result(settings=Settings(), case=a_case(specimen="bone_marrow", images=IMAGES), read=read)
+    assert found.sideroblasts.chosen_by == by["rs_finder"]
+    assert found.sideroblasts.reader is not None
+
+
+def test_a_record_of_an_earlier_version_names_finder_and_reader() -> None:
+    (read,) = cells_of({"erythroblast": 1}, 1, rs_type="0")[1]
+    kept = read.model_dump(exclude={"rs_finder", "rs_reader"})
+    assert CellClass.model_validate({**kept, "rs_method": None}) == read
+    old = CellClass.model_validate({**kept, "rs_method": "marrow-perls + rule"})
+    assert (old.rs_finder, old.rs_reader) == ("marrow-perls", "rule")
 
 
 def test_a_second_reader_is_compared_and_never_counted() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from flows.cluster import Workers
+from flows.findings import models_used
+from flows.runs import open_run
 from pipeline.flags import RULES
 from pipeline.report_inputs import Quality
 from pipeline.settings import CountingSettings, Settings
@@ -323,3 +326,18 @@ def test_a_class_that_a_reviewer_took_away_has_an_upper_limit_too():
     zero = flags(read=(cells, classes), reviewed=away)["ZERO_BOUND"]
     assert "basophils" in zero.message
     assert "basophils" not in flags(read=(cells, classes))["ZERO_BOUND"].message
+
+
+@pytest.mark.parametrize(("patches_um", "fires"), [(0.2, True), (0.1, False)])
+def test_a_stainer_that_was_given_patches_of_another_scale_blocks_the_report(tmp_path, patches_um, fires):
+    (tmp_path / "K-001").mkdir()
+    case = a_case(images=(image("F1", "dic", "unstained"),), mode="dic")
+    cells, classes = cells_of({"neutrophil": 3}, 1, stain="unstained", modality="dic", virtual=True)
+    with Workers() as workers:
+        given = {"patches": {"pixel_size_um": patches_um}, "detection": {"dic_painted": False}}
+        run = open_run(tmp_path / "K-001", str(tmp_path / "store"), given, workers)
+        used = models_used(run, case, cells, classes, None)
+    found = flags(case=case, read=(cells, classes), run=a_run(models=used))
+    assert ("NO_PIXEL_SIZE" in found) is fires
+    if fires:
+        assert "dic-to-mgg saw 0.2 µm a pixel and was trained at 0.1" in found["NO_PIXEL_SIZE"].message

@@ -13,7 +13,7 @@ import pytest
 from flows import canary, logs
 from flows.night_summary import NightSummary, publish
 from pipeline.night_page import render_night
-from pipeline.settings import Settings
+from pipeline.settings import Settings, named_models
 from storage.store import Store
 
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -166,11 +166,17 @@ def test_a_canary_far_from_its_truth_stops_even_the_first_night() -> None:
     assert canary.judge({**GOOD, "registration_error_px": 99.0}, None)["status"] == "alarm"
 
 
-def test_other_settings_or_models_have_a_record_of_their_own() -> None:
+def test_other_settings_or_models_have_a_record_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = canary.key_of(Settings())
     assert canary.key_of(Settings.model_validate({"night": {"slowest": 9}})) == plain
     assert canary.key_of(Settings.model_validate({"counting": {"level": 0.9}})) == plain
     assert canary.key_of(Settings.model_validate({"detection": {"threshold": 0.5}})) != plain
+    for what in named_models(Settings()).values():  # its card changed, its name did not
+        with monkeypatch.context() as patch:
+            patch.setattr("flows.stages.model_sha", lambda *asked, w=what: "other" if asked == w else "same")
+            other = canary.key_of(Settings())
+            patch.setattr("flows.stages.model_sha", lambda *asked: "same")
+            assert canary.key_of(Settings()) != other
     assert (
         canary.key_of(Settings.model_validate({"detection": {"brightfield_detector": "classical"}})) != plain
     )
@@ -193,6 +199,41 @@ def test_the_phantom_is_drawn_once_and_again_where_it_was_touched(tmp_path: Path
     image.write_bytes(drawn[: len(drawn) // 2])
     canary._phantom(tmp_path)
     assert image.read_bytes() == drawn
+
+
+def test_what_a_canary_of_last_night_left_is_an_alarm_where_it_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cluster import Workers
+
+    store = Store(tmp_path)
+    Store(tmp_path / "nights" / "canary" / "store").write_text("canary/work/intake/old.json", "{}")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    with monkeypatch.context() as patch, Workers() as workers:
+        patch.setattr("shutil.rmtree", lambda *_, ignore_errors=False, **__: ignore_errors or refuse())
+        patch.setattr(canary, "_figures", lambda run, truth: GOOD)
+        answer = canary.sing(store, None, workers)
+    assert answer["status"] == "alarm"
+    assert "read-only" in answer["message"]
+
+
+def test_a_canary_that_took_anything_kept_is_an_alarm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cluster import Workers
+
+    def figures(run: Any, truth: object) -> dict[str, float]:
+        run.reused["staining"] = 1
+        return GOOD
+
+    monkeypatch.setattr(canary, "_figures", figures)
+    with Workers() as workers:
+        answer = canary.sing(Store(tmp_path), None, workers)
+    assert answer["status"] == "alarm"
+    assert "staining" in answer["message"]
 
 
 def test_a_canary_that_is_turned_off_costs_nothing(tmp_path: Path) -> None:
@@ -227,10 +268,29 @@ def test_each_line_of_the_log_is_json_with_case_stage_and_field(
     assert len((tmp_path / "all.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_log_that_cannot_be_written_does_not_stop_the_night(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_named_once_and_does_not_stop_the_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "nights").write_text("a file where the folder should be")
+    monkeypatch.setenv("SMEARFLOW_LOG", str(tmp_path / "all.jsonl"))
     with logs.to_file(Store(tmp_path), "night-1"):
-        logging.getLogger("smearflow").info("said to nobody")
+        logging.getLogger("smearflow").info("said to the other log")
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(tmp_path / "nights" / "night-1.jsonl") in said
+
+
+def test_a_log_that_fills_its_disk_says_so_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SMEARFLOW_LOG", "/dev/full")
+        with logs.to_file(Store(tmp_path), "night-1"):
+            for _ in range(3):
+                logging.getLogger("smearflow").info("said to the other log")
+    assert capsys.readouterr().err.count("/dev/full") == 1
+    assert len((tmp_path / "nights" / "night-1.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_server_that_went_away_costs_its_artifacts_and_not_the_case(

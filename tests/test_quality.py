@@ -7,9 +7,14 @@ import time
 import cv2
 import numpy as np
 import pytest
+import tifffile
 
+from flows.work import find_cells
 from pipeline.errors import BadInput
+from pipeline.intake import read_case
 from pipeline.quality import focus_quality
+from pipeline.settings import Settings
+from tests.case_folders import S, write_manifest
 from tests.registration_fields import pair
 
 
@@ -73,3 +78,20 @@ def test_a_whole_field_takes_a_fraction_of_a_second():
     began = time.process_time()
     focus_quality(field, "brightfield")
     assert time.process_time() - began < 0.2
+
+
+@pytest.mark.parametrize("modality", ["dic", "brightfield"])
+def test_a_field_of_sixteen_bits_has_the_quality_of_its_eight_bit_view(tmp_path, images, modality):
+    eight = images[modality]
+    kind = {"photometric": "rgb"} if modality == "brightfield" else {}
+    tifffile.imwrite(tmp_path / "8.tif", eight, **kind)
+    tifffile.imwrite(tmp_path / "16.tif", eight.astype(np.uint16) * 257, **kind)
+    stain = "MGG" if modality == "brightfield" else "unstained"
+    write_manifest(tmp_path, *(f"s1,F{bits},{modality},{stain},{bits}.tif,0.1" for bits in (8, 16)))
+    case = read_case(tmp_path, S)
+    found = {
+        image.bits: find_cells(str(tmp_path), "", "", image, None, Settings())["quality"]
+        for image in case.images
+    }
+    assert found[16] == pytest.approx(found[8], rel=0.03)
+    assert found[16]["saturation_pct"] == found[8]["saturation_pct"]

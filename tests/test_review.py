@@ -280,6 +280,15 @@ def test_a_log_that_was_cut_or_altered_or_a_result_by_hand_does_not_verify(store
     assert "tells of more changes" in json.loads(done.stdout)[0]["wrong"][0]
 
 
+def test_a_result_without_a_list_of_changes_does_not_verify(store: str) -> None:
+    for audit in (None, 7):
+        result = {**_result(store), "audit": audit}
+        (Path(store) / CASE / "result.json").write_text(json.dumps(result))
+        done = _cli("audit", CASE, "--store", store, "--verify", "--json")
+        assert done.exit_code == 4
+        assert json.loads(done.stdout)[0]["wrong"] == ["result.json cannot be read."]
+
+
 def test_a_review_on_an_altered_log_is_refused(store: str) -> None:
     _review(store, "--cell", _cell("monocyte"), "--class", "blast")
     key = f"{CASE}/audit/000002.json"

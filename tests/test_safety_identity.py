@@ -156,6 +156,17 @@ def test_with_a_key_case_and_files_are_pseudonyms_everywhere(monkeypatch: pytest
     assert "DOE" not in deidentified_text(_named_case())("UnreadableImage: DOE_JANE_1.tif cannot be read")
 
 
+def test_a_pseudonym_stands_for_whole_words_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMEARFLOW_PSEUDONYM_KEY", "key")
+    told = deidentified_text(a_case(case_id="12", images=(image("F1", file="1.tif"),)))
+    kept = "0.12 µm, 120 px, p 1e-12, 12.5 %, 11.tif, a12, 12µm"
+    assert told(kept) == kept
+    case, file = pseudonym("12"), file_pseudonym("1.tif")
+    assert (
+        told("12: 12/1.tif of 12_notes and 12-1.") == f"{case}: {case}/{file} of {case}_notes and {case}-1."
+    )
+
+
 def test_pseudonyms_are_the_same_under_one_key_and_others_under_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.errors import BadInput
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings, load_settings, named_models
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,6 +56,8 @@ def test_every_environment_variable_stands_in_the_documentation() -> None:
         ({"patches": {"sizes_px": [256, 0]}}, "a size below 1"),
         ({"detection": {"threshold": 0.01}}, "detection.threshold"),
         ({"report": {"max_bytes": 0}}, "report.max_bytes"),
+        ({"detection": None}, "'detection'"),
+        ({"detection": [1]}, "'detection'"),
     ],
 )
 def test_settings_that_no_case_could_be_run_with_are_refused(values: dict, said: str) -> None:
@@ -93,3 +95,16 @@ def test_the_example_of_the_documentation_loads(tmp_path: Path) -> None:
     path = tmp_path / "example.yaml"
     path.write_text(example)
     assert load_settings(path) != Settings()
+
+
+def test_every_key_that_names_a_model_is_known_with_its_task() -> None:
+    from storage.registry import available
+
+    roles = ("detector", "stainer", "classifier", "segmenter", "reader", "model")
+    named = {f"{section}.{key}" for section, key, _ in keys() if key.endswith(roles)}
+    found = named_models(Settings())
+    assert set(found) == named
+    for task, name in found.values():
+        assert name in available(task)
+    off = load_settings(None, {"patients": {"model": None}})
+    assert named - set(named_models(off)) == {"patients.model"}

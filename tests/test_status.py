@@ -12,11 +12,11 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import group
-from flows.retry import chosen, forget_verdicts
+from flows.retry import chosen, folder_of, forget_verdicts
 from flows.status import as_text, status_of_case, status_of_store
 from pipeline.errors import BadInput
 from storage.ledger import Ledger
-from storage.store import Store
+from storage.store import CaseBusy, Store
 
 
 def result_of(**more: object) -> dict[str, object]:
@@ -48,6 +48,8 @@ def store(tmp_path: Path) -> Store:
     died.start("patches", "unit-00000", "f")
     died.start("patches", "unit-00001", "f")
     died.done("patches", "unit-00001")
+    died.start("patches", "unit-00002", "f")
+    died.retire("patches", {"unit-00000", "unit-00001"})  # its cells are gone
     died.save()
 
     store.write_text("D-damaged/ledger.json", '{"stages": ')
@@ -132,9 +134,38 @@ def test_the_command_prints_one_json_document(store: Store) -> None:
     assert len(json.loads(done.stdout)["cases"]) == 4
 
 
+def test_the_images_are_found_after_a_report_or_a_review_that_read_none(store: Store) -> None:
+    again = Ledger(store, "A-done")
+    again.begin()
+    assert status_of_case(store, "A-done").case_dir == "/inbox/A-done"
+    again.end_run(computed={"report": 1}, reused={})
+    assert folder_of(status_of_case(store, "A-done"), None) == Path("/inbox/A-done")
+
+
+def test_one_case_that_fails_in_any_way_does_not_keep_retry_from_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def broken(folder: Path, *_: object, **__: object) -> None:
+        tried.append(folder.name)
+        raise CaseBusy("held") if folder.name == "C-died" else KeyError("a defect")
+
+    monkeypatch.setattr("flows.local.run_case", broken)
+    done = CliRunner().invoke(group, ["retry", "--failed", "--store", store.url, "--json"])
+    assert done.exit_code == 3
+    rows = {r["case"]: r for r in json.loads(done.stdout)}
+    assert tried == ["A-done", "B-failed", "C-died"]
+    assert {r["status"] for r in rows.values()} == {"failed", "busy"}
+    assert rows["B-failed"]["error"] == "KeyError: 'a defect'"
+    assert rows["B-failed"]["was"] == "failed"
+    assert "give --inbox" in rows["D-damaged"]["error"]
+
+
 def test_a_store_that_is_not_there_is_named_and_not_made(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="nowhere"):
-        status_of_store(str(tmp_path / "nowhere"))
+    for said in (str(tmp_path / "nowhere"), f"file://{tmp_path}/nowhere"):
+        with pytest.raises(BadInput, match="nowhere"):
+            status_of_store(said)
     assert not (tmp_path / "nowhere").exists()
 
 

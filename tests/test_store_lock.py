@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from flows.status import status_of_case
 from pipeline.errors import BadInput
 from storage import store_lock
+from storage.ledger import Ledger
 from storage.store import CaseBusy, Store
 from tests.s3_server import running_s3
 
@@ -75,6 +77,17 @@ def test_of_many_that_take_over_from_a_dead_run_one_wins(store: Store) -> None:
     _lock(store, lease_s=0.5).acquire()  # and dies: nobody renews it
     time.sleep(2.1)
     assert _of_many(store) == ["busy", "busy", "won"]
+
+
+def test_a_dead_run_is_not_shown_as_running(store: Store) -> None:
+    ledger = Ledger(store, "C1")
+    ledger.begin("/inbox/C1")
+    _lock(store, lease_s=1.5).acquire()  # and dies; the store's clock has whole seconds
+    assert status_of_case(store, "C1").state == "running"
+    time.sleep(3.1)
+    assert store.holder("C1") is None
+    assert status_of_case(store, "C1").state == "interrupted"
+    assert store.list("C1") == [".lock", "ledger.json"]
 
 
 def test_a_living_owner_is_not_taken_over_however_long_it_works(

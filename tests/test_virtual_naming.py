@@ -14,6 +14,7 @@ from PIL import Image
 from classifiers.base import Classified
 from classifiers.sources import read_image
 from flows.cli import main
+from flows.execute import up_to_date
 from flows.naming import calibrated_confidence, check_painter, known_classes, namers
 from pipeline.errors import BadInput
 from pipeline.settings import ClassificationSettings, Settings, StainingSettings
@@ -29,6 +30,7 @@ from stainers.virtual_cells import (
 )
 from storage.packages import find_package, read_package
 from storage.registry import load
+from tests.case_folders import make_case
 from tests.report_cases import both, cells_of
 from tests.stainer_scenes import FakeStainer, smear_folder
 
@@ -206,6 +208,16 @@ def test_it_reads_its_own_stainer_and_refuses_any_other_in_one_sentence(trained)
     check_painter(settings(None, "mgg-to-perls"))  # a classifier of real stain reads whatever is painted
     with pytest.raises(BadInput, match=r"was not made for what staining.dic_stainer 'mgg-to-perls' paints"):
         check_painter(settings(str(trained), "mgg-to-perls"))
+
+
+def test_patches_of_another_scale_than_the_stainer_paints_are_refused_before_any_work(tmp_path):
+    make_case(tmp_path / "K-001", fields=1)
+    with pytest.raises(BadInput, match=r"paints DIC at 0.1 µm a pixel; set patches.pixel_size_um to 0.1"):
+        up_to_date(tmp_path / "K-001", str(tmp_path / "store"), {"patches": {"pixel_size_um": 0.2}})
+    make_case(tmp_path / "K-002", fields=1, paired=False)  # nothing is painted
+    assert (
+        up_to_date(tmp_path / "K-002", str(tmp_path / "store"), {"patches": {"pixel_size_um": 0.2}}) is None
+    )
 
 
 def test_the_shipped_pair_of_stainer_and_classifier_fits():

@@ -102,11 +102,9 @@ def test_a_supported_figure_is_corrected_and_still_says_virtual():
 
 def test_the_ratio_says_so_where_another_model_chose_the_erythroblasts():
     cells, classes = both(cells_of({"neutrophil": 60, "lymphocyte": 20}), read_virtually(10, "0", 200))
-    named = "marrow-erythroblasts or leukocyte-classes + rule"
+    named = {"rs_finder": "marrow-erythroblasts or leukocyte-classes", "rs_reader": "rule"}
     classes = tuple(
-        c.model_copy(update={"rs_method": named} | ({"label": "lymphocyte"} if i % 2 else {}))
-        if c.rs_virtual
-        else c
+        c.model_copy(update=named | ({"label": "lymphocyte"} if i % 2 else {})) if c.rs_virtual else c
         for i, c in enumerate(classes)
     )
     result = a_result(settings=QUICK, case=a_case(specimen="bone_marrow"), read=(cells, classes))
@@ -220,6 +218,17 @@ def test_the_stage_reads_erythroblasts_alone_and_keeps_their_virtual_images(marr
     assert (picture[-10:] == np.array(stage.BAND)).all(axis=-1).mean() > 0.4
 
 
+def test_the_array_of_virtual_images_states_the_pixel_size_that_they_are_drawn_at(marrow_run):
+    from storage.case_store import CaseStore
+
+    found, classes = both(cells_of({"erythroblast": 5}))
+    fill_patches(marrow_run, found, [200] * 5)
+    stage.virtual_perls(marrow_run, a_case(specimen="bone_marrow"), found, classes, "patches-1")
+    kept = CaseStore(marrow_run.store, marrow_run.case_id)
+    assert kept.attributes("patches/256/brightfield")["pixel_size_um"] == 0.1
+    assert kept.attributes(stage.array_name(marrow_run.settings))["pixel_size_um"] == 0.2
+
+
 def test_cells_called_erythroblasts_and_those_a_classifier_of_marrow_takes_for_one_are_read(marrow_run):
     found, classes = both(cells_of({"lymphocyte": 3}), cells_of({"erythroblast": 4}, start=50))
     fill_patches(marrow_run, found, [200, 11, 10, 11, 13, 15, 17])
@@ -229,7 +238,8 @@ def test_cells_called_erythroblasts_and_those_a_classifier_of_marrow_takes_for_o
     # Two that the classifier of marrow takes for erythroblasts, and the four that are called so.
     assert [c.rs_type for c in read] == ["3", None, "0", "0", "0", "0", "0"]
     assert [c.label for c in read] == [c.label for c in classes]
-    assert {c.rs_method for c in read} == {"even or leukocyte-classes + rule", None}
+    assert {c.rs_finder for c in read} == {"even or leukocyte-classes", None}
+    assert {c.rs_reader for c in read} == {"rule", None}
     counted, _ = count_sideroblasts(
         a_case(specimen="bone_marrow"), found, {c.cell_id: c for c in read}, CountingSettings()
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flows.cluster import MOST_IN_BUNDLE, Workers
+from flows.cluster import MOST_IN_BUNDLE, Workers, gpu_devices, plan_workers
 from flows.console import unique_output
 from flows.failures import killed_its_worker
 from flows.nightly import cases_of
@@ -44,6 +45,41 @@ def test_an_existing_scheduler_is_used_and_left_running() -> None:
 def workers() -> object:
     with Workers(n_workers=1) as pool:
         yield pool
+
+
+def test_there_is_a_worker_a_core_and_one_more_a_gpu_that_sees_it_alone() -> None:
+    def seen(plan: dict[str, Any]) -> dict[str, Any]:
+        return {name: o["env"].get("CUDA_VISIBLE_DEVICES") for name, o in plan.items()}
+
+    def offered(plan: dict[str, Any]) -> list[str]:
+        return [name for name, o in plan.items() if "resources" in o]
+
+    none = plan_workers(None, 2, [])
+    assert seen(none) == {"cpu-0": None, "cpu-1": None}
+    assert offered(none) == []
+    one = plan_workers(8, 2, ["GPU-6b1c"])
+    assert seen(one) == {f"cpu-{i}": "" for i in range(8)} | {"gpu-0": "GPU-6b1c"}
+    assert offered(one) == ["gpu-0"]
+    two = plan_workers(None, 3, ["0", "2"])
+    assert seen(two) == {"cpu-0": "", "cpu-1": "", "cpu-2": "", "gpu-0": "0", "gpu-1": "2"}
+    assert all(two[name]["resources"] == {"GPU": 1} for name in offered(two))
+    assert all(o["env"]["OMP_NUM_THREADS"] == "1" for o in two.values())
+
+
+def test_what_needs_a_gpu_runs_where_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with Workers(n_workers=1) as pool:
+        calls = {str(i): ("CUDA_VISIBLE_DEVICES",) for i in range(6)}
+        assert {v for _, v, _ in pool.map(os.getenv, calls, gpu=True)} == {"7"}
+        assert pool._n_workers(now=True) == 2
+
+
+@pytest.mark.parametrize(("value", "devices"), [("", []), ("-1", []), ("1, 3", ["1", "3"])])
+def test_the_variable_chooses_the_gpus(
+    value: str, devices: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert gpu_devices() == devices
 
 
 def test_one_failing_call_costs_only_itself_and_keeps_its_error(workers: Workers) -> None:
@@ -106,6 +142,19 @@ def test_a_remote_store_needs_a_database_of_its_own(monkeypatch: pytest.MonkeyPa
         database_url("s3://bucket/store")
     monkeypatch.setenv("SMEARFLOW_DATABASE", "postgresql+psycopg://db/results")
     assert database_url("s3://bucket/store") == "postgresql+psycopg://db/results"
+
+
+def test_a_store_of_any_name_holds_its_results_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from storage.results_db import ResultsDatabase
+
+    monkeypatch.delenv("SMEARFLOW_DATABASE", raising=False)
+    for name in ("what?", "50%41 #1"):
+        (tmp_path / name).mkdir()
+        with ResultsDatabase(database_url(f"file://{tmp_path}/{name}")) as database:
+            assert not database.has("A-1", "f")
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["results.db"]
 
 
 def test_a_missing_parameter_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,10 +33,16 @@ def command(store: str, inbox: str | None, workers: int | None, as_json: bool) -
     """Simulate two cases (phantoms, not patients), run them, and show the way to their reports."""
     with output(as_json) as show:
         from flows.local import run_night
-        from flows.runs import local_path
+        from pipeline.errors import BadInput
+        from storage.store import local_folder
 
-        root = local_path(store)
-        folder = Path(inbox) if inbox else root.parent / "inbox"
+        beside = local_folder(store)
+        if inbox:
+            folder = Path(inbox)
+        elif beside is None:
+            raise BadInput(f"{store}: no simulated case can lie beside a remote store; give --inbox.")
+        else:
+            folder = beside.parent / "inbox"
         for case_id, what, how in CASES:
             if not (folder / case_id / "manifest.csv").is_file():
                 from phantoms.cases import simulate_case

@@ -86,9 +86,9 @@ def check_imports() -> list[Finding]:
 
 def check_weights() -> list[Finding]:
     from detectors.painted import checked_companions
-    from flows.naming import check_painter
+    from flows.naming import check_painted_scale, check_painter
     from pipeline.errors import SmearflowError
-    from pipeline.settings import Settings
+    from pipeline.settings import Settings, named_models
     from storage.packages import ModelPackage, list_packages
     from storage.registry import describe
 
@@ -103,23 +103,17 @@ def check_weights() -> list[Finding]:
         except SmearflowError as error:
             findings.append(("error", str(error)))
     settings = Settings()
-    for task, name in (
-        ("detector", settings.detection.brightfield_detector),
-        ("detector", settings.detection.dic_detector),
-        ("stainer", settings.staining.dic_stainer),
-        ("classifier", settings.classification.classifier),
-        ("classifier", settings.classification.namer(virtual=True)),
-        ("segmenter", settings.classification.segmenter),
-    ):
+    for key, (task, name) in named_models(settings).items():
         try:
-            describe(task, name)  # type: ignore[arg-type]
+            describe(task, name)
         except SmearflowError as error:
-            findings.append(("error", f"the default model is missing: {error}"))
+            findings.append(("error", f"the default model of {key} is missing: {error}"))
     try:
         dic = describe("detector", settings.detection.dic_detector)
         if isinstance(dic, ModelPackage):
             checked_companions(dic)
         check_painter(settings)
+        check_painted_scale(settings)
     except SmearflowError as error:
         findings.append(("error", str(error)))
     return findings or [("ok", f"{len(packages)} model packages, hashes as their cards say")]
