@@ -19,7 +19,13 @@ from detectors.segment_colour import background_colour
 from detectors.segment_data import IGNORE, LabelledCell, read_labelled_cells, split_cells
 from detectors.segment_unet import DEFAULT_WIDTHS, UNet
 from pipeline.errors import BadInput, UnknownName
-from storage.checkpoints import keep_earlier, read_checkpoint, require_same, write_checkpoint
+from storage.checkpoints import (
+    checkpoint_beside,
+    keep_earlier,
+    read_checkpoint,
+    require_same,
+    write_checkpoint,
+)
 
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
@@ -82,11 +88,6 @@ def draw_batch(
     return normalise(np.stack(images), np.stack(glass)), torch.from_numpy(np.stack(labels).astype(np.int64))
 
 
-def checkpoint_of(out_dir: Path) -> Path:
-    """Where the training of the package `out_dir` keeps its state."""
-    return out_dir.with_name(out_dir.name + ".training") / "checkpoint.pt"
-
-
 def train_segmenter(
     data_dir: Path,
     out_dir: Path,
@@ -113,7 +114,7 @@ def train_segmenter(
     that is there where `resume` is not asked for.  Returns the card's metrics.
     """
     say = progress or (lambda text: None)
-    checkpoint = checkpoint_of(out_dir)
+    checkpoint = checkpoint_beside(out_dir)
     keep_earlier(resume, checkpoint)
     cells = read_labelled_cells(data_dir)
     train, test = split_cells(cells, seed)

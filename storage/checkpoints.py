@@ -20,6 +20,11 @@ MADE_OF = {
 }
 
 
+def checkpoint_beside(out_dir: Path) -> Path:
+    """Where a training of the package `out_dir` keeps its state, as a package is replaced as a whole."""
+    return out_dir.with_name(out_dir.name + ".training") / "checkpoint.pt"
+
+
 def read_checkpoint(path: Path, *needed: str, device: Any = "cpu") -> dict[str, Any]:
     """The state in a checkpoint, its tensors on `device`; nothing in the file is run.
 

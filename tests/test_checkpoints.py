@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import group
+from flows.commands.train import command as train
+from flows.commands.train_phantoms import PHANTOM_COMMANDS
 from pipeline.errors import BadInput
 from storage.checkpoints import read_checkpoint
 
@@ -23,6 +25,9 @@ KEPT = {
     "classifier": ".out.checkpoint.pt",
     "virtual-classifier": ".out.checkpoint.pt",
     "backbone": "out/checkpoint.pt",
+    "perls-finder": "out.training/checkpoint.pt",
+    "perls-reader": "out.training/checkpoint.pt",
+    "marrow-classifier": "out.training/checkpoint.pt",
 }
 
 
@@ -38,10 +43,16 @@ def test_no_training_writes_over_a_checkpoint_unless_it_goes_on_from_it(what, tm
     checkpoint = tmp_path / KEPT[what]
     checkpoint.parent.mkdir(exist_ok=True)
     checkpoint.write_bytes(b"hours of work")
-    done = CliRunner().invoke(group, ["train", what, str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+    drawn = {one.name for one in PHANTOM_COMMANDS}
+    data = [] if what in drawn else [str(tmp_path / "data")]
+    done = CliRunner().invoke(group, ["train", what, *data, "--out", str(tmp_path / "out")])
     assert isinstance(done.exception, BadInput), done.output
     assert f"{checkpoint} is the checkpoint of an earlier training; give --resume" in str(done.exception)
     assert checkpoint.read_bytes() == b"hours of work"
+
+
+def test_every_training_is_one_of_those_that_keep_their_checkpoints():
+    assert set(KEPT) == set(train.commands)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "cut at its head", "text", "other keys", "no state"])

@@ -177,7 +177,12 @@ def test_a_run_is_resumed_only_on_the_data_and_the_start_it_was_begun_with(yolo_
     import torch
 
     samples = read_yolo_folder(yolo_folder)[:4]
-    run, asked, start, refusal = tmp_path / "run", samples, None, "other images, labels or pixel sizes, or another seed"
+    run, asked, start, refusal = (
+        tmp_path / "run",
+        samples,
+        None,
+        "other images, labels or pixel sizes, or another seed",
+    )
     train({"train": samples}, run, replace(TINY, epochs=2), stop_at=0.0, log=quiet)
     if change == "images":
         asked = [*samples[:3], read_yolo_folder(yolo_folder)[5]]

@@ -87,7 +87,8 @@ def test_a_resumed_training_ends_with_the_same_weights(fields: FieldSet, tmp_pat
 
     def run(path, stop=None) -> IronNet:
         torch.manual_seed(1)
-        return fit(IronNet(recipe.widths), data, recipe, seed=1, checkpoint=path, stop_after=stop)
+        net = IronNet(recipe.widths)
+        return fit(net, data, recipe, seed=1, checkpoint=path, resume=True, stop_after=stop)
 
     whole = run(None).state_dict()
     run(tmp_path / "a.pt", stop=1)
