@@ -188,7 +188,8 @@ def train_segmenter(
     average = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
     trained.load_state_dict(average)  # as shipped: half precision on disk, single in use
     metrics = evaluate_cells(UNetSegmenter(trained.eval(), out_dir.name), test)
-    card = _card(out_dir.name, recipe, train, extra, test, metrics)
+    made_of = {"data": now["data"], "teacher": now["start"], **recipe}
+    card = _card(out_dir.name, made_of, train, extra, test, metrics)
     if stages is not None:
         card["training"]["stages"] = stages
     write_package(out_dir, card, average)
