@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.base import Stainer
 from stainers.data import PIXEL_SIZE_UM, Smear, glass_and_red_cell, window
+from storage.fingerprint import array_mark, fingerprint
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
 from storage.whole_files import write_png
 
@@ -111,6 +112,16 @@ def named_crops(
     groups = near_duplicate_groups(np.stack(small), SAME_PHOTOGRAPH, turned=False)
     known = set(groups[: len(smears)].tolist())
     return [s for s, group in zip(found, groups[len(smears) :].tolist(), strict=True) if group not in known]
+
+
+def mark_of_subjects(cells: Sequence[Subject]) -> str:
+    """sha256 of all that a picture of these cells is painted from, but for stainer, seed and draw."""
+    fields = {id(c.smear): c.smear for c in cells}
+    seen = {
+        key: fingerprint(array_mark(s.image), s.background_rgb, s.red_cell_density)
+        for key, s in fields.items()
+    }
+    return fingerprint([(c.key, c.centre_xy, seen[id(c.smear)]) for c in cells])
 
 
 def write_virtual_cells(
