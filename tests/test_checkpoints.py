@@ -12,7 +12,7 @@ from flows.cli import group
 from flows.commands.train import command as train
 from flows.commands.train_phantoms import PHANTOM_COMMANDS
 from pipeline.errors import BadInput
-from storage.checkpoints import read_checkpoint
+from storage.checkpoints import read_checkpoint, require_same
 
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,6 +73,24 @@ def test_a_damaged_checkpoint_is_one_sentence_that_names_the_file_and_what_to_do
     assert str(caught.value).startswith(str(path))
     assert str(caught.value).endswith("restore the file, or train without --resume into another folder.")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({"epochs": 3, "deep": {"a": 1}}, " (epochs: 2 there, 3 now);"),
+        ({"epochs": 2, "deep": {"a": (1, 2)}}, " (deep.a: 1 there, (1, 2) now);"),
+        ({"epochs": 2, "deep": {"a": 1}, "new": True}, " (new: nothing there, True now);"),
+        ("another kind", " settings;"),
+    ],
+)
+def test_a_refused_resume_names_the_setting_that_differs(now, told, tmp_path):
+    with pytest.raises(BadInput) as caught:
+        require_same(
+            tmp_path / "c.pt", {"recipe": {"epochs": 2, "deep": {"a": 1}}}, {"recipe": now}, "recipe"
+        )
+    assert told in str(caught.value)
+    assert str(caught.value).endswith("resume with the same, or train into another folder.")
 
 
 def test_every_training_reads_its_checkpoints_in_the_same_way():
