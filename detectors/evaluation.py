@@ -12,7 +12,7 @@ from detectors.boxes import iou_matrix
 from detectors.data_scale import scales_of
 from detectors.datasets import LEUKOCYTE, Sample, read_image, read_yolo_folder
 from pipeline.errors import BadInput
-from storage.json_text import json_text
+from storage.whole_files import write_json
 
 IOUS = np.round(np.arange(0.5, 1.0, 0.05), 2)
 
@@ -111,7 +111,7 @@ def evaluate_detector(
         errors = find_errors(samples, boxes, scores, truth, threshold)
         report["errors"] = [{k: v for k, v in e.items() if k != "index"} for e in errors]
         # The figures first: a disk that fills up while pictures are drawn must not cost them.
-        (out_dir / "evaluation.json").write_text(json_text(report) + "\n", encoding="utf-8")
+        write_json(out_dir / "evaluation.json", report)
         try:
             draw_curve(out_dir / "precision_recall.png", boxes, scores, truth, threshold)
             draw_errors(out_dir / "errors.png", errors, samples, boxes, scores, truth, threshold, look)

@@ -26,6 +26,7 @@ from detectors.packing import Look, endless, pack, resample
 from detectors.starting import said_of, starting_weights
 from pipeline.errors import BadInput
 from storage.checkpoints import write_checkpoint
+from storage.whole_files import write_json
 
 PIXEL_SIZE_UM = 0.25  # a red cell is 30 px, a leukocyte 48-75 px: enough for tight boxes, and quick
 CANVAS_PX = 256
@@ -164,7 +165,7 @@ def train(
         ema.updates = state["updates"]
         optimizer.load_state_dict(state["optimizer"])
         first, history, best = state["epoch"], state["history"], state["best"]
-    (out_dir / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+    write_json(out_dir / "recipe.json", asdict(recipe))
     chooses = any(len(s.of(0)) for s in samples.get("val", ()))  # without a leukocyte there is no AP
     pool = ThreadPoolExecutor(1)
     for epoch in range(first, recipe.epochs):
@@ -223,7 +224,7 @@ def train(
         if stop_at is not None and time.time() > stop_at:
             break
     pool.shutdown()
-    (out_dir / "history.json").write_text(json.dumps(history, indent=0), encoding="utf-8")
+    write_json(out_dir / "history.json", history)
     if best < 0 or not (out_dir / "best.pt").is_file():  # no validation part to choose an epoch by
         chosen = {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": history[-1]}
         write_checkpoint(out_dir / "best.pt", chosen)

@@ -30,6 +30,7 @@ from stainers.virtual_cells import (
 from storage.checkpoints import keep_earlier
 from storage.fingerprint import fingerprint
 from storage.packages import ModelPackage
+from storage.whole_files import write_text
 
 STAINER_SHA = "stainer_sha256"  # parameter of a card: the weights whose pictures the classifier learned from
 
@@ -134,7 +135,7 @@ def _own_folder(folder: Path, mark: str, resume: bool) -> Path:
             "at another scale), or drawn by another seed; leave out --resume and give another folder to "
             "paint them again."
         )
-    note.write_text(mark, encoding="utf-8")
+    write_text(note, mark)
     return folder
 
 

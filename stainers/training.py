@@ -27,6 +27,7 @@ from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 from stainers.seeds import step_seed
 from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
+from storage.whole_files import write_png
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -280,8 +281,6 @@ def train_generator(
 @torch.no_grad()
 def save_samples(run: Run, sampler: PairSampler, path: Path, n: int = 6) -> None:
     """A picture of held-out pairs: DIC, integrated DIC, stained, real, expected error; a row each."""
-    from PIL import Image
-
     rows = []
     for number in range(n):
         source, stained, domain = sampler.draw(number)
@@ -293,7 +292,7 @@ def save_samples(run: Run, sampler: PairSampler, path: Path, n: int = 6) -> None
         doubt = np.repeat(np.exp(output[3:]) * 4, 3, 0)
         rows.append(np.concatenate([*grey, output[:3], stained, doubt], axis=2))
     picture = (np.clip(np.concatenate(rows, axis=1), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-    Image.fromarray(picture).save(path)
+    write_png(path, picture)
 
 
 def train_stainer(
