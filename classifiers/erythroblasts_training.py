@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from classifiers.erythroblasts import CLASSES, RANKS, energy
+from classifiers.metrics import fit_temperature
 from classifiers.sideroblasts_cnn import INPUT_PX, PIXEL_SIZE_UM, IronNet
 from classifiers.sideroblasts_training import (
     IronSet,
@@ -18,7 +19,6 @@ from classifiers.sideroblasts_training import (
     cells_shown,
     fit,
     logits_of,
-    temperature_of,
 )
 from phantoms.marrow_fields import ERYTHROID_RECIPES
 from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set
@@ -102,7 +102,7 @@ def train_erythroblasts(
         report=report,
     )
     logits = logits_of(net, validation)
-    temperature = temperature_of(logits, torch.from_numpy(validation.labels))
+    temperature = round(fit_temperature(logits.double().numpy(), validation.labels), 4)
     metrics = confusion_of((logits / temperature).softmax(1).numpy(), validation.labels)
     report(f"temperature {temperature} {metrics}")
     card = _card(out_dir.name, recipe, seed, data, len(fields), metrics, temperature)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from classifiers.metrics import fit_temperature
 from classifiers.sideroblasts_cnn import INPUT_PX, OUTPUTS, PIXEL_SIZE_UM, IronNet, decide, in_units_of_stain
 from classifiers.sideroblasts_stain import glass_colour, optical_density
 from classifiers.training import follow_average
@@ -217,13 +218,6 @@ def logits_of(net: IronNet, data: IronSet) -> torch.Tensor:
     return torch.cat(out)
 
 
-def temperature_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature in 0.3 to 3 at which the log likelihood of held-out labels is highest (Guo 2017)."""
-    grid = np.exp(np.linspace(np.log(0.3), np.log(3.0), 60))
-    losses = [float(functional.cross_entropy(logits / t, labels)) for t in grid]
-    return round(float(grid[int(np.argmin(losses))]), 4)
-
-
 def confusion_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """How erythroblasts of known type were read: counts by type, of rings, and shares."""
     read = [decide(tuple(p))[0] for p in probabilities]
@@ -294,7 +288,7 @@ def train_reader(
         report=report,
     )
     logits = logits_of(net, validation)
-    temperature = temperature_of(logits, torch.from_numpy(validation.labels))
+    temperature = round(fit_temperature(logits.double().numpy(), validation.labels), 4)
     metrics = confusion_of((logits / temperature).softmax(1).numpy(), validation.labels)
     report(
         f"temperature {temperature} " + str({k: v for k, v in metrics.items() if k != "true_type_then_read"})

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
+from stainers.averages import follow
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
 from stainers.data_marks import mark_of_smears
 from stainers.gan_records import append_rows, begin_anew, drop_later
@@ -163,7 +164,8 @@ class Run:
         total.backward()
         nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
         self.optimiser.step()
-        self._follow()
+        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        follow(self.average, self.generator, keep)
         self.step += 1
         return {k: float(v.detach()) for k, v in parts.items()}
 
@@ -176,17 +178,6 @@ class Run:
         loss.backward()
         self.judge_optimiser.step()
         return -self.judge(image, source, domain).mean()
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(
-            self.average.state_dict().values(), self.generator.state_dict().values(), strict=True
-        ):
-            if mean.dtype.is_floating_point:
-                mean.lerp_(value, 1 - keep)
-            else:
-                mean.copy_(value)
 
     def state(self) -> dict[str, Any]:
         state = {
