@@ -14,6 +14,7 @@ from classifiers.networks import CellNet, Familiarity
 from classifiers.sources import Sample, level_classes, read_image, to_level
 from classifiers.timm_classifier import TimmClassifier, packed_state
 from classifiers.views import reflected
+from pipeline.errors import BadInput
 
 if TYPE_CHECKING:
     from classifiers.cell_set import CellSet
@@ -113,6 +114,16 @@ def confidence_threshold(confidence: np.ndarray, right: np.ndarray, least: int =
     return 0.5
 
 
+def require_held_out(held: Sequence[Sample], recipe: Recipe) -> None:
+    """Raise BadInput where nothing is held out that temperature, doubt and familiarity can be fitted on."""
+    classes = level_classes(recipe.level)
+    if not any(to_level(s.label, recipe.level) in classes for s in held):
+        raise BadInput(
+            f"no cell of a class ({', '.join(classes)}) could be held out to calibrate on: each class has "
+            "one image (or one patient) alone; give more labelled images, or of more patients."
+        )
+
+
 def finish_package(
     net: CellNet,
     cells: CellSet,
@@ -123,10 +134,14 @@ def finish_package(
     training: dict[str, Any],
     card: dict[str, Any],
 ) -> dict[str, Any]:
-    """Calibrate on held-out samples and write the package; returns the metrics on its card."""
+    """Calibrate on held-out samples and write the package; returns the metrics on its card.
+
+    Raises BadInput where no held-out sample is of a class.
+    """
     from classifiers.cell_set import MEAN, STD
     from storage.packages import write_package
 
+    require_held_out(held, recipe)
     # Measured is what is stored: float16 weights, widened again.
     net.load_state_dict({k: v.to(net.state_dict()[k].dtype) for k, v in packed_state(net).items()})
     parameters: dict[str, Any] = {
@@ -150,30 +165,27 @@ def finish_package(
         "measured_on": "groups held out of training, on which temperature, threshold of doubt and "
         "familiarity were fitted: accuracy is of unseen cells, calibration of those that it was fitted on"
     }
-    held = list(held)
-    parameters["temperature"], parameters["min_confidence"] = 1.0, 0.5
-    if any(to_level(s.label, recipe.level) in classes for s in held):
-        embedding, logits, none, labels = embed_samples(classifier, held, recipe.level)
-        known = labels >= 0
-        sources = np.array([s.source for s in held if _used(s, recipe.level, classes)])
-        # Every source counts alike, so that the many easy cells of one do not make the rest overconfident.
-        names, which, counts = np.unique(sources[known], return_inverse=True, return_counts=True)
-        temperature = fit_temperature(logits[known].astype(np.float64), labels[known], 1 / counts[which])
-        scaled = logits[known] / temperature
-        p = np.exp(scaled - scaled.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-        right = p.argmax(1) == labels[known]
-        parameters["temperature"] = temperature
-        parameters["min_confidence"] = confidence_threshold(p.max(1), right)
-        fit_familiarity(net.familiarity, train, (embedding[known], none[known]))
-        with torch.inference_mode():
-            score = net.familiarity.score(torch.tensor(embedding), torch.tensor(none)).numpy()
-        metrics["all"] = summary(labels[known], p, classes)
-        metrics["ood_auroc_red_cells_and_debris"] = auroc(score[known], score[~known])
-        for source in names.tolist():
-            mine = sources[known] == source
-            if mine.any():
-                metrics[source] = summary(labels[known][mine], p[mine], classes)
+    embedding, logits, none, labels = embed_samples(classifier, held, recipe.level)
+    known = labels >= 0
+    sources = np.array([s.source for s in held if _used(s, recipe.level, classes)])
+    # Every source counts alike, so that the many easy cells of one do not make the rest overconfident.
+    names, which, counts = np.unique(sources[known], return_inverse=True, return_counts=True)
+    temperature = fit_temperature(logits[known].astype(np.float64), labels[known], 1 / counts[which])
+    scaled = logits[known] / temperature
+    p = np.exp(scaled - scaled.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    right = p.argmax(1) == labels[known]
+    parameters["temperature"] = temperature
+    parameters["min_confidence"] = confidence_threshold(p.max(1), right)
+    fit_familiarity(net.familiarity, train, (embedding[known], none[known]))
+    with torch.inference_mode():
+        score = net.familiarity.score(torch.tensor(embedding), torch.tensor(none)).numpy()
+    metrics["all"] = summary(labels[known], p, classes)
+    metrics["ood_auroc_red_cells_and_debris"] = auroc(score[known], score[~known])
+    for source in names.tolist():
+        mine = sources[known] == source
+        if mine.any():
+            metrics[source] = summary(labels[known][mine], p[mine], classes)
     full = {
         "name": name,
         "version": "0.1.0",

@@ -1,13 +1,9 @@
-"""Training of the classifier of erythroblasts on MGG on phantom marrows; a few minutes of one core.
-
-python -m classifiers.erythroblasts_training --out weights/marrow-erythroblasts --work DIR
-"""
+"""Training of the classifier of erythroblasts on MGG on phantom marrows; a few minutes of one core."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import numpy as np
 import torch
 
 from classifiers.erythroblasts import CLASSES, RANKS, energy
+from classifiers.metrics import fit_temperature
 from classifiers.sideroblasts_cnn import INPUT_PX, PIXEL_SIZE_UM, IronNet
 from classifiers.sideroblasts_training import (
     IronSet,
@@ -22,10 +19,10 @@ from classifiers.sideroblasts_training import (
     cells_shown,
     fit,
     logits_of,
-    temperature_of,
 )
 from phantoms.marrow_fields import ERYTHROID_RECIPES
 from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set
+from storage.checkpoints import checkpoint_beside, keep_earlier
 from storage.packages import ModelPackage, write_package
 
 OTHER = CLASSES.index("other")
@@ -63,13 +60,21 @@ def confusion_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any
 
 def train_erythroblasts(
     out_dir: Path,
-    work: Path,
+    work: Path | None = None,
     recipe: ReaderRecipe = RECIPE,
     *,
     seed: int = 0,
+    resume: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ModelPackage:
-    """Draw the phantoms where `work` does not hold them, train, calibrate, and write the package."""
+    """Draw the phantoms where `work` does not hold them, train, calibrate, and write the package.
+
+    `work`, `resume` and errors: as of `classifiers.sideroblasts_training.train_reader`.
+    """
+    checkpoint = checkpoint_beside(out_dir)
+    keep_earlier(resume, checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    work = work or checkpoint.parent
     fields = field_set(
         work / "fields", "MGG", recipe.n_marrows, n_stainings=recipe.n_stainings, report=report
     )
@@ -92,11 +97,12 @@ def train_erythroblasts(
         recipe,
         seed=seed,
         weights=WEIGHTS,
-        checkpoint=work / f"{out_dir.name}-{seed}.pt",
+        checkpoint=checkpoint,
+        resume=resume,
         report=report,
     )
     logits = logits_of(net, validation)
-    temperature = temperature_of(logits, torch.from_numpy(validation.labels))
+    temperature = round(fit_temperature(logits.double().numpy(), validation.labels), 4)
     metrics = confusion_of((logits / temperature).softmax(1).numpy(), validation.labels)
     report(f"temperature {temperature} {metrics}")
     card = _card(out_dir.name, recipe, seed, data, len(fields), metrics, temperature)
@@ -148,25 +154,3 @@ def _card(
         ],
         "parameters": {"widths": list(recipe.widths), "temperature": temperature, "min_confidence": 0.5},
     }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder of the package; its name is the model's"
-    )
-    parser.add_argument(
-        "--work", type=Path, required=True, help="where drawn fields and the checkpoint are kept"
-    )
-    parser.add_argument("--steps", type=int, default=RECIPE.steps)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    recipe = replace(RECIPE, steps=given.steps)
-    train_erythroblasts(
-        given.out, given.work, recipe, seed=given.seed, report=lambda line: print(line, flush=True)
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from classifiers.metrics import auroc, summary
 from classifiers.sources import Sample, read_image, read_samples, split_by_group
 from classifiers.taxonomy import is_a, roll_up
 from pipeline.errors import BadInput
-from storage.json_text import json_text
+from storage.whole_files import write_json, write_png
 
 
 def evaluate_classifier(
@@ -65,7 +65,7 @@ def evaluate_classifier(
     }
     if out_dir is not None:
         out_dir.mkdir(parents=True, exist_ok=True)
-        (out_dir / "metrics.json").write_text(json_text(result) + "\n", encoding="utf-8")
+        write_json(out_dir / "metrics.json", result)
         if result["all"] is not None:
             draw_confusion(np.array(result["all"]["confusion"]), names, out_dir / "confusion.png")
     return result
@@ -112,4 +112,4 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
             draw.text(
                 (x + cell / 2, y + cell / 2), str(int(matrix[i, j])), fill=colour, anchor="mm", font=font
             )
-    image.save(path)
+    write_png(path, np.asarray(image))

@@ -23,6 +23,7 @@ from classifiers.recipes import Recipe
 from classifiers.sources import Sample, boxed_cells
 from pipeline.errors import BadInput, BadModelPackage
 from storage.checkpoints import keep_earlier, read_checkpoint, require_same, tensors_mark, write_checkpoint
+from storage.whole_files import write_json, write_output
 
 WEIGHTS, NOTES = "backbone.safetensors", "pretraining.json"
 
@@ -224,13 +225,11 @@ def pretrain_backbone(
 
 def write_backbone(out_dir: Path, state: dict[str, Tensor], notes: dict[str, Any]) -> None:
     """Write a folder that `train classifier --start` goes on from: weights, and how they came about."""
-    import json
-
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     out_dir.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in state.items()}, str(out_dir / WEIGHTS))
-    (out_dir / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    write_output(out_dir / WEIGHTS, save({k: v.contiguous() for k, v in state.items()}))
+    write_json(out_dir / NOTES, notes)
 
 
 def how_pretrained(path: Path) -> dict[str, Any] | str:

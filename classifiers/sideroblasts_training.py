@@ -13,13 +13,21 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from classifiers.metrics import fit_temperature
 from classifiers.sideroblasts_cnn import INPUT_PX, OUTPUTS, PIXEL_SIZE_UM, IronNet, decide, in_units_of_stain
 from classifiers.sideroblasts_stain import glass_colour, optical_density
 from classifiers.training import follow_average
 from phantoms.marrow_fields import ERYTHROID_RECIPES, RECIPES
-from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set
+from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set, require_enough
 from phantoms.marrow_sets import PIXEL_SIZE_UM as FIELD_PIXEL_SIZE_UM
-from storage.checkpoints import read_checkpoint, require_same, tensors_mark, write_checkpoint
+from storage.checkpoints import (
+    checkpoint_beside,
+    keep_earlier,
+    read_checkpoint,
+    require_same,
+    tensors_mark,
+    write_checkpoint,
+)
 from storage.fingerprint import array_mark, fingerprint
 from storage.packages import ModelPackage, write_package
 
@@ -46,6 +54,9 @@ class ReaderRecipe:
     n_stainings: int = 3
     n_validation: int = 40
     n_empty: int = 1  # places a field without a cell in the middle
+
+    def __post_init__(self) -> None:
+        require_enough(self, self.steps, self.n_marrows, self.n_validation)
 
 
 @dataclass(frozen=True)
@@ -130,10 +141,11 @@ def fit(
     seed: int,
     weights: Sequence[float] = (1, 1, 1.2, 1.2, 0.9),
     checkpoint: Path | None = None,
+    resume: bool = False,
     stop_after: int | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> IronNet:
-    """Train; returns the network with the moving average of its weights.  Resumes from `checkpoint`.
+    """Train; returns the network with the moving average of its weights.
 
     `weights` are how often each output is shown beside the others, whatever their numbers.
     """
@@ -151,7 +163,7 @@ def fit(
     )
     average = copy.deepcopy(net)
     start = 0
-    if checkpoint is not None and checkpoint.is_file():
+    if resume and checkpoint is not None and checkpoint.is_file():
         state = read_checkpoint(checkpoint, "net", "average", "optimiser", "schedule", "step")
         require_same(checkpoint, state, now, *now)
         net.load_state_dict(state["net"])
@@ -206,13 +218,6 @@ def logits_of(net: IronNet, data: IronSet) -> torch.Tensor:
     return torch.cat(out)
 
 
-def temperature_of(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The temperature in 0.3 to 3 at which the log likelihood of held-out labels is highest (Guo 2017)."""
-    grid = np.exp(np.linspace(np.log(0.3), np.log(3.0), 60))
-    losses = [float(functional.cross_entropy(logits / t, labels)) for t in grid]
-    return round(float(grid[int(np.argmin(losses))]), 4)
-
-
 def confusion_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """How erythroblasts of known type were read: counts by type, of rings, and shares."""
     read = [decide(tuple(p))[0] for p in probabilities]
@@ -241,14 +246,23 @@ def confusion_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any
 
 def train_reader(
     out_dir: Path,
-    work: Path,
+    work: Path | None = None,
     recipe: ReaderRecipe | None = None,
     *,
     seed: int = 0,
+    resume: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ModelPackage:
-    """Draw the phantoms where `work` does not hold them, train, calibrate, and write the package."""
+    """Draw the phantoms where `work` does not hold them, train, calibrate, and write the package.
+
+    `work` is `out_dir`.training, where the checkpoint is, unless given.  Raises BadInput where an earlier
+    training's checkpoint is there and `resume` is not asked for, or it was made of something else.
+    """
     recipe = recipe or ReaderRecipe()
+    checkpoint = checkpoint_beside(out_dir)
+    keep_earlier(resume, checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    work = work or checkpoint.parent
     fields = field_set(
         work / "fields", "Perls", recipe.n_marrows, n_stainings=recipe.n_stainings, report=report
     )
@@ -269,11 +283,12 @@ def train_reader(
         data,
         recipe,
         seed=seed,
-        checkpoint=work / f"{out_dir.name}-{seed}.pt",
+        checkpoint=checkpoint,
+        resume=resume,
         report=report,
     )
     logits = logits_of(net, validation)
-    temperature = temperature_of(logits, torch.from_numpy(validation.labels))
+    temperature = round(fit_temperature(logits.double().numpy(), validation.labels), 4)
     metrics = confusion_of((logits / temperature).softmax(1).numpy(), validation.labels)
     report(
         f"temperature {temperature} " + str({k: v for k, v in metrics.items() if k != "true_type_then_read"})

@@ -6,6 +6,7 @@ A sample is a place in an image with a canonical label.  Images are read lazily;
 from __future__ import annotations
 
 import csv
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -210,12 +211,34 @@ def boxed_cells(folder: Path, limit: int, seed: int = 0) -> list[Sample]:
 def split_by_group(samples: Iterable[Sample], share: float, seed: int) -> tuple[list[int], list[int]]:
     """Indices for training and for holding out `share` of the groups of every source and class.
 
-    Deterministic in the group's name and the seed, so an added sample moves no other.
+    Of every class some groups are left to learn from, and one at least is held out where a class has more
+    than one to spare.  Deterministic in the group's name and the seed, so an added sample moves no other.
     """
     samples = list(samples)
-    groups = {samples[i].group for part in _ranked(samples, seed) for i in part[: round(share * len(part))]}
+    ranked = _ranked(samples, seed)
+    groups = {samples[i].group for part in ranked for i in part[: round(share * len(part))]}
+    if share > 0:
+        _some_of_each(samples, [i for part in ranked for i in part], groups)
     held = [i for i, s in enumerate(samples) if s.group in groups]
     return [i for i, s in enumerate(samples) if s.group not in groups], held
+
+
+def _some_of_each(samples: Sequence[Sample], order: Sequence[int], held: set[str]) -> None:
+    """Change the groups in `held` where they are all or none of a class: the last in an order of samples
+    is given back, the first added that leaves every class one to learn from."""
+    groups_of: dict[str, dict[str, None]] = {}
+    classes_of: dict[str, set[str]] = {}
+    for i in order:
+        groups_of.setdefault(samples[i].label, {})[samples[i].group] = None
+        classes_of.setdefault(samples[i].group, set()).add(samples[i].label)
+    each = [groups for _, groups in sorted(groups_of.items())]
+    for groups in each:
+        if held.issuperset(groups):
+            held.discard(list(groups)[-1])
+    for groups in each:
+        if held.isdisjoint(groups):
+            spared = (g for g in groups if all(groups_of[c].keys() - held - {g} for c in classes_of[g]))
+            held.update(itertools.islice(spared, 1))
 
 
 def folds_by_group(samples: Iterable[Sample], folds: int, seed: int) -> list[list[int]]:

@@ -236,7 +236,7 @@ def train_classifier(
     (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used, or
     where an earlier training's checkpoint is there and `resume` is not asked for.
     """
-    from classifiers.calibration import finish_package
+    from classifiers.calibration import finish_package, require_held_out
     from classifiers.pretraining import how_pretrained
     from classifiers.readers import read_cells, reader_of
     from classifiers.sources import split_by_group
@@ -256,6 +256,7 @@ def train_classifier(
         share: float | None = holdout
     else:
         learned, share = samples, None  # no share that the card could state, to be drawn again
+    require_held_out(held_out, recipe)
     classes = level_classes(recipe.level)
     before = None if start is None else find_package(str(start))
     if before is not None and locator is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,31 @@ from detectors.boxes import iou_matrix
 from detectors.data_scale import scales_of
 from detectors.datasets import LEUKOCYTE, Sample, read_image, read_yolo_folder
 from pipeline.errors import BadInput
-from storage.json_text import json_text
+from storage.whole_files import write_json
 
 IOUS = np.round(np.arange(0.5, 1.0, 0.05), 2)
 
 
 def match(boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, iou: float) -> np.ndarray:
     """True for each box (in the order given) that finds a truth box no better-scored box has found."""
-    hit = np.zeros(len(boxes), bool)
+    return matches(boxes, scores, truth, (iou,))[:, 0]
+
+
+def matches(
+    boxes: np.ndarray, scores: np.ndarray, truth: np.ndarray, ious: Sequence[float] | np.ndarray
+) -> np.ndarray:
+    """`match` at each of some IoUs: (N, len(ious)) bool."""
+    hit = np.zeros((len(boxes), len(ious)), bool)
     if not len(boxes) or not len(truth):
         return hit
-    overlap = iou_matrix(boxes, truth)
-    for i in np.argsort(-scores, kind="stable"):
-        j = int(overlap[i].argmax())
-        if overlap[i, j] >= iou:
-            hit[i] = True
-            overlap[:, j] = -1
+    overlaps, order = iou_matrix(boxes, truth), np.argsort(-scores, kind="stable")
+    for column, iou in enumerate(ious):
+        overlap = overlaps.copy()
+        for i in order:
+            j = int(overlap[i].argmax())
+            if overlap[i, j] >= iou:
+                hit[i, column] = True
+                overlap[:, j] = -1
     return hit
 
 
@@ -49,12 +58,25 @@ def average_precision(
     boxes: list[np.ndarray], scores: list[np.ndarray], truth: list[np.ndarray]
 ) -> tuple[float, float, np.ndarray]:
     """AP50, AP50-95 and AP at each IoU of `IOUS`, interpolated at 101 recalls (COCO, Lin 2014)."""
-    values = []
-    for iou in IOUS:
-        precision, recall, _ = precision_recall(boxes, scores, truth, float(iou))
-        envelope = np.maximum.accumulate(precision[::-1])[::-1] if len(precision) else precision
-        at = np.searchsorted(recall, np.linspace(0, 1, 101), side="left")
-        values.append(float(np.mean([envelope[i] if i < len(envelope) else 0.0 for i in at])))
+    hits = [matches(b, s, t, IOUS) for b, s, t in zip(boxes, scores, truth, strict=True)]
+    return precision_of_matches(hits, scores, [len(t) for t in truth])
+
+
+def precision_of_matches(
+    hits: Sequence[np.ndarray], scores: Sequence[np.ndarray], n_truth: Sequence[int]
+) -> tuple[float, float, np.ndarray]:
+    """`average_precision` of images whose boxes are matched at `IOUS` already."""
+    flat = np.concatenate([*scores, np.zeros(0)])
+    right = np.concatenate([*hits, np.zeros((0, len(IOUS)), bool)])
+    found = np.cumsum(right[np.argsort(-flat, kind="stable")], axis=0)
+    precision = found / np.arange(1, len(found) + 1)[:, None]
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    beyond = np.vstack([envelope, np.zeros(len(IOUS))])  # a recall that is never reached
+    recall = found / max(sum(n_truth), 1)
+    steps = np.linspace(0, 1, 101)
+    values = [
+        float(np.mean(beyond[np.searchsorted(recall[:, k], steps, side="left"), k])) for k in range(len(IOUS))
+    ]
     return values[0], float(np.mean(values)), np.array(values)
 
 
@@ -111,7 +133,7 @@ def evaluate_detector(
         errors = find_errors(samples, boxes, scores, truth, threshold)
         report["errors"] = [{k: v for k, v in e.items() if k != "index"} for e in errors]
         # The figures first: a disk that fills up while pictures are drawn must not cost them.
-        (out_dir / "evaluation.json").write_text(json_text(report) + "\n", encoding="utf-8")
+        write_json(out_dir / "evaluation.json", report)
         try:
             draw_curve(out_dir / "precision_recall.png", boxes, scores, truth, threshold)
             draw_errors(out_dir / "errors.png", errors, samples, boxes, scores, truth, threshold, look)
@@ -133,14 +155,18 @@ def _figures(
     n_found, n_truth = sum(map(len, found)), sum(map(len, truth))
     rng = np.random.default_rng(0)
     ap: dict[str, Any] = {"ap50": None, "ap50_ci95": None, "ap50_95": None, "ap50_95_ci95": None}
+    hits = [matches(b, s, t, IOUS) for b, s, t in zip(boxes, scores, truth, strict=True)]
+    counts = [len(t) for t in truth]
     if n_truth:
-        for key, value in zip(("ap50", "ap50_95"), average_precision(boxes, scores, truth), strict=False):
+        of_all = precision_of_matches(hits, scores, counts)
+        for key, value in zip(("ap50", "ap50_95"), of_all, strict=False):
             ap[key] = round(float(value), 4)
     draws = []
     for _ in range(100 if len(boxes) > 1 else 0):  # images, not boxes: cells of one image are alike
         pick = rng.integers(0, len(boxes), len(boxes))
-        if any(len(truth[i]) for i in pick):  # without truth there is no AP, as above
-            draws.append(average_precision(*([v[i] for i in pick] for v in (boxes, scores, truth)))[:2])
+        if any(counts[i] for i in pick):  # without truth there is no AP, as above
+            drawn = ([v[i] for i in pick] for v in (hits, scores))
+            draws.append(precision_of_matches(*drawn, [counts[i] for i in pick])[:2])
     if draws:
         spread = np.percentile(draws, [2.5, 97.5], axis=0)
         for column, key in enumerate(("ap50_ci95", "ap50_95_ci95")):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from detectors.boxes import iou_matrix
 from detectors.datasets import Sample, read_image
-from storage.whole_files import write_picture, write_png
+from storage.whole_files import write_figure, write_png
 
 TILE = 192
 PER_ROW = 6
@@ -42,9 +41,7 @@ def draw_curve(
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left")
     figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format="png")
-    write_picture(path, data.getvalue())
+    write_figure(path, figure)
 
 
 def find_errors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,15 @@ from torch.nn import functional
 from detectors.boxes import iou_matrix, suppress
 from detectors.perls_nuclei import FEATURES, Nuclei, PerlsNucleiFinder, measure_nuclei, squashed
 from phantoms.marrow_fields import ERYTHROID_RECIPES, RECIPES, TrainingField
-from phantoms.marrow_sets import FIRST_VALIDATION_SEED, PIXEL_SIZE_UM, FieldSet, field_set
+from phantoms.marrow_sets import FIRST_VALIDATION_SEED, PIXEL_SIZE_UM, FieldSet, field_set, require_enough
+from storage.checkpoints import (
+    checkpoint_beside,
+    keep_earlier,
+    read_checkpoint,
+    require_same,
+    write_checkpoint,
+)
+from storage.fingerprint import array_mark, fingerprint
 from storage.packages import ModelPackage, write_package
 
 ERYTHROID = tuple(RECIPES.index(r) for r in ERYTHROID_RECIPES)
@@ -39,6 +48,9 @@ class NucleiRecipe:
     n_marrows: int = 180
     n_stainings: int = 3
     n_validation: int = 40
+
+    def __post_init__(self) -> None:
+        require_enough(self, self.steps, self.n_marrows, self.n_validation)
 
 
 def labelled(nuclei: Nuclei, field: TrainingField) -> tuple[np.ndarray, np.ndarray]:
@@ -82,14 +94,43 @@ def scored(
 
 
 def fit(
-    features: np.ndarray, wanted: np.ndarray, weight: np.ndarray, recipe: NucleiRecipe, seed: int
+    features: np.ndarray,
+    wanted: np.ndarray,
+    weight: np.ndarray,
+    recipe: NucleiRecipe,
+    seed: int,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    report: Callable[[str], None] = lambda line: None,
 ) -> dict[str, torch.Tensor]:
-    """The state of a trained finder: members side by side in one network, their logits averaged."""
+    """The state of a trained finder: members side by side in one network, their logits averaged.
+
+    The checkpoint holds the members that are trained; each begins anew from its own seed.
+    """
     z = squashed(features)
     centre, scale = z.mean(0), z.std(0) + 1e-6
     x = torch.tensor(np.clip((z - centre) / scale, -5, 5), dtype=torch.float32)
     y, w = torch.tensor(wanted, dtype=torch.float32), torch.tensor(weight, dtype=torch.float32)
-    members = [_member(x, y, w, recipe, 1000 * seed + k) for k in range(recipe.members)]
+    now = {
+        "recipe": asdict(recipe),
+        "data": fingerprint(*(array_mark(a) for a in (features, wanted, weight)), seed),
+    }
+    trained: list[dict[str, torch.Tensor]] = []
+    if resume and checkpoint is not None and checkpoint.is_file():
+        kept = read_checkpoint(checkpoint, "members")
+        require_same(checkpoint, kept, now, *now)
+        trained = list(kept["members"])
+    members = [_network(x.shape[1], recipe) for _ in range(recipe.members)]
+    for k, member in enumerate(members):
+        if k < len(trained):
+            member.load_state_dict(trained[k])
+            continue
+        members[k] = _member(x, y, w, recipe, (1000 * seed + k) % 2**63)  # torch takes no more bits
+        trained.append(members[k].state_dict())
+        if checkpoint is not None:
+            write_checkpoint(checkpoint, {"members": trained, **now})
+        report(f"network {k + 1}/{recipe.members} trained")
     layers = [[m[i] for m in members] for i in (0, 3, 5)]
     n = len(members)
     state = {
@@ -104,20 +145,24 @@ def fit(
     return {k: v.detach().float() for k, v in state.items()}
 
 
-def _member(
-    x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, recipe: NucleiRecipe, seed: int
-) -> nn.Sequential:
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+def _network(features: int, recipe: NucleiRecipe) -> nn.Sequential:
     a, b = recipe.hidden
-    net = nn.Sequential(
-        nn.Linear(x.shape[1], a),
+    return nn.Sequential(
+        nn.Linear(features, a),
         nn.ReLU(),
         nn.Dropout(recipe.dropout),
         nn.Linear(a, b),
         nn.ReLU(),
         nn.Linear(b, 1),
-    )
+    ).eval()
+
+
+def _member(
+    x: torch.Tensor, y: torch.Tensor, w: torch.Tensor, recipe: NucleiRecipe, seed: int
+) -> nn.Sequential:
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    net = _network(x.shape[1], recipe).train()
     optimiser = torch.optim.AdamW(net.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.learning_rate, total_steps=recipe.steps + 1
@@ -134,9 +179,9 @@ def _member(
     return net.eval()
 
 
-def _measured(fields: FieldSet, work: Path, name: str) -> list[tuple[Nuclei, TrainingField]]:
+def _measured(fields: FieldSet, work: Path) -> list[tuple[Nuclei, TrainingField]]:
     """The nuclei of every field, measured once and kept."""
-    path = work / f"nuclei-{name}-{len(fields)}.npz"
+    path = work / f"nuclei-{array_mark(fields.images)[:16]}.npz"
     if not path.is_file():
         found = [measure_nuclei(f.image, PIXEL_SIZE_UM) for f in fields.fields]
         part = path.with_suffix(".part.npz")
@@ -149,17 +194,24 @@ def _measured(fields: FieldSet, work: Path, name: str) -> list[tuple[Nuclei, Tra
 
 def train_perls_finder(
     out_dir: Path,
-    work: Path,
+    work: Path | None = None,
     recipe: NucleiRecipe | None = None,
     *,
     seed: int = 0,
+    resume: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ModelPackage:
     """Draw the phantoms where `work` does not hold them, measure nuclei, train, write the package.
 
-    One staining of each training marrow is used, in turn.
+    One staining of each training marrow is used, in turn.  `work` is `out_dir`.training, where the
+    checkpoint is, unless given.  Raises BadInput where an earlier training's checkpoint is there and
+    `resume` is not asked for, or it was made of something else.
     """
     recipe = recipe or NucleiRecipe()
+    checkpoint = checkpoint_beside(out_dir)
+    keep_earlier(resume, checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    work = work or checkpoint.parent
     drawn = field_set(
         work / "fields", "Perls", recipe.n_marrows, n_stainings=recipe.n_stainings, report=report
     )
@@ -176,24 +228,25 @@ def train_perls_finder(
         max_spread=1.0,
         report=report,
     )
-    train, validation = _measured(fields, work, "train"), _measured(held, work, "validation")
+    report(f"measuring the nuclei of {len(fields)} and {len(held)} fields")
+    train, validation = _measured(fields, work), _measured(held, work)
     rows = [labelled(n, f) for n, f in train]
     features = np.concatenate([n.features for n, _ in train])
     wanted, weight = (np.concatenate([r[i] for r in rows]) for i in range(2))
-    state = fit(features, wanted, weight, recipe, seed)
+    state = fit(features, wanted, weight, recipe, seed, checkpoint=checkpoint, resume=resume, report=report)
     card = _card(out_dir.name, recipe, seed, len(fields), int(weight.sum()), int((wanted * weight).sum()))
-    finder = PerlsNucleiFinder(write_package(out_dir, card, state))
-    scores, right, total = scored(finder, validation)
-    found = scores >= THRESHOLD
-    recall, precision = right[found].sum() / max(1, total), right[found].mean()
+    with TemporaryDirectory(dir=checkpoint.parent) as unmeasured:
+        finder = PerlsNucleiFinder(write_package(Path(unmeasured) / "finder", card, state))
+        scores, right, total = scored(finder, validation)
+    found = right[scores >= THRESHOLD]
     card["metrics"] = {
         "measured_on": "validation phantoms: any composition, nuisances 0 to 1, 64 µm fields, cut cells",
         "n_fields": len(held),
         "n_erythroblasts": total,
-        "recall": round(float(recall), 4),
-        "precision": round(float(precision), 4),
+        "recall": round(float(found.sum() / total), 4) if total else None,
+        "precision": round(float(found.mean()), 4) if len(found) else None,
     }
-    report(f"recall {recall:.4f} precision {precision:.4f} of {total}")
+    report("recall {recall} precision {precision} of {n_erythroblasts}".format(**card["metrics"]))
     return write_package(out_dir, card, state)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import numpy as np
 from detectors.base import Segmenter
 from detectors.segment import segment_image
 from detectors.segment_data import LabelledCell, read_labelled_cells, split_cells
-from storage.json_text import json_text
+from storage.tables import write_table
+from storage.whole_files import write_json
 
 COLUMNS = ("dice_cell", "dice_nucleus")
 TARGETS = {"cell": 2, "nucleus": 3}  # the lowest label that counts; cell = cytoplasm + nucleus
@@ -85,9 +85,6 @@ def evaluate_segmenter(
         "sources": evaluate_cells(segmenter, cells, rows),
     }
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "segmentation.json").write_text(json_text(result) + "\n", encoding="utf-8")
-    with (out_dir / "segmentation.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_json(out_dir / "segmentation.json", result)
+    write_table(out_dir / "segmentation.csv", list(rows[0]), rows)
     return result

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detectors.segment_training import checkpoint_of, train_segmenter
+from detectors.segment_training import train_segmenter
 from pipeline.errors import BadInput
-from storage.checkpoints import keep_earlier
+from storage.checkpoints import checkpoint_beside, keep_earlier
 
 FIRST_EPOCHS, SECOND_EPOCHS = 30, 10
 SECOND_RATE = 1.5e-3
@@ -44,8 +44,9 @@ def train_in_stages(
     from detectors.segment_pseudo import pseudo_labelled_cells
     from storage.registry import load
 
-    first = checkpoint_of(out_dir).with_name("first")
-    keep_earlier(resume, checkpoint_of(out_dir), checkpoint_of(first))  # before hours of the first stage
+    checkpoint = checkpoint_beside(out_dir)
+    first = checkpoint.with_name("first")
+    keep_earlier(resume, checkpoint, checkpoint_beside(first))  # before hours of the first stage
     if not (resume and (first / "card.json").is_file()):
         progress("stage 1 of 2: labelled cells")
         train_segmenter(data_dir, first, epochs=epochs, progress=progress, **shared)

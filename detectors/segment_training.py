@@ -19,7 +19,13 @@ from detectors.segment_colour import background_colour
 from detectors.segment_data import IGNORE, LabelledCell, read_labelled_cells, split_cells
 from detectors.segment_unet import DEFAULT_WIDTHS, UNet
 from pipeline.errors import BadInput, UnknownName
-from storage.checkpoints import keep_earlier, read_checkpoint, require_same, write_checkpoint
+from storage.checkpoints import (
+    checkpoint_beside,
+    keep_earlier,
+    read_checkpoint,
+    require_same,
+    write_checkpoint,
+)
 
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
@@ -82,11 +88,6 @@ def draw_batch(
     return normalise(np.stack(images), np.stack(glass)), torch.from_numpy(np.stack(labels).astype(np.int64))
 
 
-def checkpoint_of(out_dir: Path) -> Path:
-    """Where the training of the package `out_dir` keeps its state."""
-    return out_dir.with_name(out_dir.name + ".training") / "checkpoint.pt"
-
-
 def train_segmenter(
     data_dir: Path,
     out_dir: Path,
@@ -113,7 +114,7 @@ def train_segmenter(
     that is there where `resume` is not asked for.  Returns the card's metrics.
     """
     say = progress or (lambda text: None)
-    checkpoint = checkpoint_of(out_dir)
+    checkpoint = checkpoint_beside(out_dir)
     keep_earlier(resume, checkpoint)
     cells = read_labelled_cells(data_dir)
     train, test = split_cells(cells, seed)
@@ -187,7 +188,8 @@ def train_segmenter(
     average = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
     trained.load_state_dict(average)  # as shipped: half precision on disk, single in use
     metrics = evaluate_cells(UNetSegmenter(trained.eval(), out_dir.name), test)
-    card = _card(out_dir.name, recipe, train, extra, test, metrics)
+    made_of = {"data": now["data"], "teacher": now["start"], **recipe}
+    card = _card(out_dir.name, made_of, train, extra, test, metrics)
     if stages is not None:
         card["training"]["stages"] = stages
     write_package(out_dir, card, average)

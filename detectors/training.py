@@ -26,6 +26,7 @@ from detectors.packing import Look, endless, pack, resample
 from detectors.starting import said_of, starting_weights
 from pipeline.errors import BadInput
 from storage.checkpoints import write_checkpoint
+from storage.whole_files import write_json
 
 PIXEL_SIZE_UM = 0.25  # a red cell is 30 px, a leukocyte 48-75 px: enough for tight boxes, and quick
 CANVAS_PX = 256
@@ -164,66 +165,72 @@ def train(
         ema.updates = state["updates"]
         optimizer.load_state_dict(state["optimizer"])
         first, history, best = state["epoch"], state["history"], state["best"]
-    (out_dir / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+    write_json(out_dir / "recipe.json", asdict(recipe))
     chooses = any(len(s.of(0)) for s in samples.get("val", ()))  # without a leukocyte there is no AP
-    pool = ThreadPoolExecutor(1)
-    for epoch in range(first, recipe.epochs):
-        network.train()
-        began, losses = time.time(), []
-        stream = endless(samples["train"], np.random.default_rng([recipe.seed, epoch]))
-        # Canvases of a step are drawn while the network works on those of the step before.
-        upcoming = pool.submit(_batch, recipe, epoch, 0, stream, look)
-        for step in range(steps):
-            done = epoch * steps + step
-            cosine = 0.5 * (1 + math.cos(math.pi * done / total))
-            rate = recipe.final_rate + (1 - recipe.final_rate) * cosine
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * rate * min(1.0, (done + 1) / max(1, recipe.warmup_steps))
-            batch = upcoming.result()
-            if step + 1 < steps:
-                upcoming = pool.submit(_batch, recipe, epoch, step + 1, stream, look)
-            loss, parts = network(batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.sum().backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-            optimizer.step()
-            ema.update(network)
-            losses.append([float(v) for v in (parts.values() if isinstance(parts, dict) else parts)])
-        row: dict[str, Any] = {"epoch": epoch + 1, "loss": [round(float(v), 4) for v in np.mean(losses, 0)]}
-        row["train_s"] = round(time.time() - began, 1)
-        if chooses and (epoch % 4 == 3 or epoch == recipe.epochs - 1):
-            from detectors.evaluation import average_precision
-
-            found = [predict(ema.ema, s, recipe, look, recipe.seed + i) for i, s in enumerate(samples["val"])]
-            truth = [s.of(0) * (s.pixel_size_um / recipe.pixel_size_um) for s in samples["val"]]
-            ap50, ap = average_precision([f[0] for f in found], [f[1] for f in found], truth)[:2]
-            row |= {"ap50": round(ap50, 4), "ap50_95": round(ap, 4)}
-        row["s"] = round(time.time() - began, 1)
-        history.append(row)
-        log(json.dumps(row), flush=True)
-        # Early epochs count for little: the average has not forgotten the untrained weights.
-        fitness = row.get("ap50", 0) * 0.3 + row.get("ap50_95", 0) * 0.7
-        if "ap50" in row and fitness >= best:
-            best = fitness
-            chosen = {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": row}
-            write_checkpoint(out_dir / "best.pt", chosen)
-        write_checkpoint(
-            out_dir / "last.pt",
-            {
-                "network": network.state_dict(),
-                "ema": ema.ema.state_dict(),
-                "updates": ema.updates,
-                "optimizer": optimizer.state_dict(),
+    with ThreadPoolExecutor(1) as pool:  # closed where a step raises, too
+        for epoch in range(first, recipe.epochs):
+            network.train()
+            began, losses = time.time(), []
+            stream = endless(samples["train"], np.random.default_rng([recipe.seed, epoch]))
+            # Canvases of a step are drawn while the network works on those of the step before.
+            upcoming = pool.submit(_batch, recipe, epoch, 0, stream, look)
+            for step in range(steps):
+                done = epoch * steps + step
+                cosine = 0.5 * (1 + math.cos(math.pi * done / total))
+                rate = recipe.final_rate + (1 - recipe.final_rate) * cosine
+                for group in optimizer.param_groups:
+                    group["lr"] = (
+                        recipe.learning_rate * rate * min(1.0, (done + 1) / max(1, recipe.warmup_steps))
+                    )
+                batch = upcoming.result()
+                if step + 1 < steps:
+                    upcoming = pool.submit(_batch, recipe, epoch, step + 1, stream, look)
+                loss, parts = network(batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.sum().backward()
+                torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+                optimizer.step()
+                ema.update(network)
+                losses.append([float(v) for v in (parts.values() if isinstance(parts, dict) else parts)])
+            row: dict[str, Any] = {
                 "epoch": epoch + 1,
-                "history": history,
-                "best": best,
-                **now,
-            },
-        )
-        if stop_at is not None and time.time() > stop_at:
-            break
-    pool.shutdown()
-    (out_dir / "history.json").write_text(json.dumps(history, indent=0), encoding="utf-8")
+                "loss": [round(float(v), 4) for v in np.mean(losses, 0)],
+            }
+            row["train_s"] = round(time.time() - began, 1)
+            if chooses and (epoch % 4 == 3 or epoch == recipe.epochs - 1):
+                from detectors.evaluation import average_precision
+
+                found = [
+                    predict(ema.ema, s, recipe, look, recipe.seed + i) for i, s in enumerate(samples["val"])
+                ]
+                truth = [s.of(0) * (s.pixel_size_um / recipe.pixel_size_um) for s in samples["val"]]
+                ap50, ap = average_precision([f[0] for f in found], [f[1] for f in found], truth)[:2]
+                row |= {"ap50": round(ap50, 4), "ap50_95": round(ap, 4)}
+            row["s"] = round(time.time() - began, 1)
+            history.append(row)
+            log(json.dumps(row), flush=True)
+            # Early epochs count for little: the average has not forgotten the untrained weights.
+            fitness = row.get("ap50", 0) * 0.3 + row.get("ap50_95", 0) * 0.7
+            if "ap50" in row and fitness >= best:
+                best = fitness
+                chosen = {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": row}
+                write_checkpoint(out_dir / "best.pt", chosen)
+            write_checkpoint(
+                out_dir / "last.pt",
+                {
+                    "network": network.state_dict(),
+                    "ema": ema.ema.state_dict(),
+                    "updates": ema.updates,
+                    "optimizer": optimizer.state_dict(),
+                    "epoch": epoch + 1,
+                    "history": history,
+                    "best": best,
+                    **now,
+                },
+            )
+            if stop_at is not None and time.time() > stop_at:
+                break
+    write_json(out_dir / "history.json", history)
     if best < 0 or not (out_dir / "best.pt").is_file():  # no validation part to choose an epoch by
         chosen = {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": history[-1]}
         write_checkpoint(out_dir / "best.pt", chosen)

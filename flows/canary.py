@@ -34,7 +34,9 @@ from flows.runs import open_run, settings_of
 from pipeline.errors import SmearflowError
 from pipeline.settings import Settings, named_models
 from storage.fingerprint import fingerprint
+from storage.json_text import json_text
 from storage.store import CaseBusy, Store
+from storage.whole_files import write_whole
 
 log = logging.getLogger("smearflow.canary")
 
@@ -175,8 +177,8 @@ def _phantom(folder: Path) -> Path:
     manifest = case_dir / "manifest.csv"
     rows = manifest.read_text().splitlines()
     kept_rows = [r for r in rows if not (f",{DIC_ONLY_FIELD}," in r and ",brightfield," in r)]
-    manifest.write_text("\n".join(kept_rows) + "\n")
-    seal.write_text(json.dumps({"phantom": wanted, "files": _hashes(case_dir)}))
+    write_whole(manifest, ("\n".join(kept_rows) + "\n").encode())
+    write_whole(seal, json_text({"phantom": wanted, "files": _hashes(case_dir)}).encode())
     return case_dir
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from phantoms.marrow import MarrowStain
 from phantoms.marrow_fields import TrainingField, training_fields
+from pipeline.errors import BadInput
 
 PIXEL_SIZE_UM = 0.125
 FIRST_SEED = 100_000  # of training marrows; validation begins at FIRST_VALIDATION_SEED
@@ -25,6 +26,15 @@ class FieldSet:
 
     def __len__(self) -> int:
         return len(self.fields)
+
+
+def require_enough(recipe: object, steps: int, n_marrows: int, n_validation: int) -> None:
+    """Raise BadInput where a recipe has too few steps or marrows to teach, or to measure, anything."""
+    if steps < 1 or n_marrows < 2 or n_validation < 1:
+        raise BadInput(
+            f"{type(recipe).__name__}: {steps} steps on {n_marrows} marrows, {n_validation} to validate, "
+            "train nothing; give at least 1 step, 2 marrows and 1 to validate."
+        )
 
 
 def field_set(
@@ -55,7 +65,9 @@ def field_set(
                 )
             )
             _write(path, drawn)
-            report(f"{stain} marrow {seed - first_seed + 1}/{n_marrows}")
+            number = seed - first_seed + 1
+            if number % 10 == 0 or number == n_marrows:
+                report(f"{stain} marrow {number}/{n_marrows} drawn")
         found += _read(path)
     images = np.stack([f.image for f in found])
     return FieldSet(images, tuple(replace(f, image=images[i]) for i, f in enumerate(found)))

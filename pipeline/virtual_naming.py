@@ -19,10 +19,18 @@ from pipeline.errors import BadInput
 from pipeline.settings import ClassificationSettings
 from stainers.base import Stainer
 from stainers.data import PIXEL_SIZE_UM
-from stainers.virtual_cells import Subject, VirtualCellOptions, named_crops, subjects, write_virtual_cells
+from stainers.virtual_cells import (
+    Subject,
+    VirtualCellOptions,
+    mark_of_subjects,
+    named_crops,
+    subjects,
+    write_virtual_cells,
+)
 from storage.checkpoints import keep_earlier
 from storage.fingerprint import fingerprint
 from storage.packages import ModelPackage
+from storage.whole_files import write_text
 
 STAINER_SHA = "stainer_sha256"  # parameter of a card: the weights whose pictures the classifier learned from
 
@@ -87,9 +95,8 @@ def train_virtual_classifier(
     if not learned or not held:
         raise BadInput(f"{data}: too few smears with boxed leukocytes to learn from and to hold out.")
     named = namer_of(namer[0])
-    pictures = _own_folder(
-        out_dir.parent / f".{out_dir.name}.cells", fingerprint(stainer[1].card.sha256, seed), resume
-    )
+    mark = fingerprint(painter.sha256, seed, mark_of_subjects([*learned, *held]))
+    pictures = _own_folder(out_dir.parent / f".{out_dir.name}.cells", mark, resume)
 
     def painted(cells: Sequence[Subject], part: str) -> list[Any]:
         held_out = part == "validation"
@@ -116,7 +123,7 @@ def train_virtual_classifier(
 def _own_folder(folder: Path, mark: str, resume: bool) -> Path:
     """The folder of the pictures, emptied but for those that a run to be resumed has painted.
 
-    Raises BadInput where they are another stainer's, or of another seed.
+    Raises BadInput where they are another stainer's, of other cells, or of another seed.
     """
     if folder.exists() and not resume:
         shutil.rmtree(folder)
@@ -124,10 +131,11 @@ def _own_folder(folder: Path, mark: str, resume: bool) -> Path:
     note = folder / "painted_by"
     if note.is_file() and note.read_text(encoding="utf-8") != mark:
         raise BadInput(
-            f"{folder}: these pictures were painted by another stainer or drawn by another seed; leave out "
-            "--resume to paint them again, into another folder."
+            f"{folder}: these pictures were painted by another stainer, of other smears, boxes or crops (or "
+            "at another scale), or drawn by another seed; leave out --resume and give another folder to "
+            "paint them again."
         )
-    note.write_text(mark, encoding="utf-8")
+    write_text(note, mark)
     return folder
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from storage.image_folders import is_image
+from storage.whole_files import write_json, write_text
 
 KEY_FORMAT = "smearflow-vtt-key/1"
 GROUPS = (("real", "positive"), ("real", "negative"), ("virtual", "positive"), ("virtual", "negative"))
@@ -246,10 +247,10 @@ def write_test(test: TuringTest, page: Path, title: str = "Visual Turing Test") 
             raise BadInput(f"{path} is there already; name another page, so that no test loses its key.")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(render_page(test, title), encoding="utf-8")
-        key.write_text(json.dumps(test.key(), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{page}: cannot be written ({error.strerror}); choose another place.") from error
+    write_text(page, render_page(test, title))
+    write_json(key, test.key())
     return key
 
 

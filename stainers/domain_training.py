@@ -21,6 +21,7 @@ from stainers.gan_records import append_rows
 from stainers.gan_training import GanRun, Progress, RunOptions, go_on
 from stainers.seeds import step_seed
 from storage.checkpoints import write_checkpoint
+from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
 
@@ -160,8 +161,6 @@ def fit_domains(
 @torch.no_grad()
 def save_domain_samples(run: DomainRun, held_out: DomainSet, path: Path, n: int = 6) -> None:
     """A row for each of `n` held-out pairs: the DIC, its translation to every stain, the real stain."""
-    from PIL import Image
-
     rows = []
     stains = [i for i, d in enumerate(held_out.domains) if d != "dic"]
     for cell in held_out.cells:
@@ -175,4 +174,4 @@ def save_domain_samples(run: DomainRun, held_out: DomainSet, path: Path, n: int 
             break
     if rows:
         picture = (torch.cat(rows, dim=1).clamp(0, 1) * 255 + 0.5).byte().permute(1, 2, 0).numpy()
-        Image.fromarray(picture).save(path)
+        write_png(path, picture)

@@ -22,8 +22,7 @@ from stainers.image_errors import image_errors
 from stainers.pair_sources import Pair, find_pairs
 from stainers.reliability import auroc, correlations, reliability_bins
 from stainers.spoiling import SPOILS
-from storage.json_text import json_text
-from storage.whole_files import write_png
+from storage.whole_files import write_json, write_png
 
 Array = np.ndarray[Any, Any]
 # raw, in one light, without lamp and stain strength, and that as a share of the structure there is
@@ -273,7 +272,7 @@ def evaluate_stainer(
         report["not_measured"] = "; ".join(reasons + [report[k] for k in ("not_measured",) if k in report])
     clean, spoilt = kept[0]
     out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / "metrics.json").write_text(json_text(report) + "\n", encoding="utf-8")
+    write_json(out_dir / "metrics.json", report)
     draw_pictures(out_dir / "pictures.png", pairs, clean)
     draw_reliability(
         out_dir / "reliability.png",

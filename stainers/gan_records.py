@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from storage.tables import write_table
+from storage.whole_files import write_png
 
 if TYPE_CHECKING:
     from stainers.cell_sets import StainSet
@@ -47,14 +49,9 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             earlier = [] if known else list(reader)
     if known:
         with path.open("a", newline="", encoding="utf-8") as stream:
-            csv.DictWriter(stream, columns, restval="").writerows(rows)
+            csv.DictWriter(stream, columns, restval="", lineterminator="\n").writerows(rows)
         return
-    draft = path.with_name(f"{path.name}.new")
-    with draft.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, restval="")
-        writer.writeheader()
-        writer.writerows([*earlier, *rows])
-    os.replace(draft, path)  # a run that is killed here keeps its rows
+    write_table(path, columns, [*earlier, *rows])  # a run that is killed here keeps its rows
 
 
 def begin_anew(out_dir: Path) -> None:
@@ -73,12 +70,11 @@ def drop_later(path: Path, step: int) -> None:
     if not path.is_file():
         return
     with path.open(newline="", encoding="utf-8") as stream:
-        rows = [r for r in csv.DictReader(stream) if int(r["step"]) <= step]
-    draft = path.with_suffix(".tmp")
-    draft.unlink(missing_ok=True)
-    append_rows(draft, rows)
+        reader = csv.DictReader(stream)
+        rows = [r for r in reader if int(r["step"]) <= step]
+        columns = list(reader.fieldnames or ())
     if rows:
-        os.replace(draft, path)  # a run that is killed here keeps its rows
+        write_table(path, columns, rows)  # a run that is killed here keeps its rows
     else:
         path.unlink()
 
@@ -86,8 +82,6 @@ def drop_later(path: Path, step: int) -> None:
 @torch.no_grad()
 def save_samples(run: GanRun, held_out: StainSet, path: Path, n: int = 6) -> None:
     """A picture of held-out patches, a row each: source, virtual by every generator, target."""
-    from PIL import Image
-
     from stainers.data import window
 
     side = run.recipe.draw.crop_px
@@ -100,7 +94,7 @@ def save_samples(run: GanRun, held_out: StainSet, path: Path, n: int = 6) -> Non
             given = source if name != "backward" else target
             shown.append(run_on_picture(run.averages[name], run.given(given), run.device))
         rows.append(np.hstack([_rgb(v) for v in (*shown, target)]))
-    Image.fromarray(np.vstack(rows)).save(path)
+    write_png(path, np.vstack(rows))
 
 
 def _rgb(picture: Array) -> Array:

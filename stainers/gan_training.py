@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
+from stainers.averages import follow
 from stainers.cell_sets import Example, Sampler, StainSet
 from stainers.choice import keep_best
 from stainers.data_marks import mark_of_set
@@ -177,21 +178,11 @@ class GanRun:
             self.scaler.step(optimiser)
             report |= {k: float(v.detach()) for k, v in parts.items()}
         self.scaler.update()
-        self._follow()
-        self.step += 1
-        return report
-
-    @torch.no_grad()
-    def _follow(self) -> None:
         keep = min(self.options.ema, (1 + self.step) / (10 + self.step)) if self.options.ema > 0 else 0.0
         for name, average in self.averages.items():
-            for mean, value in zip(
-                average.state_dict().values(), self.nets[name].state_dict().values(), strict=True
-            ):
-                if mean.dtype.is_floating_point:
-                    mean.lerp_(value, 1 - keep)
-                else:
-                    mean.copy_(value)
+            follow(average, self.nets[name], keep)
+        self.step += 1
+        return report
 
     def validate(self, data: StainSet) -> float:
         """The loss by which a checkpoint is chosen, lower is better."""

@@ -14,9 +14,8 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, read_cells
 from stainers.evaluation import interval
-from storage.json_text import json_text
 from storage.tables import read_table
-from storage.whole_files import write_png
+from storage.whole_files import write_json, write_png
 
 Array = np.ndarray[Any, Any]
 PICTURED = 12
@@ -72,7 +71,7 @@ def evaluate_transfer(
             **_row(values, cells.groups, np.ones(len(cells), bool)),
             "per_class": {c: _row(values, cells.groups, labels == c) for c in cells.classes},
         }
-    (out_dir / "metrics.json").write_text(json_text(report) + "\n", encoding="utf-8")
+    write_json(out_dir / "metrics.json", report)
     write_png(out_dir / "pictures.png", np.vstack(pictures))
     return report
 

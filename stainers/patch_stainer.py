@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, BadModelPackage
 from stainers.base import Stained
 from stainers.confidence import Calibration, NoiseOptions
 
 Array = np.ndarray[Any, Any]
 Patch = tuple[Array, Array, Array]  # colour (H, W, 3) float in [0, 1], uncertainty (H, W), feature row
+
+
+@contextlib.contextmanager
+def fitting(package: Any) -> Iterator[None]:
+    """Raise BadModelPackage where what is built of a package's card and weights cannot be."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()
+        raise BadModelPackage(
+            f"{package.folder}: card and weights do not fit this stainer ({' '.join(first)[:300]}); "
+            "retrain the package or install the version that wrote it."
+        ) from error
 
 
 class OpenField(Protocol):

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import BadModelPackage
 from stainers.base import Stained
 from stainers.cell_sets import DIC_GAINS, as_planes, resized
 from stainers.confidence import (
@@ -26,7 +25,7 @@ from stainers.confidence import (
 from stainers.dic_input import measure_scale, normalise, shear_anisotropy
 from stainers.gan_networks import GeneratorOptions, build
 from stainers.networks import Latent, PolarityNet
-from stainers.patch_stainer import Patch, PatchStainer, checked_patches, to_uint8
+from stainers.patch_stainer import Patch, PatchStainer, checked_patches, fitting, to_uint8
 from stainers.unet_film import DicStainer
 
 Array = np.ndarray[Any, Any]
@@ -191,7 +190,7 @@ def load(
     """
     card = package.card
     stainer: PictureStainer | DicStainer
-    try:
+    with fitting(package):
         p = dict(card.parameters)
         net = network(p)
         rest: dict[str, Any] = {
@@ -207,12 +206,6 @@ def load(
             stainer = PictureStainer(net, scale=float(p["scale"]), given=p["given"], **rest)
         stainer.take_calibration(p["confidence"])
         stainer.load_state_dict(package.state_dict(), strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()
-        raise BadModelPackage(
-            f"{package.folder}: card and weights do not fit this stainer ({' '.join(first)[:300]}); "
-            "retrain the package or install the version that wrote it."
-        ) from error
     if torch.cuda.is_available():
         stainer.cuda()
     return stainer

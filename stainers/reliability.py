@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.whole_files import write_figure
+
 Array = np.ndarray[Any, Any]
 
 BINS = 8
@@ -120,4 +122,4 @@ def draw_reliability(
     right.legend(loc="best", fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
-    figure.savefig(path)
+    write_figure(path, figure)

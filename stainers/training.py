@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
+from stainers.averages import follow
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
 from stainers.data_marks import mark_of_smears
 from stainers.gan_records import append_rows, begin_anew, drop_later
@@ -27,6 +28,7 @@ from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 from stainers.seeds import step_seed
 from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
+from storage.whole_files import write_png
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -162,7 +164,8 @@ class Run:
         total.backward()
         nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
         self.optimiser.step()
-        self._follow()
+        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
+        follow(self.average, self.generator, keep)
         self.step += 1
         return {k: float(v.detach()) for k, v in parts.items()}
 
@@ -175,17 +178,6 @@ class Run:
         loss.backward()
         self.judge_optimiser.step()
         return -self.judge(image, source, domain).mean()
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(
-            self.average.state_dict().values(), self.generator.state_dict().values(), strict=True
-        ):
-            if mean.dtype.is_floating_point:
-                mean.lerp_(value, 1 - keep)
-            else:
-                mean.copy_(value)
 
     def state(self) -> dict[str, Any]:
         state = {
@@ -280,8 +272,6 @@ def train_generator(
 @torch.no_grad()
 def save_samples(run: Run, sampler: PairSampler, path: Path, n: int = 6) -> None:
     """A picture of held-out pairs: DIC, integrated DIC, stained, real, expected error; a row each."""
-    from PIL import Image
-
     rows = []
     for number in range(n):
         source, stained, domain = sampler.draw(number)
@@ -293,7 +283,7 @@ def save_samples(run: Run, sampler: PairSampler, path: Path, n: int = 6) -> None
         doubt = np.repeat(np.exp(output[3:]) * 4, 3, 0)
         rows.append(np.concatenate([*grey, output[:3], stained, doubt], axis=2))
     picture = (np.clip(np.concatenate(rows, axis=1), 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-    Image.fromarray(picture).save(path)
+    write_png(path, picture)
 
 
 def train_stainer(

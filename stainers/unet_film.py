@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import BadInput, BadModelPackage
+from pipeline.errors import BadInput
 from stainers.base import Stained
 from stainers.confidence import (
     DIC_FEATURES,
@@ -33,7 +33,7 @@ from stainers.dic_input import (
 )
 from stainers.levels import level_background
 from stainers.networks import PolarityNet, build_generator
-from stainers.patch_stainer import Patch, PatchStainer, checked_patches, reflected_index, to_uint8
+from stainers.patch_stainer import Patch, PatchStainer, checked_patches, fitting, reflected_index, to_uint8
 from stainers.polarity import find_shear, upright_logit
 
 Array = np.ndarray[Any, Any]
@@ -199,7 +199,7 @@ def load(package: Any) -> DicStainer:
     Raises BadModelPackage where the card or the weights do not fit this code.
     """
     card = package.card
-    try:
+    with fitting(package):
         parameters = dict(card.parameters)
         targets = parameters["targets"]
         generator = build_generator(card.architecture, len(targets), **parameters["network"])
@@ -214,12 +214,6 @@ def load(package: Any) -> DicStainer:
         )
         stainer.take_calibration(parameters["confidence"])
         stainer.load_state_dict(package.state_dict(), strict=True)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()
-        raise BadModelPackage(
-            f"{package.folder}: card and weights do not fit this stainer ({' '.join(first)[:300]}); "
-            "retrain the package or install the version that wrote it."
-        ) from error
     if torch.cuda.is_available():
         stainer.cuda()
     stainer.generator.to(memory_format=torch.channels_last)

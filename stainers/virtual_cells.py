@@ -7,7 +7,6 @@ laboratory in the stain of another.  Here cells of stained smears get computed D
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.base import Stainer
 from stainers.data import PIXEL_SIZE_UM, Smear, glass_and_red_cell, window
+from storage.fingerprint import array_mark, fingerprint
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
+from storage.tables import write_table
 from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]
@@ -27,6 +28,7 @@ Array = np.ndarray[Any, Any]
 Namer = Callable[[Array], str | None]
 
 PATCH_PX = 256
+COLUMNS = ("image", "class", "source", "patient")
 NO_LEUKOCYTE = "other"  # what a red cell is to a classifier of leukocytes
 RED_CELLS = 0.15  # of the leukocytes' number: red cells, which detectors on DIC now and then box
 OFF_CENTRE_PX = 4.0  # standard deviation: a detector's box is no nearer to a cell's middle
@@ -113,6 +115,16 @@ def named_crops(
     return [s for s, group in zip(found, groups[len(smears) :].tolist(), strict=True) if group not in known]
 
 
+def mark_of_subjects(cells: Sequence[Subject]) -> str:
+    """sha256 of all that a picture of these cells is painted from, but for stainer, seed and draw."""
+    fields = {id(c.smear): c.smear for c in cells}
+    seen = {
+        key: fingerprint(array_mark(s.image), s.background_rgb, s.red_cell_density)
+        for key, s in fields.items()
+    }
+    return fingerprint([(c.key, c.centre_xy, seen[id(c.smear)]) for c in cells])
+
+
 def write_virtual_cells(
     cells: Sequence[Subject],
     stainer: Stainer,
@@ -133,7 +145,7 @@ def write_virtual_cells(
     if twice:
         raise BadInput(f"{folder}: two images hold a cell '{twice[0]}'; give each image a name of its own.")
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[tuple[str, str, str, str]] = []
+    rows: list[dict[str, str]] = []
     for n, cell in enumerate(cells):
         if n % 100 == 0:
             report(f"virtual cells of {n}/{len(cells)} cells")
@@ -141,16 +153,13 @@ def write_virtual_cells(
     if not rows:
         raise BadInput(f"{folder}: no cell was named with confidence and painted; give more smears.")
     table = folder / "labels.csv"
-    part = table.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream, lineterminator="\n").writerows([("image", "class", "source", "patient"), *rows])
-    part.replace(table)
+    write_table(table, COLUMNS, rows)
     return table
 
 
 def _of_one(
     cell: Subject, stainer: Stainer, name_of: Namer, folder: Path, options: VirtualCellOptions, held: bool
-) -> Iterator[tuple[str, str, str, str]]:
+) -> Iterator[dict[str, str]]:
     name = cell.name or name_of(window(cell.smear.image, cell.centre_xy, PATCH_PX))
     if name is None:
         return
@@ -158,7 +167,8 @@ def _of_one(
         path = folder / f"{cell.key}-{draw}.png"
         if not path.is_file():
             write_png(path, _painted(cell, stainer, options.seed, draw))  # whole: a run may be cut off
-        yield path.name, name, f"virtual-{cell.smear.domain}", cell.smear.file
+        row = (path.name, name, f"virtual-{cell.smear.domain}", cell.smear.file)
+        yield dict(zip(COLUMNS, row, strict=True))
 
 
 def _painted(cell: Subject, stainer: Stainer, seed: int, draw: int) -> Array:

@@ -20,6 +20,11 @@ MADE_OF = {
 }
 
 
+def checkpoint_beside(out_dir: Path) -> Path:
+    """Where a training of the package `out_dir` keeps its state, as a package is replaced as a whole."""
+    return out_dir.with_name(out_dir.name + ".training") / "checkpoint.pt"
+
+
 def read_checkpoint(path: Path, *needed: str, device: Any = "cpu") -> dict[str, Any]:
     """The state in a checkpoint, its tensors on `device`; nothing in the file is run.
 
@@ -78,5 +83,18 @@ def require_same(path: Path, state: Mapping[str, Any], now: Mapping[str, Any], *
             )
         if state[key] != now[key]:
             raise BadInput(
-                f"{path} was made with {MADE_OF[key]}; resume with the same, or train into another folder."
+                f"{path} was made with {MADE_OF[key]}{_difference(state[key], now[key])}; resume with the "
+                "same, or train into another folder."
             )
+
+
+def _difference(there: Any, here: Any, within: str = "") -> str:
+    """The first setting that two recipes do not share, in brackets; empty for what are no recipes."""
+    if not (isinstance(there, Mapping) and isinstance(here, Mapping)):
+        return ""
+    for key in (*there, *(k for k in here if k not in there)):
+        a, b = there.get(key, "nothing"), here.get(key, "nothing")
+        if a != b:
+            told = _difference(a, b, f"{within}{key}.")
+            return told or f" ({within}{key}: {a!s:.60} there, {b!s:.60} now)"
+    return ""

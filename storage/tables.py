@@ -1,12 +1,15 @@
-"""Tables that people write: rows of a CSV file by the names of its columns."""
+"""Tables: rows of a CSV file by the names of its columns, as people write them and as we do."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import BadInput
+from storage.whole_files import write_text
 
 
 def read_table(path: Path, columns: Sequence[str], filled: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -45,3 +48,15 @@ def read_table(path: Path, columns: Sequence[str], filled: Sequence[str] = ()) -
     except OSError as error:
         raise BadInput(f"{path}: the table cannot be read ({error.strerror or error}).") from error
     return rows
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows under a header, whole or not at all; a cell that a row lacks is empty.
+
+    Raises BadInput naming the file where it cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import BadInput
+from storage.json_text import json_text
 
 DRAFT_PREFIX = ".writing-"
 
@@ -52,11 +55,28 @@ def write_png(path: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(".png", np.ascontiguousarray(pixels))
     if not done:
         raise BadInput(f"{path}: cannot be written (its {image.shape} {image.dtype} pixels fit no PNG).")
-    write_picture(path, data.tobytes())
+    write_output(path, data.tobytes())
 
 
-def write_picture(path: Path, data: bytes) -> None:
-    """Write an encoded picture, whole or not at all; raises BadInput naming the file where it cannot be."""
+def write_figure(path: Path, figure: Any) -> None:
+    """Write a matplotlib figure as PNG as `write_output` does."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png")
+    write_output(path, data.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 as `write_output` does."""
+    write_output(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON (`storage.json_text`) as `write_output` does."""
+    write_text(path, json_text(value) + "\n")
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write what was asked for, whole or not at all; raises BadInput naming the file where it cannot be."""
     try:
         write_whole(path, data)
     except OSError as error:

@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from flows.cli import group
+from flows.commands.train import command as train
+from flows.commands.train_phantoms import PHANTOM_COMMANDS
 from pipeline.errors import BadInput
-from storage.checkpoints import read_checkpoint
+from storage.checkpoints import read_checkpoint, require_same
 
 torch = pytest.importorskip("torch")
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,9 @@ KEPT = {
     "classifier": ".out.checkpoint.pt",
     "virtual-classifier": ".out.checkpoint.pt",
     "backbone": "out/checkpoint.pt",
+    "perls-finder": "out.training/checkpoint.pt",
+    "perls-reader": "out.training/checkpoint.pt",
+    "marrow-classifier": "out.training/checkpoint.pt",
 }
 
 
@@ -38,10 +43,16 @@ def test_no_training_writes_over_a_checkpoint_unless_it_goes_on_from_it(what, tm
     checkpoint = tmp_path / KEPT[what]
     checkpoint.parent.mkdir(exist_ok=True)
     checkpoint.write_bytes(b"hours of work")
-    done = CliRunner().invoke(group, ["train", what, str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+    drawn = {one.name for one in PHANTOM_COMMANDS}
+    data = [] if what in drawn else [str(tmp_path / "data")]
+    done = CliRunner().invoke(group, ["train", what, *data, "--out", str(tmp_path / "out")])
     assert isinstance(done.exception, BadInput), done.output
     assert f"{checkpoint} is the checkpoint of an earlier training; give --resume" in str(done.exception)
     assert checkpoint.read_bytes() == b"hours of work"
+
+
+def test_every_training_is_one_of_those_that_keep_their_checkpoints():
+    assert set(KEPT) == set(train.commands)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "cut at its head", "text", "other keys", "no state"])
@@ -62,6 +73,24 @@ def test_a_damaged_checkpoint_is_one_sentence_that_names_the_file_and_what_to_do
     assert str(caught.value).startswith(str(path))
     assert str(caught.value).endswith("restore the file, or train without --resume into another folder.")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({"epochs": 3, "deep": {"a": 1}}, " (epochs: 2 there, 3 now);"),
+        ({"epochs": 2, "deep": {"a": (1, 2)}}, " (deep.a: 1 there, (1, 2) now);"),
+        ({"epochs": 2, "deep": {"a": 1}, "new": True}, " (new: nothing there, True now);"),
+        ("another kind", " settings;"),
+    ],
+)
+def test_a_refused_resume_names_the_setting_that_differs(now, told, tmp_path):
+    with pytest.raises(BadInput) as caught:
+        require_same(
+            tmp_path / "c.pt", {"recipe": {"epochs": 2, "deep": {"a": 1}}}, {"recipe": now}, "recipe"
+        )
+    assert told in str(caught.value)
+    assert str(caught.value).endswith("resume with the same, or train into another folder.")
 
 
 def test_every_training_reads_its_checkpoints_in_the_same_way():

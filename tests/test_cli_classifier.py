@@ -105,3 +105,17 @@ def test_truth_that_is_coarser_than_the_classes_is_neither_wrong_nor_unfamiliar(
     assert found["all"]["top1"] == 1.0
     with pytest.raises(BadInput, match="is left"):
         evaluate_classifier(Brightness(), samples[:1])
+
+
+def test_more_epochs_than_a_training_was_begun_with_are_refused_with_both_numbers(pbc, smears, tmp_path):  # noqa: F811
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    lines = (
+        ("backbone", smears, "--out", tmp_path / "b", "--crops", 6),
+        ("classifier", pbc, "--out", tmp_path / "c", "--recipe", recipe, "--reader", "pbc-8"),
+    )
+    for line in lines:
+        run("train", *line, "--epochs", 1)
+        more = [str(a) for a in ("train", *line, "--epochs", 2, "--resume")]
+        with pytest.raises(BadInput, match=r"\(epochs: 1 there, 2 now\); resume with the same"):
+            CliRunner().invoke(group, more, catch_exceptions=False)

