@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import BadModelPackage, UnknownName
+from pipeline.errors import BadInput, BadModelPackage, UnknownName
 from storage.packages import find_package, list_packages, read_package, write_package
 from storage.registry import available, describe, entries, load, virtual_array
 
@@ -100,6 +100,48 @@ def test_a_failed_write_leaves_the_old_package(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="version"):
         write(tmp_path / "p", version=None)
     assert (folder / "card.json").read_text() == before
+
+
+def test_a_package_is_written_over_an_earlier_one_and_into_an_empty_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    write(tmp_path / "empty", version="2")
+    assert read_package(tmp_path / "empty").card.version == "2"
+    own = write(tmp_path / "own")
+    (own / "thesis.docx").write_text("years of work")
+    (tmp_path / "nested" / "card.json").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for name, told in (("own", "thesis"), ("nested", "card.json"), ("file", "none"), ("link", "none")):
+        with pytest.raises(BadInput, match=f"{name}: .*{told}"):
+            write(tmp_path / name, version="3")
+    assert (own / "thesis.docx").read_text() == "years of work"
+    assert (read_package(own).card.version, read_package(tmp_path / "empty").card.version) == ("1", "2")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "virtual-classifier"])
+@pytest.mark.parametrize("out", ["thesis", "data"])
+def test_a_training_into_a_folder_of_something_else_is_refused_before_its_first_step(
+    kind: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from flows.cli import group
+
+    def trained(*_: Any, **__: Any) -> None:
+        raise AssertionError("a training began")
+
+    monkeypatch.setattr("classifiers.training.train_classifier", trained)
+    monkeypatch.setattr("detectors.segment_stages.train_in_stages", trained)
+    monkeypatch.setattr("pipeline.virtual_naming.train_virtual_classifier", trained)
+    kept = {"thesis": tmp_path / "thesis" / "thesis.docx", "data": tmp_path / "data" / "a.png"}
+    for file in kept.values():
+        file.parent.mkdir()
+        file.write_bytes(b"mine")
+    result = CliRunner().invoke(group, ["train", kind, str(tmp_path / "data"), "--out", str(tmp_path / out)])
+    assert isinstance(result.exception, BadInput), result.exception
+    assert f"it holds '{kept[out].name}'" in str(result.exception)
+    assert all(f.read_bytes() == b"mine" for f in kept.values())
 
 
 def test_a_package_is_found_by_name_on_the_path_list_and_by_its_folder(

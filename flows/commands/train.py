@@ -26,7 +26,8 @@ def command() -> None:
     """Train a model on a folder of images and write a model package.
 
     Training goes on from its last checkpoint with --resume.  The package in OUT can be named by its path
-    wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.
+    wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.  Nothing but an earlier package is
+    written over.
     """
 
 
@@ -68,8 +69,15 @@ def _steps(step: int, total: int, losses: dict[str, float]) -> None:
         _say(f"step {step}/{total} " + " ".join(f"{k} {v:.4g}" for k, v in losses.items()))
 
 
-def _done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]]) -> None:
+def _done(
+    as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]], *, package: bool = False
+) -> None:
+    """Train and say so; `package`: OUT is the package itself, and may hold nothing else, not a run folder."""
+    from storage.packages import check_package_place
+
     with output(as_json) as show:
+        if package:
+            check_package_place(out)
         output_folder(out)
         metrics = train()
         show({"model": what, "out": str(out), "metrics": metrics}, f"{what} written to {out}")
@@ -166,6 +174,7 @@ def segmenter(
             seed=seed,
             progress=_say,
         ),
+        package=True,
     )
 
 
@@ -242,7 +251,7 @@ def classifier(
         )
         return {"package": str(package)}
 
-    _done(as_json, "classifier", out, train)
+    _done(as_json, "classifier", out, train, package=True)
 
 
 @command.command(name="virtual-classifier")
@@ -315,7 +324,7 @@ def virtual_classifier(
         )
         return {"package": str(package)}
 
-    _done(as_json, "virtual-classifier", out, train)
+    _done(as_json, "virtual-classifier", out, train, package=True)
 
 
 @command.command(name="backbone")
