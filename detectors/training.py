@@ -21,11 +21,12 @@ import numpy as np
 
 from detectors.checkpoints import earlier_state, marks
 from detectors.data_scale import scales_of
-from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, split
+from detectors.datasets import CLASSES, Sample, read_yolo_folder, split
 from detectors.packing import Look, endless, pack, resample
 from detectors.starting import said_of, starting_weights
 from pipeline.errors import BadInput
 from storage.checkpoints import write_checkpoint
+from storage.images import read_rgb
 
 PIXEL_SIZE_UM = 0.25  # a red cell is 30 px, a leukocyte 48-75 px: enough for tight boxes, and quick
 CANVAS_PX = 256
@@ -238,7 +239,7 @@ def predict(
 
     from detectors.boxes import decode, suppress
 
-    image = read_image(sample.path)
+    image = read_rgb(sample.path)
     if look is not None:
         image = look(image, sample.pixel_size_um, np.random.default_rng(seed))
     image = resample(image, sample.pixel_size_um / recipe.pixel_size_um)
