@@ -45,7 +45,7 @@ def pixel_size_option(
     """`--pixel-size UM` or another `name`; a size that no image of a smear can have is refused."""
 
     def checked(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-        from pipeline.intake_files import check_pixel_size
+        from storage.images_info import check_pixel_size
 
         return None if value is None else check_pixel_size(name, value)
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from pipeline.errors import BadInput
-
-# Finer than light microscopy resolves by far, or too coarse to show a nucleus.
-PIXEL_SIZE_LIMITS_UM = (0.01, 5.0)
 
 # Names that the store has for itself, beside the cases.
 RESERVED = ("nights", "audit")
@@ -115,13 +111,3 @@ def decode_text(path: Path, data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
-
-
-def check_pixel_size(where: str, size_um: float) -> float:
-    """The size itself; raises BadInput where no light microscope image of a smear can have it."""
-    low, high = PIXEL_SIZE_LIMITS_UM
-    if not (math.isfinite(size_um) and low <= size_um <= high):
-        raise BadInput(
-            f"{where}: a pixel size of {size_um:g} µm cannot be right; give micrometres, {low:g} to {high:g}."
-        )
-    return size_um

@@ -16,7 +16,6 @@ from typing import Any, Literal, get_args
 from pipeline.errors import BadInput
 from pipeline.intake_files import (
     check_case_id,
-    check_pixel_size,
     decode_text,
     inside,
     read_small,
@@ -27,6 +26,7 @@ from pipeline.intake_files import (
 from pipeline.intake_yaml import read_case_yaml
 from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.types import Modality, Problem, Spec, Specimen, Stain
+from storage.images_info import check_pixel_size
 
 MANIFEST = "manifest.csv"
 REQUIRED = ("slide", "field", "modality", "stain", "file")
