@@ -9,6 +9,7 @@ import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from pipeline.errors import BadInput
+from storage.fingerprint import sha256_of
 
 # Names that the store has for itself, beside the cases.
 RESERVED = ("nights", "audit")
@@ -55,26 +56,14 @@ def inside(case_dir: Path, file: str) -> Path:
     raise BadInput(f"{found}; put the image into the folder under a plain name.")
 
 
-def sha256_file(path: Path) -> str:
-    """sha256 of a regular file; raises OSError for anything else, so that a pipe cannot block a night."""
-    digest = hashlib.sha256()
-    # O_NONBLOCK: opening a pipe without a writer must not wait for one.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise IsADirectoryError(f"{path} is not a file")
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def sha256_slide(path: Path) -> str:
     """sha256 of a whole slide: of its file, and of those beside it where the slide is many files."""
     from storage.slides_companions import companions
 
     others = companions(path)
     if not others:
-        return sha256_file(path)
-    lines = [f"{sha256_file(p)} {p.relative_to(path.parent).as_posix()}" for p in (path, *others)]
+        return sha256_of(path)
+    lines = [f"{sha256_of(p)} {p.relative_to(path.parent).as_posix()}" for p in (path, *others)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -6,7 +6,6 @@ and nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import BadInput, BadModelPackage
+from storage.fingerprint import sha256_of
 
 CARD_FILE = "card.json"
 WEIGHT_FILES = {"safetensors": "model.safetensors", "onnx": "model.onnx"}
@@ -99,14 +99,6 @@ class ModelPackage:
         from safetensors.torch import load_file
 
         return load_file(str(self.weights_path), device="cpu")
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @cache

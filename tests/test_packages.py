@@ -84,7 +84,7 @@ def test_a_pickle_in_place_of_weights_is_never_executed(
 ) -> None:
     folder = write(tmp_path / "weights" / "p")
     (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
-    from storage.packages import sha256_of
+    from storage.fingerprint import sha256_of
 
     card = json.loads((folder / "card.json").read_text())
     card["sha256"] = sha256_of(folder / "model.safetensors")  # even with a matching hash
