@@ -71,8 +71,8 @@ def read_rows(path: Path) -> list[Row]:
 def read_boxes(path: Path, width: int, height: int, dtype: type = np.float64) -> np.ndarray:
     """(N, 5): class, x0, y0, x1, y1 in pixels of an image of that size, over its edge where labelled so.
 
-    They are reckoned in `dtype`: half a ulp decides whether a cell touches the edge.  An absent file has no
-    boxes.  Raises BadInput as `read_rows`.
+    They are reckoned in `dtype`: its last digit can decide whether a cell touches the edge.  An absent file
+    has no boxes.  Raises BadInput as `read_rows`.
     """
     table: np.ndarray = np.array(read_rows(path), dtype).reshape(-1, 5)
     centre, size = table[:, 1:3], table[:, 3:5]
