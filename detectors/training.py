@@ -282,6 +282,11 @@ def train_detector(
     "history", "test", "package"}; package is None where `stop_at` ended the run early.  Raises BadInput
     for a folder without images or leukocytes.
     """
+    from storage.packages import check_package_place, write_package
+
+    name = name or f"leukocyte-{modality}-{Path(data_dir).resolve().name}"
+    folder = Path(out_dir) / "package" / name
+    check_package_place(folder)
     samples = read_yolo_folder(Path(data_dir), pixel_size_um)
     log(json.dumps({"pixel_size_from": scales_of(samples)}, ensure_ascii=False), flush=True)
     parts = split(samples, FRACTIONS, seed)
@@ -301,14 +306,11 @@ def train_detector(
     from detectors.evaluation import evaluate_detector
     from detectors.export import detector_card, write_detector_package
     from detectors.yolo_onnx import YoloOnnxDetector
-    from storage.packages import write_package
 
-    name = name or f"leukocyte-{modality}-{Path(data_dir).resolve().name}"
     data = (f"{data_dir}: {len(parts['train'])} images", *(said_of(start) if start else ()))
     card = detector_card(
         name, recipe, data, {}, ("trained by smearflow train detector; judge it before use",)
     )
-    folder = Path(out_dir) / "package" / name
     package = write_detector_package(Path(out_dir) / "best.pt", folder, card)
     if parts["test"]:
         look = dic_look if modality == "dic" else None

@@ -144,6 +144,21 @@ def test_a_training_into_a_folder_of_something_else_is_refused_before_its_first_
     assert all(f.read_bytes() == b"mine" for f in kept.values())
 
 
+def test_a_run_whose_package_would_take_the_place_of_something_else_is_refused_at_its_start(
+    tmp_path: Path,
+) -> None:
+    from detectors.training import train_detector
+    from stainers.families import train_by_recipe
+
+    for folder in (tmp_path / "package", tmp_path / "package" / "leukocyte-dic-none"):
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"package: it holds 'leukocyte-dic-none'"):
+        train_by_recipe(tmp_path / "none", tmp_path, "unet-film")
+    with pytest.raises(BadInput, match=r"leukocyte-dic-none: it holds 'notes\.txt'"):
+        train_detector(tmp_path / "none", tmp_path, "dic")
+
+
 def test_a_package_is_found_by_name_on_the_path_list_and_by_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
