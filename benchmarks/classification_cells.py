@@ -15,9 +15,10 @@ from classifiers.augment import Augmentation, geometry
 from classifiers.cell_set import MEAN, STD, CellSet
 from classifiers.networks import CellNet
 from classifiers.recipes import Recipe
-from classifiers.sources import Sample, group_duplicates, project_samples, read_image
+from classifiers.sources import Sample, group_duplicates, project_samples
 from classifiers.training import fit, new_net
 from classifiers.views import dihedral
+from storage.images import read_rgb
 
 DATA = Path(os.environ.get("SMEARFLOW_DATA", "../shared/data"))
 HOSPITALS = ("barcelona", "raabin", "tecom", "cellavision", "bccd")
@@ -39,7 +40,7 @@ def placed_samples() -> list[Sample]:
     samples = []
     for sample in group_duplicates(project_samples(DATA)):
         if sample.side is None:
-            x, y, side = locator.frame(read_image(sample.path), None)
+            x, y, side = locator.frame(read_rgb(sample.path), None)
             sample = replace(sample, x=x, y=y, side=side / locator.zoom)
         samples.append(sample)
     return samples

@@ -22,9 +22,10 @@ import torch
 from benchmarks.classification_cells import DATA, write_section
 from classifiers.evaluation import held_out_samples
 from classifiers.readers import read_cells
-from classifiers.sources import Sample, read_image, to_level
+from classifiers.sources import Sample, to_level
 from pipeline.patches import crop_patches
 from pipeline.statistics import wilson
+from storage.images import read_rgb
 
 MODEL = "leukocyte-classes"
 SHARES = (1.0, 0.7, 0.5, 0.45, 0.4, 0.35, 0.3)
@@ -74,7 +75,7 @@ def main() -> None:
     cells = held_leukocytes(classifier.classes, options.cells)
     named: dict[tuple[float, str], list[tuple[bool, float]]] = {}
     for sample in cells:
-        image = read_image(sample.path)
+        image = read_rgb(sample.path)
         for share in SHARES:
             for fill in FILLS:
                 p = classifier.classify(what_is_left(sample, image, share, fill), PATCH_UM).probabilities[0]

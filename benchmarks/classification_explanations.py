@@ -66,7 +66,8 @@ def interval(values: np.ndarray) -> str:
 def main() -> None:
     from classifiers.calibration import patch_of
     from classifiers.explaining import METHODS, attribution
-    from classifiers.sources import group_duplicates, project_samples, read_image, split_by_group, to_level
+    from classifiers.sources import group_duplicates, project_samples, split_by_group, to_level
+    from storage.images import read_rgb
     from storage.registry import load
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -88,7 +89,7 @@ def main() -> None:
             module.reset_parameters()
     rows: dict[str, list[tuple[float, float, float, float]]] = {m: [] for m in METHODS}
     for sample in chosen:
-        patch = patch_of(sample, read_image(sample.path))
+        patch = patch_of(sample, read_rgb(sample.path))
         given, blind = (c.attribution_input(patch, None) for c in (classifier, random))
         with torch.no_grad():
             p = given.probabilities(given.view[None])[0]

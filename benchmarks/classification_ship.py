@@ -21,8 +21,7 @@ from classifiers.recipes import Recipe
 from classifiers.sources import split_by_group
 from classifiers.timm_classifier import load_strictly
 from classifiers.training import new_net
-from pipeline.errors import BadInput
-from storage.packages import find_package
+from storage.packages import read_package
 
 TEXT = {
     "version": "0.5.0",
@@ -54,9 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    package = find_package(str(options.run))
-    if package is None:
-        raise BadInput(f"{options.run}: no model package; give a folder of `smearflow train classifier`.")
+    package = read_package(options.run)
     recipe, training = Recipe.load("leukocytes"), package.card.training
     net = new_net(recipe, locator=True, seed=0)
     load_strictly(net, package.state_dict(), str(options.run))

@@ -24,8 +24,9 @@ from classifiers.calibration import patch_of
 from classifiers.evaluation import held_out_samples
 from classifiers.metrics import auroc, summary
 from classifiers.readers import read_cells
-from classifiers.sources import Sample, read_image, to_level
+from classifiers.sources import Sample, to_level
 from classifiers.timm_classifier import TimmClassifier
+from storage.images import read_rgb
 
 Spoil = Callable[[np.ndarray], np.ndarray]
 
@@ -66,7 +67,7 @@ SPOILT: dict[str, Spoil] = {
 
 
 def patches_of(samples: Sequence[Sample]) -> list[np.ndarray]:
-    return [patch_of(s, read_image(s.path)) for s in samples]
+    return [patch_of(s, read_rgb(s.path)) for s in samples]
 
 
 def classified(model: TimmClassifier, patches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +83,7 @@ def outliers(held: Sequence[Sample]) -> dict[str, list[np.ndarray]]:
     for sample in held:
         if sample.side is None or sample.is_crop or sample.label == "platelet":
             continue
-        image = read_image(sample.path)
+        image = read_rgb(sample.path)
         height, width = image.shape[:2]
         size = round(2.2 * sample.side)
         # The corner farthest from the cell: red cells, glass and rims of neighbours.
@@ -91,7 +92,7 @@ def outliers(held: Sequence[Sample]) -> dict[str, list[np.ndarray]]:
         if min(x, y) >= 0 and max(abs(x + size / 2 - sample.x), abs(y + size / 2 - sample.y)) > size:
             beside.append(image[y : y + size, x : x + size])
     return {
-        "macrophages of an iron stain": [read_image(p) for p in iron],
+        "macrophages of an iron stain": [read_rgb(p) for p in iron],
         "places beside a cell": beside[:100],
         "red cells and debris (other ones trained)": patches_of([s for s in held if s.label == "other"]),
     }
@@ -144,7 +145,7 @@ def main() -> None:
         shares = []
         for source in ("barcelona", "tecom"):
             of = [(s, t) for s, t, o in zip(cells, truth, sources, strict=True) if o == source]
-            named = classified(model, [spoil(read_image(s.path)) for s, _ in of])[0].argmax(1)
+            named = classified(model, [spoil(read_rgb(s.path)) for s, _ in of])[0].argmax(1)
             shares.append(float(np.mean(named == [t for _, t in of])))
         lines.append(f"| {name} | {shares[0]:.2f} | {shares[1]:.2f} |")
         print(lines[-1], flush=True)

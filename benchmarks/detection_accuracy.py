@@ -31,8 +31,8 @@ def whole_fields(
     detector, data: Path, modality: str, threshold: float, read: dict[tuple[str, str], np.ndarray]
 ) -> dict:
     """Rows of each case's fields and of all, by the truth as it is and as read again."""
-    from detectors.datasets import read_image
     from detectors.evaluation import _figures
+    from storage.images import read_rgb
 
     out, everything, again = {}, ([], [], []), []
     for folder in sorted((data / "cases").iterdir()):
@@ -40,7 +40,7 @@ def whole_fields(
         mine: tuple[list, list, list] = ([], [], [])
         began = time.perf_counter()
         for name, entry in truth["fields"].items():
-            image = read_image(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
+            image = read_rgb(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
             boxes, scores = detect_field(detector, image, truth["pixel_size_um"], entry, modality)
             again.append(field_boxes(entry, modality, image.shape, read[folder.name, name]))
             for collected in (mine, everything):
@@ -88,12 +88,13 @@ def cut_on_purpose(samples: list, folder: Path) -> list:
     """
     import cv2
 
-    from detectors.datasets import LEUKOCYTE, read_image
+    from detectors.datasets import LEUKOCYTE
+    from storage.images import read_rgb
 
     rng = np.random.default_rng(SEED)
     out = []
     for number, sample in enumerate(samples):
-        image = read_image(sample.path)
+        image = read_rgb(sample.path)
         height, width = image.shape[:2]
         whole = sample.of(LEUKOCYTE)
         whole = whole[(whole[:, :2] > 2).all(1) & (whole[:, 2:] < [width - 2, height - 2]).all(1)]

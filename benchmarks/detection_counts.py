@@ -30,13 +30,13 @@ Counts = dict[str, list[tuple[int, int, int]]]
 
 def counts(detector: Any, data: Path, modality: str, read: dict[tuple[str, str], np.ndarray]) -> Counts:
     """(found, true, true as read again) leukocytes of every field, by case."""
-    from detectors.datasets import read_image
+    from storage.images import read_rgb
 
     out: Counts = {}
     for folder in sorted((data / "cases").iterdir()):
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         for name, entry in truth["fields"].items():
-            image = read_image(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
+            image = read_rgb(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
             _, scores = detect_field(detector, image, truth["pixel_size_um"], entry, modality)
             there = [
                 len(field_boxes(entry, modality, image.shape, boxes))

@@ -60,14 +60,14 @@ def ways(detector: Any) -> tuple[Callable[[np.ndarray, float], dict[str, Boxes]]
 
 
 def computed(detector: Any, samples: Sequence[Any], wide: bool, truth: Sequence[Any]) -> Part:
-    from detectors.datasets import read_image
     from detectors.training import dic_look
     from phantoms.optics import compute_dic, wider_optics
+    from storage.images import read_rgb
 
     find, seconds = ways(detector)
     out: Part = {"truth": [t.of(0) for t in truth], **{way: [] for way in WAYS}}
     for i, sample in enumerate(samples):
-        image, rng = read_image(sample.path), np.random.default_rng([7, i])
+        image, rng = read_rgb(sample.path), np.random.default_rng([7, i])
         if wide:
             grey = compute_dic(image, sample.pixel_size_um, wider_optics(rng), rng)
             image = np.repeat(grey[..., None], 3, 2)
@@ -80,7 +80,7 @@ def computed(detector: Any, samples: Sequence[Any], wide: bool, truth: Sequence[
 
 def fields(detector: Any, data: Path, read: dict[tuple[str, str], np.ndarray]) -> dict[str, Part]:
     """By case, and of all."""
-    from detectors.datasets import read_image
+    from storage.images import read_rgb
 
     find, seconds = ways(detector)
     everything: Part = {"truth": [], **{way: [] for way in WAYS}, "seconds": seconds}
@@ -89,7 +89,7 @@ def fields(detector: Any, data: Path, read: dict[tuple[str, str], np.ndarray]) -
         case: Part = {"truth": [], **{way: [] for way in WAYS}}
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         for name, entry in truth["fields"].items():
-            image = read_image(folder / f"{name}_DIC.tif")
+            image = read_rgb(folder / f"{name}_DIC.tif")
             found = find(image, truth["pixel_size_um"])
             boxes = field_boxes(entry, "dic", image.shape, read[folder.name, name])
             for part in (case, everything):

@@ -50,19 +50,20 @@ def torch_network(onnx_path: Path) -> Any:
 
 def domains(data: Path, count: int) -> dict[str, list[tuple[np.ndarray, np.ndarray, float]]]:
     """(image, truth boxes, pixel size) of whole fields, and of held-out smear images by source."""
-    from detectors.datasets import LEUKOCYTE, read_image, read_yolo_folder, split
+    from detectors.datasets import LEUKOCYTE, read_yolo_folder, split
     from detectors.training import FRACTIONS
+    from storage.images import read_rgb
 
     found: dict[str, list] = {"fields 2064x1544": []}
     for folder in sorted((data / "cases").iterdir()):
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         for name, entry in truth["fields"].items():
-            image = read_image(folder / f"{name}_BF.tif")
+            image = read_rgb(folder / f"{name}_BF.tif")
             found["fields 2064x1544"].append(
                 (image, np.array(entry["leukocytes_xyxy"]), truth["pixel_size_um"])
             )
     for sample in split(read_yolo_folder(data / "smears"), FRACTIONS, SEED)["test"]:
-        item = (read_image(sample.path), sample.of(LEUKOCYTE), sample.pixel_size_um)
+        item = (read_rgb(sample.path), sample.of(LEUKOCYTE), sample.pixel_size_um)
         found.setdefault(f"smears {sample.source}", []).append(item)
     return {k: v[:: max(1, len(v) // count)][:count] for k, v in found.items() if len(v) >= 5}
 

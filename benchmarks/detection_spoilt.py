@@ -90,15 +90,15 @@ def measure(
     coarser: float,
 ) -> dict[str, Image]:
     """(right, found, true) leukocytes of all fields, by how they were looked for."""
-    from detectors.datasets import read_image
     from detectors.evaluation import match
     from detectors.yolo_onnx import check_image
+    from storage.images import read_rgb
 
     out = {way: np.zeros(3, int) for way in THRESHOLDS}
     for folder in sorted((data / "cases").iterdir()):
         truth = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
         for name, entry in truth["fields"].items():
-            image = np.ascontiguousarray(check_image(read_image(folder / f"{name}_DIC.tif"), "benchmark"))
+            image = np.ascontiguousarray(check_image(read_rgb(folder / f"{name}_DIC.tif"), "benchmark"))
             there = field_boxes(entry, "dic", image.shape, read[folder.name, name])
             spoilt = spoil(image)
             if coarser > 1:

@@ -25,15 +25,15 @@ SIDE_PX = 256
 
 def measure(detector: Any, samples: list[Any], given: bool) -> dict[str, Any]:
     """AP of one stain; an image whose scale cannot be inferred counts as one without a box."""
-    from detectors.datasets import read_image
     from detectors.evaluation import _figures
     from detectors.packing import resample
     from detectors.scale import infer_pixel_size_um
     from pipeline.errors import BadInput
+    from storage.images import read_rgb
 
     boxes, scores, truth, errors, refused = [], [], [], [], 0
     for sample in samples:
-        image = read_image(sample.path)
+        image = read_rgb(sample.path)
         factor = SIDE_PX / max(image.shape[:2])
         image, true_um = resample(image, factor), sample.pixel_size_um / factor
         truth.append(sample.of(0) * factor)

@@ -70,16 +70,15 @@ def make_case(root: Path, seed: int) -> Path:
 
 def read_case(folder: Path, finder: Any, classifiers: dict[str, Any]) -> list[Found]:
     """Find the cells of both fields and name them as the virtual Perls stage does."""
-    import cv2
-
     from pipeline.patches import crop_patches
     from pipeline.virtual_perls import erythroblasts_of
+    from storage.images import read_rgb
 
     truth = json.loads((folder / "truth.json").read_text())
     cells = {c["id"]: c for c in truth["cells"]}
     out: list[Found] = []
     for name, seen in truth["fields"].items():
-        image = cv2.cvtColor(cv2.imread(str(folder / f"{name}_BF.tif")), cv2.COLOR_BGR2RGB)
+        image = read_rgb(folder / f"{name}_BF.tif")
         boxes, scores = finder.detect(image, PX)
         boxes = boxes[scores >= THRESHOLD]
         overlaps = iou_matrix(boxes, np.array(seen["leukocytes_xyxy"], np.float32).reshape(-1, 4))

@@ -28,14 +28,14 @@ def pattern(data: Path) -> np.ndarray:
     """(4096, 4096, 3) uint8 at 0.25 µm: whole real fields side by side, and bare glass between them."""
     import cv2
 
-    from detectors.datasets import read_image
+    from storage.images import read_rgb
 
     image = np.empty((PATTERN_PX, PATTERN_PX, 3), np.uint8)
     image[:] = (240, 236, 232)
     files = sorted((data / "cases").glob("*/*_BF.tif"))
     factor = 0.1 / PIXEL_SIZE_UM
     fields = [
-        cv2.resize(read_image(f), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) for f in files
+        cv2.resize(read_rgb(f), None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA) for f in files
     ]
     height, width = fields[0].shape[:2]
     i = 0

@@ -50,7 +50,7 @@ def stained_cells(data: Path, scale: dict[str, float] | None = None, size_px: in
 
 def boxed_cells(data: Path) -> dict[str, Boxed]:
     """Both stains at their own scale, with boxes."""
-    import cv2
+    from storage.images import read_grey
 
     with (data / "labels.csv").open(newline="", encoding="utf-8") as stream:
         rows = [r for r in csv.DictReader(stream) if r["class"] in CLASSES]
@@ -58,7 +58,7 @@ def boxed_cells(data: Path) -> dict[str, Boxed]:
     for stain, cells in stained_cells(data).items():
         boxes = []
         for row in (r for r in rows if r["source"] == stain):
-            ys, xs = np.nonzero(cv2.imread(str(data / row["mask"]), cv2.IMREAD_GRAYSCALE) > 60)
+            ys, xs = np.nonzero(read_grey(data / row["mask"]) > 60)
             side = float(max(np.ptp(xs), np.ptp(ys)) + 1)
             boxes.append((float(xs.min() + xs.max()) / 2, float(ys.min() + ys.max()) / 2, side))
         found[stain] = Boxed(cells, tuple(boxes))

@@ -11,10 +11,11 @@ import torch
 
 from classifiers.metrics import auroc, fit_temperature, summary
 from classifiers.networks import CellNet, Familiarity
-from classifiers.sources import Sample, level_classes, read_image, to_level
+from classifiers.sources import Sample, level_classes, to_level
 from classifiers.timm_classifier import TimmClassifier, packed_state
 from classifiers.views import reflected
 from pipeline.errors import BadInput
+from storage.images import read_rgb
 
 if TYPE_CHECKING:
     from classifiers.cell_set import CellSet
@@ -49,7 +50,7 @@ def embed_samples(
         label = to_level(sample.label, level)
         if label not in classifier.classes and label not in ("other", "artefact", "smudge"):
             continue
-        patch = patch_of(sample, read_image(sample.path))
+        patch = patch_of(sample, read_rgb(sample.path))
         parts.append(classifier.embed(patch[None], None))
         labels.append(classifier.classes.index(label) if label in classifier.classes else -1)
     embedding, logits, none = (np.concatenate(p) for p in zip(*parts, strict=True))

@@ -17,11 +17,12 @@ from torch import Tensor
 from classifiers.augment import augment
 from classifiers.networks import CellNet
 from classifiers.recipes import Recipe
-from classifiers.sources import Sample, level_classes, read_image, to_level
+from classifiers.sources import Sample, level_classes, to_level
 from classifiers.views import LOCATOR_PX, anchored, balance, crop_square, white_point
 from pipeline.errors import BadInput
 from storage.checkpoints import tensors_mark
 from storage.fingerprint import fingerprint
+from storage.images import read_rgb
 
 MEAN, STD = (0.62, 0.55, 0.66), (0.25, 0.27, 0.20)
 
@@ -56,7 +57,7 @@ def cell_set(samples: Sequence[Sample], recipe: Recipe, net: CellNet | None = No
         if label not in classes and label not in ("other", "artefact", "smudge"):
             continue
         if last is None or last[0] != sample.path:
-            image = read_image(sample.path)
+            image = read_rgb(sample.path)
             last = (sample.path, image, white_point(image))
         _, image, white = last
         x, y, view = place(sample, image, white, recipe.zoom, net)

@@ -11,9 +11,10 @@ import numpy as np
 from classifiers.base import Classifier
 from classifiers.calibration import patch_of
 from classifiers.metrics import auroc, summary
-from classifiers.sources import Sample, read_image, read_samples, split_by_group
+from classifiers.sources import Sample, read_samples, split_by_group
 from classifiers.taxonomy import is_a, roll_up
 from pipeline.errors import BadInput
+from storage.images import read_rgb
 from storage.whole_files import write_json, write_png
 
 
@@ -41,7 +42,7 @@ def evaluate_classifier(
         if label not in names and any(is_a(name, label) for name in names):
             n_coarser += 1
             continue
-        patch = patch_of(sample, read_image(sample.path))
+        patch = patch_of(sample, read_rgb(sample.path))
         found = classifier.classify(patch[None], pixel_size_um)
         truth.append(names.index(label) if label in names else -1)
         probabilities.append(found.probabilities[0])

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from classifiers.augment import Augmentation, optics, stain
 from classifiers.networks import Locator
-from classifiers.sources import Sample, read_image
+from classifiers.sources import Sample
 from classifiers.views import LOCATOR_PX, balance, crop_square, white_point
 from pipeline.errors import BadInput
+from storage.images import read_rgb
 
 CACHED_PX = 128
 MARGIN = {"platelet": 8.0, "other": 3.6}  # side of what is cached, in sides of the box; cells: 3.4
@@ -30,7 +31,7 @@ def cached(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
     for sample in samples:
         if sample.side is None or sample.x is None or sample.y is None:
             continue
-        image = read_image(sample.path)
+        image = read_rgb(sample.path)
         margin = MARGIN.get(sample.label, 3.4)
         crop = crop_square(image, sample.x, sample.y, margin * sample.side, CACHED_PX)
         crops.append((balance(crop, white_point(image)) * 255).byte())

@@ -23,6 +23,7 @@ from classifiers.sideroblasts_nucleus import (
 )
 from classifiers.sideroblasts_stain import glass_colour, optical_density, stain_directions, unmix
 from pipeline.errors import BadInput
+from storage.images_info import check_pixel_size
 
 SideroblastType = Literal["0", "1", "2", "3", "indeterminate"]
 
@@ -150,8 +151,7 @@ def check_patches(patches: np.ndarray, pixel_size_um: float) -> None:
             f"patches of shape {patches.shape} and type {patches.dtype} cannot be read for iron;"
             " hand in (N, H, W, 3) uint8."
         )
-    if not 0.01 <= pixel_size_um <= 2.0:
-        raise BadInput(f"a pixel size of {pixel_size_um} µm is not that of a smear; give 0.01 to 2 µm.")
+    check_pixel_size("patches to be read for iron", pixel_size_um)
 
 
 def to_patch(points: np.ndarray, scale: float) -> np.ndarray:

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from classifiers.taxonomy import CELL_TYPES, DIALECTS, LEVELS, roll_up, to_canonical
-from pipeline.errors import BadInput, UnknownName, UnreadableImage
-from storage.image_folders import is_image, label_path, read_rows, yolo_images
-from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
+from pipeline.errors import BadInput, UnknownName
+from storage.image_folders import is_image, label_path, read_rows, sources_of, yolo_images
+from storage.images import image_info, read_grey, read_rgb
+from storage.near_duplicates import near_duplicate_groups, thumbnail
 from storage.tables import read_table
 
 SMEAR_LABELS = Path(__file__).parent / "labels" / "smears_leukocytes.csv"
@@ -41,17 +42,6 @@ class Sample:
     group: str = ""
     weight: float = 1.0
     is_crop: bool = False
-
-
-def read_image(path: Path) -> np.ndarray:
-    """An image as (H, W, 3) uint8; raises UnreadableImage naming the file."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError) as error:
-        raise UnreadableImage(f"{path}: no readable image ({error}); restore or remove the file.") from error
 
 
 def canonical(name: str) -> str:
@@ -139,7 +129,7 @@ def project_samples(root: Path) -> list[Sample]:
 def _wbc_masks(folder: Path) -> Iterator[Sample]:
     with (folder / "labels.csv").open(newline="", encoding="utf-8") as stream:
         for row in csv.DictReader(stream):
-            ys, xs = np.nonzero(read_image(folder / row["mask"])[..., 0] > 60)
+            ys, xs = np.nonzero(read_grey(folder / row["mask"]) > 60)
             x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
             path = folder / row["image"]
             place = ((x0 + x1) / 2, (y0 + y1) / 2, float(max(x1 - x0, y1 - y0)))
@@ -157,14 +147,11 @@ def _smear_leukocytes(root: Path) -> Iterator[Sample]:
 
 def _boxes(folder: Path) -> Iterator[tuple[Path, str, int, list[tuple[int, float, float, float]]]]:
     """Image, source, width and boxes (class, x, y, side in px) of every labelled field of a YOLO folder."""
-    from PIL import Image
-
-    for labels, path in sorted((label_path(p), p) for p in yolo_images(folder)):
-        if not labels.is_file():
-            continue
-        with Image.open(path) as image:
-            width, height = image.size
-        source = {575: "raabin", 416: "bccd", 640: "bccd"}.get(width, "barcelona")
+    labelled = sorted((label_path(p), p) for p in yolo_images(folder) if label_path(p).is_file())
+    sizes = [(info.width, info.height) for info in (image_info(path) for _, path in labelled)]
+    for (labels, path), source, (width, height) in zip(
+        labelled, sources_of(folder, sizes), sizes, strict=True
+    ):
         boxes = [
             (int(c), x * width, y * height, max(w * width, h * height)) for c, x, y, w, h in read_rows(labels)
         ]
@@ -270,13 +257,8 @@ def group_duplicates(samples: list[Sample], likeness: float = 0.95) -> list[Samp
     """The samples with near-duplicate images in one group, by the correlation of 24 px thumbnails."""
     from dataclasses import replace
 
-    from PIL import Image
-
     paths = sorted({s.path for s in samples})
-    size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    small = [
-        Image.fromarray(read_image(path)).convert("L").resize(size, Image.Resampling.BOX) for path in paths
-    ]
-    groups = near_duplicate_groups(np.stack([np.asarray(s) for s in small]), likeness, turned=False)
+    small = np.stack([thumbnail(read_rgb(path)) for path in paths])
+    groups = near_duplicate_groups(small, likeness, turned=False)
     first = {path: paths[group] for path, group in zip(paths, groups, strict=True)}
     return [replace(s, group=str(first[s.path])) for s in samples]

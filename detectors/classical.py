@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from detectors.boxes import suppress
-from detectors.yolo_onnx import check_image, check_pixel_size
+from detectors.yolo_onnx import check_image
 from pipeline.errors import BadInput
+from storage.images_info import check_pixel_size
 
 WORK_UM = 0.25  # pixel size worked at
 MIN_NUCLEUS_UM2 = 14.0  # a small lymphocyte's nucleus is about 35 µm²; a platelet 3-8 µm²
@@ -36,7 +37,7 @@ class ClassicalDetector:
     def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
         """Leukocytes: see detectors.base.Detector.  Raises BadInput for an image without colour (DIC)."""
         image = check_image(image, self.name)
-        factor = check_pixel_size(pixel_size_um, self.name) / WORK_UM
+        factor = check_pixel_size(self.name, pixel_size_um) / WORK_UM
         height, width = image.shape[:2]
         if min(height, width) < 1:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)

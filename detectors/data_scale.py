@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from detectors.datasets import LEUKOCYTE, LEUKOCYTE_UM, Sample, image_scale_um, read_image, sides_px
+from detectors.datasets import LEUKOCYTE, LEUKOCYTE_UM, Sample, image_scale_um, sides_px
 from pipeline.errors import BadInput
-from storage.images import image_info
+from storage.images import image_info, read_rgb
 
 
 def own_scale_um(
@@ -54,7 +54,7 @@ def _inferred(sample: Sample, others_um: list[float]) -> Sample:
     from detectors.scale import infer_pixel_size_um
 
     try:
-        scale = infer_pixel_size_um(read_image(sample.path)).pixel_size_um
+        scale = infer_pixel_size_um(read_rgb(sample.path)).pixel_size_um
     except BadInput:  # it shows no cell
         if not others_um:
             raise BadInput(

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import BadInput, UnreadableImage
-from storage import images
-from storage.image_folders import label_path, read_rows, yolo_images
-from storage.near_duplicates import near_duplicate_groups
+from storage.image_folders import label_path, read_boxes, yolo_images
+from storage.images import read_grey, read_rgb
+from storage.near_duplicates import near_duplicate_groups, thumbnail
 
 CLASSES = ("leukocyte", "red_cell", "platelet")
 LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
@@ -46,18 +46,6 @@ class Sample:
         return self.boxes[self.classes == cls]
 
 
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, the pixels that `detect` and `run` see; raises UnreadableImage naming the file.
-
-    16-bit images are brought to 8 by the camera's depth, and no EXIF orientation is applied: boxes are in
-    pixels as they are stored.
-    """
-    image = images.to_uint8(images.read_image(path))
-    if image.ndim == 2:
-        return np.repeat(image[..., None], 3, axis=2)
-    return np.require(image, requirements="W")  # a JPEG's come read-only, and pictures are drawn on them
-
-
 def sides_px(boxes: np.ndarray) -> np.ndarray:
     """Geometric mean of width and height of each box."""
     return np.sqrt(np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0))
@@ -75,11 +63,7 @@ def inner(boxes: np.ndarray, width: int, height: int, margin: float = 1.5) -> np
 
 def read_labels(path: Path, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) float32 in pixels and classes (N,) int64; an absent file is an image without cells."""
-    rows = [
-        (c, (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-        for c, x, y, w, h in read_rows(path)
-    ]
-    table = np.array(rows, np.float32).reshape(-1, 5)
+    table = read_boxes(path, width, height).astype(np.float32)
     boxes = np.clip(table[:, 1:], 0, [width, height, width, height]).astype(np.float32)
     keep = (boxes[:, 2] - boxes[:, 0] > 1) & (boxes[:, 3] - boxes[:, 1] > 1)
     return boxes[keep], table[keep, 0].astype(np.int64)
@@ -104,8 +88,6 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
     leukocytes', else inferred from its cells (`detectors.scale`), else the median of the folder.  Raises
     BadInput where there is no image, no label file, or nothing to take a scale from.
     """
-    import cv2
-
     from detectors.data_scale import own_scale_um, with_scales
 
     data_dir = Path(data_dir)
@@ -119,7 +101,7 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
         )
     samples, thumbs = [], []
     for path in paths:
-        image = read_image(path)
+        image = read_rgb(path)
         height, width = image.shape[:2]
         boxes, classes = read_labels(label_path(path), width, height)
         unknown = classes[(classes < 0) | (classes >= len(CLASSES))]
@@ -135,8 +117,7 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
         samples.append(
             Sample(path, width, height, boxes, classes, source, scale, tags=tags, scale_from=scale_from)
         )
-        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        thumbs.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA).astype(np.float32))
+        thumbs.append(thumbnail(image))
     has_red = any((s.classes == RED_CELL).any() for s in samples)
     groups = near_duplicate_groups(np.stack(thumbs), SAME_FIELD)
     return [
@@ -179,9 +160,9 @@ def read_masked_cells(folder: Path, source: str) -> list[Sample]:
     out = []
     for mask_path in sorted(Path(folder).glob("*_mask.png")):
         path = mask_path.with_name(mask_path.name.replace("_mask", ""))
-        mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
-        if mask is None or not path.is_file():
-            raise UnreadableImage(f"{mask_path} has no readable image beside it; restore the pair.")
+        if not path.is_file():
+            raise UnreadableImage(f"{mask_path} has no image beside it; restore the pair.")
+        mask = read_grey(mask_path)
         count, _, stats, _ = cv2.connectedComponentsWithStats((mask > 64).astype(np.uint8))
         if count < 2:
             continue

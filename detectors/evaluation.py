@@ -10,8 +10,9 @@ import numpy as np
 
 from detectors.boxes import iou_matrix
 from detectors.data_scale import scales_of
-from detectors.datasets import LEUKOCYTE, Sample, read_image, read_yolo_folder
+from detectors.datasets import LEUKOCYTE, Sample, read_yolo_folder
 from pipeline.errors import BadInput
+from storage.images import read_rgb
 from storage.whole_files import write_json
 
 IOUS = np.round(np.arange(0.5, 1.0, 0.05), 2)
@@ -88,7 +89,7 @@ def detect_all(
     """Boxes and scores of every sample, each under a `look` of its own that is the same whenever asked."""
     boxes, scores = [], []
     for i, s in enumerate(samples):
-        image = read_image(s.path)
+        image = read_rgb(s.path)
         if look is not None:
             image = look(image, s.pixel_size_um, np.random.default_rng([7, i]))
         b, v = detector.detect(image, s.pixel_size_um)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from detectors.boxes import iou_matrix
-from detectors.datasets import Sample, read_image
+from detectors.datasets import Sample
+from storage.images import read_rgb
 from storage.whole_files import write_figure, write_png
 
 TILE = 192
@@ -92,7 +93,7 @@ def draw_errors(
     tiles = []
     for e in errors[:MAX_TILES]:
         s = samples[e["index"]]
-        image = read_image(s.path)
+        image = read_rgb(s.path)
         if look is not None:
             image = look(image, s.pixel_size_um, np.random.default_rng([7, e["index"]]))
         image = np.ascontiguousarray(image)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from detectors.boxes import iou_matrix
-from detectors.datasets import LEUKOCYTE, PLATELET, RED_CELL, Sample, read_image
+from detectors.datasets import LEUKOCYTE, PLATELET, RED_CELL, Sample
+from storage.images import read_rgb
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def review(
     leukocyte, and the witness finds no nucleus.  A sample that labels leukocytes only (`complete` is
     False) is given the network's red cells and platelets, or they would be taught as background.
     """
-    image = read_image(sample.path)
+    image = read_rgb(sample.path)
     found = detector.look(image, sample.pixel_size_um)
     white, red = found.of(LEUKOCYTE), found.of(RED_CELL)
     nuclei = witness.detect(image, sample.pixel_size_um)[0]

@@ -13,7 +13,8 @@ from functools import lru_cache
 import numpy as np
 
 from detectors.augment import Rng, degrade, precipitate, restain, shift_colours
-from detectors.datasets import LEUKOCYTE, Sample, read_image
+from detectors.datasets import LEUKOCYTE, Sample
+from storage.images import read_rgb
 
 LEAST_SLIVER = 0.06  # of a leukocyte's box: labels of real fields go down to this at the edges
 ALREADY_DIC = "dic"  # the tag of a sample that is DIC as it is: no computed look is laid over it
@@ -25,7 +26,7 @@ Look = Callable[[np.ndarray, float, Rng], np.ndarray]  # (RGB image, its pixel s
 @lru_cache(maxsize=4096)
 def _at_scale(path: object, factor: float) -> np.ndarray:
     """An image resampled once (at twice the canonical resolution or less) and kept: 1,300 take 200 MB."""
-    return resample(read_image(path), factor)  # type: ignore[arg-type]
+    return resample(read_rgb(path), factor)  # type: ignore[arg-type]
 
 
 def resample(image: np.ndarray, factor: float) -> np.ndarray:

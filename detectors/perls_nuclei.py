@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from detectors.boxes import suppress
-from detectors.segment import check_patches, check_pixel_size
+from detectors.segment import check_patches
 from detectors.segment_colour import background_colour, optical_density
 from detectors.segment_perls import (
     MIN_CONTRAST,
@@ -28,6 +28,7 @@ from detectors.segment_perls import (
     windows,
 )
 from pipeline.errors import BadModelPackage
+from storage.images_info import check_pixel_size
 
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
@@ -55,7 +56,7 @@ class Nuclei:
 def measure_nuclei(image: np.ndarray, pixel_size_um: float) -> Nuclei:
     """Every nucleus of a Perls image (H, W, 3) uint8, whatever its kind."""
     check_patches(image[None])
-    check_pixel_size(pixel_size_um)
+    check_pixel_size("a Perls image", pixel_size_um)
     glass = background_colour(image)
     features, boxes = [], []
     for left, top, part in windows(image, pixel_size_um):

@@ -12,6 +12,7 @@ from detectors.base import CYTOPLASM, NUCLEUS, RED_CELL, Segmenter
 from detectors.segment_colour import background_colour
 from detectors.segment_refine import part_touching_cells
 from pipeline.errors import BadInput, BadModelPackage
+from storage.images_info import check_pixel_size
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ class UNetSegmenter:
     def _each(self, patches: np.ndarray, pixel_size_um: float | None, views: int) -> np.ndarray:
         check_patches(patches)
         if pixel_size_um is not None:
-            check_pixel_size(pixel_size_um)
+            check_pixel_size(self.name, pixel_size_um)
         out = np.zeros(patches.shape[:3], np.uint8)
         for n, patch in enumerate(patches):
             size = pixel_size_um or infer_pixel_size_um(self, patch)
@@ -171,12 +172,6 @@ def check_patches(patches: np.ndarray) -> None:
         )
 
 
-def check_pixel_size(pixel_size_um: float) -> None:
-    """Raise BadInput unless the pixel size is one that a microscope can have."""
-    if not 0.01 <= pixel_size_um <= 2.0:
-        raise BadInput(f"a pixel size of {pixel_size_um} µm is not that of a smear; give 0.01 to 2 µm.")
-
-
 def infer_pixel_size_um(segmenter: Segmenter, image: np.ndarray) -> float:
     """Pixel size (µm) that gives the cells of an image (H, W, 3) uint8 their known sizes.
 
@@ -233,7 +228,7 @@ def segment_image(segmenter: Segmenter, image: np.ndarray, pixel_size_um: float 
     check_patches(image[None])
     if pixel_size_um is None:
         pixel_size_um = infer_pixel_size_um(segmenter, image)
-    check_pixel_size(pixel_size_um)
+    check_pixel_size(segmenter.name, pixel_size_um)
     if max(image.shape[:2]) * pixel_size_um <= SINGLE_CELL_EXTENT_UM:
         # One cell is worth four views, where the segmenter has them; the thousands of a case are not.
         read = getattr(segmenter, "segment_averaged", segmenter.segment)

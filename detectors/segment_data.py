@@ -14,8 +14,9 @@ import numpy as np
 
 from detectors.base import BACKGROUND, CYTOPLASM, NUCLEUS, RED_CELL
 from detectors.segment_colour import background_colour, optical_density
-from pipeline.errors import BadInput
-from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
+from pipeline.errors import BadInput, UnreadableImage
+from storage.images import read_grey, read_rgb
+from storage.near_duplicates import near_duplicate_groups, thumbnail
 
 IGNORE = 255
 # Pixel sizes (µm) that put the red cells of each source at 7.5 µm; tecom shows few whole red cells,
@@ -75,15 +76,19 @@ def _rows(data_dir: Path) -> list[tuple[str, str, str, str]]:
 
 
 def _read_pair(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = cv2.imread(str(image_path), cv2.IMREAD_COLOR)
-    mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE)
-    if image is None or mask is None:
-        bad = image_path if image is None else mask_path
-        raise BadInput(f"{bad} is missing or no image; correct labels.csv or restore the file.")
+    try:
+        path = image_path
+        image = read_rgb(path)
+        path = mask_path
+        mask = read_grey(path)
+    except UnreadableImage as error:
+        raise BadInput(
+            f"{path} is missing or no image; correct labels.csv or restore the file ({error})."
+        ) from error
     if image.shape[:2] != mask.shape:
         size = f"{mask.shape[1]} x {mask.shape[0]}"
         raise BadInput(f"{mask_path} is {size} px, its image is not; redo the mask.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), mask
+    return image, mask
 
 
 def labels_of(image: np.ndarray, mask: np.ndarray, pixel_size_um: float) -> np.ndarray:
@@ -130,10 +135,7 @@ def same_cell_groups(images: list[np.ndarray], threshold: float = 0.97) -> list[
     """One number per image (H, W, 3) uint8; photographs of one cell, turned or not, share a number."""
     if not images:
         return []
-    grey = [cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in images]
-    size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    small = np.stack([cv2.resize(g, size, interpolation=cv2.INTER_AREA) for g in grey])
-    return [int(g) for g in near_duplicate_groups(small, threshold)]
+    return [int(g) for g in near_duplicate_groups(np.stack([thumbnail(i) for i in images]), threshold)]
 
 
 def split_cells(

@@ -13,8 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from detectors.segment import check_patches, check_pixel_size
+from detectors.segment import check_patches
 from detectors.segment_colour import background_colour, optical_density
+from storage.images_info import check_pixel_size
 
 WORKING_PIXEL_SIZE_UM = 0.2
 WINDOW_UM, OVERLAP_UM = 240.0, 30.0
@@ -47,7 +48,7 @@ def find_erythroblasts_perls(image: np.ndarray, pixel_size_um: float) -> tuple[n
     marrow exists.
     """
     check_patches(image[None])
-    check_pixel_size(pixel_size_um)
+    check_pixel_size("a Perls image", pixel_size_um)
     glass = background_colour(image)
     rows: list[tuple[float, float, float, float, float]] = []
     for left, top, part in windows(image, pixel_size_um):

@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 
 from detectors.base import CYTOPLASM, NUCLEUS, Segmenter
-from detectors.datasets import LEUKOCYTE, RED_CELL, Sample, read_image, read_yolo_folder
+from detectors.datasets import LEUKOCYTE, RED_CELL, Sample, read_yolo_folder
 from detectors.segment import central_cell
 from detectors.segment_data import IGNORE, LabelledCell, labels_of
 from detectors.segment_evaluation import dice
+from storage.images import read_rgb
 
 CONTEXT = 2.3  # side of a crop in sides of its box
 MIN_BOX_IOU, MIN_AGREEMENT = 0.85, 0.93
@@ -56,7 +57,7 @@ def _family(sample: Sample) -> str:
 
 
 def _cells_of(teacher: Segmenter, sample: Sample, source: str) -> Iterator[LabelledCell]:
-    image = read_image(sample.path)
+    image = read_rgb(sample.path)
     for box in sample.of(LEUKOCYTE):
         x0, y0, x1, y1 = box
         if x0 < 2 or y0 < 2 or x1 > sample.width_px - 2 or y1 > sample.height_px - 2:

@@ -21,11 +21,12 @@ import numpy as np
 
 from detectors.checkpoints import earlier_state, marks
 from detectors.data_scale import scales_of
-from detectors.datasets import CLASSES, Sample, read_image, read_yolo_folder, split
+from detectors.datasets import CLASSES, Sample, read_yolo_folder, split
 from detectors.packing import Look, endless, pack, resample
 from detectors.starting import said_of, starting_weights
 from pipeline.errors import BadInput
 from storage.checkpoints import write_checkpoint
+from storage.images import read_rgb
 from storage.whole_files import write_json
 
 PIXEL_SIZE_UM = 0.25  # a red cell is 30 px, a leukocyte 48-75 px: enough for tight boxes, and quick
@@ -245,7 +246,7 @@ def predict(
 
     from detectors.boxes import decode, suppress
 
-    image = read_image(sample.path)
+    image = read_rgb(sample.path)
     if look is not None:
         image = look(image, sample.pixel_size_um, np.random.default_rng(seed))
     image = resample(image, sample.pixel_size_um / recipe.pixel_size_um)
@@ -288,6 +289,11 @@ def train_detector(
     "history", "test", "package"}; package is None where `stop_at` ended the run early.  Raises BadInput
     for a folder without images or leukocytes.
     """
+    from storage.packages import check_package_place, write_package
+
+    name = name or f"leukocyte-{modality}-{Path(data_dir).resolve().name}"
+    folder = Path(out_dir) / "package" / name
+    check_package_place(folder)
     samples = read_yolo_folder(Path(data_dir), pixel_size_um)
     log(json.dumps({"pixel_size_from": scales_of(samples)}, ensure_ascii=False), flush=True)
     parts = split(samples, FRACTIONS, seed)
@@ -307,14 +313,11 @@ def train_detector(
     from detectors.evaluation import evaluate_detector
     from detectors.export import detector_card, write_detector_package
     from detectors.yolo_onnx import YoloOnnxDetector
-    from storage.packages import write_package
 
-    name = name or f"leukocyte-{modality}-{Path(data_dir).resolve().name}"
     data = (f"{data_dir}: {len(parts['train'])} images", *(said_of(start) if start else ()))
     card = detector_card(
         name, recipe, data, {}, ("trained by smearflow train detector; judge it before use",)
     )
-    folder = Path(out_dir) / "package" / name
     package = write_detector_package(Path(out_dir) / "best.pt", folder, card)
     if parts["test"]:
         look = dic_look if modality == "dic" else None

@@ -20,6 +20,7 @@ import numpy as np
 
 from detectors.boxes import decode, fused, overlapping_pairs, suppress, thin_out, voted
 from pipeline.errors import BadInput, BadModelPackage
+from storage.images_info import check_pixel_size
 
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
@@ -31,7 +32,6 @@ SAME_OBJECT_IOU = 0.7  # boxes of one object, as its several anchors place it
 SAME_IN_VIEWS_IOU = 0.55  # boxes of one object in several views; as Solovyev et al. 2021
 SEAM_DOUBT_PX = 4
 MIRRORS = ("", "x", "y", "xy")
-MIN_PIXEL_SIZE_UM, MAX_PIXEL_SIZE_UM = 0.005, 2.0
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,6 @@ def check_image(image: np.ndarray, who: str) -> np.ndarray:
     if len(shape) == 3 and shape[2] == 3:
         return image
     raise BadInput(f"{who} reads images of shape (H, W) or (H, W, 3), not {shape}; drop other channels.")
-
-
-def check_pixel_size(pixel_size_um: float, who: str) -> float:
-    if not (np.isfinite(pixel_size_um) and MIN_PIXEL_SIZE_UM <= pixel_size_um <= MAX_PIXEL_SIZE_UM):
-        raise BadInput(
-            f"{who} cannot work at a pixel size of {pixel_size_um} µm; give one of {MIN_PIXEL_SIZE_UM} to "
-            f"{MAX_PIXEL_SIZE_UM} µm, such as 0.1."
-        )
-    return float(pixel_size_um)
 
 
 def rescale(
@@ -165,7 +156,7 @@ class YoloOnnxDetector:
     def _look(self, image: np.ndarray, pixel_size_um: float, *, everywhere: bool) -> Found:
         """`look`; without `everywhere` the red cells and platelets that compete with a leukocyte suffice."""
         image = check_image(image, self.name)
-        factor = check_pixel_size(pixel_size_um, self.name) / self.pixel_size_um
+        factor = check_pixel_size(self.name, pixel_size_um) / self.pixel_size_um
         if min(image.shape[:2]) < 1:
             return _nothing()
         views = [self._view(image, factor / scale, mirror, everywhere) for scale, mirror in self.views]

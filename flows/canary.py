@@ -183,9 +183,9 @@ def _phantom(folder: Path) -> Path:
 
 
 def _hashes(case_dir: Path) -> dict[str, str]:
-    from pipeline.intake_files import sha256_file
+    from storage.fingerprint import sha256_of
 
-    return {p.name: sha256_file(p) for p in sorted(case_dir.iterdir()) if p.is_file()}
+    return {p.name: sha256_of(p) for p in sorted(case_dir.iterdir()) if p.is_file()}
 
 
 def _figures(run: Any, truth: dict[str, Any]) -> dict[str, float]:

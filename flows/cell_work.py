@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from flows.console import as_rgb
 from flows.units import CellUnit
 from flows.work import limit_threads, model, read
 from pipeline.settings import Settings
 from pipeline.types import Cell, FieldImage
+from storage.images import as_rgb
 
 
 def patch_modalities(cells: Iterable[Cell]) -> list[str]:

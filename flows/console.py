@@ -45,7 +45,7 @@ def pixel_size_option(
     """`--pixel-size UM` or another `name`; a size that no image of a smear can have is refused."""
 
     def checked(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-        from pipeline.intake_files import check_pixel_size
+        from storage.images_info import check_pixel_size
 
         return None if value is None else check_pixel_size(name, value)
 
@@ -158,8 +158,15 @@ def _read_pixels(path: Path) -> Any:
     return image
 
 
-def stated_pixel_size(info: ImageInfo, given: float | None) -> tuple[float | None, str]:
-    """The pixel size (µm) that is given, else that of the file, which may have none, and where it is from."""
+def stated_pixel_size(path: Path, given: float | None) -> tuple[float | None, str]:
+    """The pixel size (µm) that is given, else that of the file, which may have none, and where it is from.
+
+    What the reader notes of the file is said on stderr.
+    """
+    from storage.images import image_info
+
+    info = image_info(path)
+    say_notes(path, info)
     return (info.pixel_size_um, "file") if given is None else (given, "command line")
 
 
@@ -167,13 +174,6 @@ def say_notes(path: Path, info: ImageInfo) -> None:
     """What the reader knows of a file that a person should know too, on stderr."""
     for note in info.notes:
         click.echo(one_line(f"{path}: {note}."), err=True)
-
-
-def as_rgb(image: Any) -> Any:
-    """(H, W, 3) view of a grey or colour image."""
-    import numpy as np
-
-    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def output_folder(out: str | Path) -> Path:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from flows.console import as_rgb
 from pipeline.settings import KEPT_SCORE, Settings
 from pipeline.types import FieldImage
+from storage.images import as_rgb
 
 OVERVIEW_WIDTH_PX = 900  # reduced field pictures of the report
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput, InputChanged, UnreadableImage, is_of_machine
-from pipeline.intake_files import check_case_id, check_pixel_size, inside, read_regular_file
+from pipeline.intake_files import check_case_id, inside, read_regular_file
 from pipeline.intake_manifest import Declaration, Source, declare
 from pipeline.intake_slides import inspect_slide, refuse_unusable_slides
 from pipeline.intake_sources import MISSING_PIXEL_SIZE, Inspected, no_pixel_size, problem_of, scale_of
@@ -28,7 +28,6 @@ __all__ = [
     "Source",
     "assemble_case",
     "check_case_id",
-    "check_pixel_size",
     "declare",
     "inspect_source",
     "read_case",

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from pipeline.errors import BadInput
-
-# Finer than light microscopy resolves by far, or too coarse to show a nucleus.
-PIXEL_SIZE_LIMITS_UM = (0.01, 5.0)
+from storage.fingerprint import sha256_of
 
 # Names that the store has for itself, beside the cases.
 RESERVED = ("nights", "audit")
@@ -59,26 +56,14 @@ def inside(case_dir: Path, file: str) -> Path:
     raise BadInput(f"{found}; put the image into the folder under a plain name.")
 
 
-def sha256_file(path: Path) -> str:
-    """sha256 of a regular file; raises OSError for anything else, so that a pipe cannot block a night."""
-    digest = hashlib.sha256()
-    # O_NONBLOCK: opening a pipe without a writer must not wait for one.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            raise IsADirectoryError(f"{path} is not a file")
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def sha256_slide(path: Path) -> str:
     """sha256 of a whole slide: of its file, and of those beside it where the slide is many files."""
     from storage.slides_companions import companions
 
     others = companions(path)
     if not others:
-        return sha256_file(path)
-    lines = [f"{sha256_file(p)} {p.relative_to(path.parent).as_posix()}" for p in (path, *others)]
+        return sha256_of(path)
+    lines = [f"{sha256_of(p)} {p.relative_to(path.parent).as_posix()}" for p in (path, *others)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -115,13 +100,3 @@ def decode_text(path: Path, data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
-
-
-def check_pixel_size(where: str, size_um: float) -> float:
-    """The size itself; raises BadInput where no light microscope image of a smear can have it."""
-    low, high = PIXEL_SIZE_LIMITS_UM
-    if not (math.isfinite(size_um) and low <= size_um <= high):
-        raise BadInput(
-            f"{where}: a pixel size of {size_um:g} µm cannot be right; give micrometres, {low:g} to {high:g}."
-        )
-    return size_um

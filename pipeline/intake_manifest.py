@@ -16,17 +16,17 @@ from typing import Any, Literal, get_args
 from pipeline.errors import BadInput
 from pipeline.intake_files import (
     check_case_id,
-    check_pixel_size,
     decode_text,
     inside,
     read_small,
-    sha256_file,
     sha256_slide,
     shown,
 )
 from pipeline.intake_yaml import read_case_yaml
 from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.types import Modality, Problem, Spec, Specimen, Stain
+from storage.fingerprint import sha256_of
+from storage.images_info import check_pixel_size
 
 MANIFEST = "manifest.csv"
 REQUIRED = ("slide", "field", "modality", "stain", "file")
@@ -63,7 +63,7 @@ class Source(Spec):
         """sha256 of the file as it is now; a word where it is missing or cannot be read."""
         try:
             path = inside(Path(case_dir), self.file)
-            return sha256_slide(path) if self.kind == "slide" else sha256_file(path)
+            return sha256_slide(path) if self.kind == "slide" else sha256_of(path)
         except OSError as error:
             return type(error).__name__
         except BadInput:

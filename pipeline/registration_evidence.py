@@ -110,7 +110,7 @@ def no_relief(ecc: float, alike: float) -> str:
     """
     if abs(alike) > ALIKE and ecc < ECC_OF_ALIKE:
         return (
-            f"The two images show the same picture (correlation {abs(alike):.2f}): they are one kind of image "
+            f"The two images show the same picture (correlation {abs(alike):.2f}): one kind of image "
             "twice, or a DIC that absorbs more than it shows relief; hand in brightfield and DIC, this one "
             "without dye."
         )

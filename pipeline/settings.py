@@ -7,11 +7,14 @@ so that changing one figure recomputes only the stages that depend on it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import BadInput
+from storage.images_info import PIXEL_SIZE_UM
+
+PixelSize = Annotated[float, Field(ge=PIXEL_SIZE_UM[0], le=PIXEL_SIZE_UM[1])]
 
 if TYPE_CHECKING:
     from storage.registry import Task
@@ -54,7 +57,7 @@ class IntakeSettings(Section):
 
     field_width_px: int = Field(2064, gt=0)  # of the fields that a whole slide is cut into
     field_height_px: int = Field(1544, gt=0)  # the same
-    slide_pixel_size_um: float = Field(0.25, gt=0)  # fields are cut from whole slides at this size
+    slide_pixel_size_um: PixelSize = 0.25  # fields are cut from whole slides at this size
     field_overlap_um: float = Field(25.0, ge=0)  # of fields cut from a slide: about a large cell
     max_slide_fields: int = Field(60, gt=0)  # of a whole slide, the best by `slide_field_choice`
     min_tissue_fraction: float = Field(0.05, ge=0, le=1)
@@ -97,7 +100,7 @@ class PatchSettings(Section):
     """Patches around each cell."""
 
     sizes_px: tuple[int, ...] = (256, 360)  # sides of the patches that are kept of each cell
-    pixel_size_um: float = Field(0.1, gt=0)  # to which fields are resampled
+    pixel_size_um: PixelSize = 0.1  # to which fields are resampled
     chunk: int = Field(16, gt=0)  # patches that are compressed together
     shard: int = Field(32, gt=0)  # cells a write unit; a case of 100 cells fills several workers
     border_fill: Literal["reflect", "background"] = "reflect"  # what stands beyond the field's edge

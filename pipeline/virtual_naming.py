@@ -68,9 +68,10 @@ def train_virtual_classifier(
     the pictures lie beside it, and a run that was cut off goes on from them.  Raises BadInput.
     """
     from classifiers.recipes import Recipe
-    from classifiers.sources import read_image, read_samples
+    from classifiers.sources import read_samples
     from classifiers.training import checkpoint_of, train_classifier
     from stainers.data import load_smears
+    from storage.images import read_rgb
 
     # All that can be refused at once is looked at before cells are painted, which takes minutes.
     if crops is None and crops_pixel_size_um is not None:
@@ -90,7 +91,7 @@ def train_virtual_classifier(
     learned = subjects([s for s in smears if s.split == "train"], seed)
     if crops is not None:
         labelled = [(s.path, s.label) for s in read_samples(crops)]
-        learned += named_crops(labelled, crops_pixel_size_um or PIXEL_SIZE_UM, read_image, smears)
+        learned += named_crops(labelled, crops_pixel_size_um or PIXEL_SIZE_UM, read_rgb, smears)
     held = subjects([s for s in smears if s.split == "validation"], seed)
     if not learned or not held:
         raise BadInput(f"{data}: too few smears with boxed leukocytes to learn from and to hold out.")

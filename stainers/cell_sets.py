@@ -16,7 +16,8 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.data import split_of
 from storage.image_folders import is_image
-from storage.near_duplicates import near_duplicate_groups
+from storage.images import read_rgb
+from storage.near_duplicates import near_duplicate_groups, thumbnail
 from storage.tables import read_table
 
 Array = np.ndarray[Any, Any]
@@ -140,21 +141,16 @@ def read_cells(
     """The cells of a domain under `folder`, each image resized by `scale`; near-duplicates in one split.
 
     With `size_px` an image is cut, or continued by reflection, to a square of that side around its centre.
-    `shares` are those of training and validation; the rest tests.  Raises BadInput naming the folder.
+    `shares` are those of training and validation; the rest tests.  Raises BadInput naming the folder,
+    UnreadableImage the file.
     """
-    import cv2
-
     from stainers.data import window
 
     images, labels, names, thumbnails = [], [], [], []
     for path, label in _listed(folder, domain):
-        bgr = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if bgr is None:
-            raise BadInput(f"{path}: no readable image; restore the file or take it off the list.")
-        thumbnails.append(
-            cv2.resize(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), (24, 24), interpolation=cv2.INTER_AREA)
-        )
-        rgb = resized(bgr[..., ::-1], scale)
+        image = read_rgb(path)
+        thumbnails.append(thumbnail(image))
+        rgb = resized(image, scale)
         if size_px:
             rgb = window(rgb, (rgb.shape[1] / 2, rgb.shape[0] / 2), size_px)
         images.append(np.ascontiguousarray(rgb))

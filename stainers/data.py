@@ -8,7 +8,6 @@ their red cells (7.5 µm); near-duplicates are kept on one side of every split.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +17,9 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
-from storage.image_folders import label_path, read_rows, yolo_images
-from storage.near_duplicates import near_duplicate_groups
+from storage.image_folders import TXL_PBC, label_path, read_boxes, sources_of, yolo_images
+from storage.images import read_rgb
+from storage.near_duplicates import near_duplicate_groups, thumbnail
 
 if TYPE_CHECKING:
     from phantoms.optics import DicOptics
@@ -28,7 +28,7 @@ Array = np.ndarray[Any, Any]
 
 PIXEL_SIZE_UM = 0.1
 RED_CELL_UM = 7.5
-DOMAINS = ("barcelona", "bccd", "raabin")  # alphabetical; the sources of TXL-PBC, each a stain target
+DOMAINS = TXL_PBC  # each a stain target
 SAME_FIELD = 0.92  # correlation of squashed thumbnails above which two fields are one photograph
 SPLITS = ("train", "validation", "test")
 
@@ -71,35 +71,10 @@ class Smear:
         return dic, optics
 
 
-def domain_of(width: int, height: int) -> str | None:
-    """The source of a TXL-PBC smear by its size in pixels; None where it is none of the three."""
-    if (width, height) == (575, 575):
-        return "raabin"
-    if 358 <= width <= 370 and 358 <= height <= 370:
-        return "barcelona"
-    if (width, height) in ((416, 416), (640, 480)):
-        return "bccd"
-    return None
-
-
-def own_domain(data_dir: Path) -> str:
-    """The stain of a laboratory's own smears, by the name of their folder: letters, digits and hyphens."""
-    name = re.sub(r"[^a-z0-9]+", "-", data_dir.resolve().name.lower()).strip("-")
-    return name or "own"
-
-
 def targets_of(smears: Sequence[Smear]) -> tuple[str, ...]:
     """The targets of a generator that learns from smears: all sources of TXL-PBC, or what there is."""
     found = {s.domain for s in smears}
     return DOMAINS if found <= set(DOMAINS) else tuple(sorted(found))
-
-
-def read_boxes(path: Path, width: int, height: int) -> Array:
-    """A YOLO label file as (n, 5) float32: class, x0, y0, x1, y1 in pixels; no file, no boxes."""
-    table = np.asarray(read_rows(path), np.float32).reshape(-1, 5)
-    centre, size = table[:, 1:3], table[:, 3:5]
-    scale = np.asarray([width, height], np.float32)
-    return np.concatenate([table[:, :1], (centre - size / 2) * scale, (centre + size / 2) * scale], axis=1)
 
 
 def split_of(group_name: str, seed: int = 0, shares: tuple[float, float] = (0.80, 0.08)) -> str:
@@ -112,19 +87,17 @@ def split_of(group_name: str, seed: int = 0, shares: tuple[float, float] = (0.80
 def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> list[Smear]:
     """Every usable smear of `data_dir` (a folder with images/ and labels/), split in groups.
 
-    Where every image has a size of TXL-PBC they are its three sources; else all are of one stain, named after
-    the folder.  Smears with fewer than three boxed red cells have no scale and are left out.
+    Their domains are `storage.image_folders.sources_of` them.  Smears with fewer than three boxed red cells
+    have no scale and are left out.  Raises BadInput where none is left, UnreadableImage naming a file.
     """
     import cv2
 
-    raw: list[tuple[str, str | None, Array, Array]] = []
-    thumbnails = []
+    raw: list[tuple[str, Array, Array]] = []
+    sizes, thumbnails = [], []
     for path in sorted(yolo_images(data_dir), key=lambda p: p.name)[:limit]:
-        bgr = cv2.imread(str(path))
-        if bgr is None:
-            continue
-        height, width = bgr.shape[:2]
-        boxes = read_boxes(label_path(path), width, height)
+        image = read_rgb(path)
+        height, width = image.shape[:2]
+        boxes = read_boxes(label_path(path), width, height, np.float32)
         red = boxes[boxes[:, 0] == 1]
         # cells cut by the border are too small to measure
         inside = (red[:, 1] > 2) & (red[:, 2] > 2) & (red[:, 3] < width - 2) & (red[:, 4] < height - 2)
@@ -134,25 +107,26 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
         size_px = float(np.median(np.sqrt(sides[:, 0] * sides[:, 1])))
         factor = RED_CELL_UM / PIXEL_SIZE_UM / size_px
         interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-        rgb = cv2.resize(bgr, None, fx=factor, fy=factor, interpolation=interpolation)[..., ::-1]
         boxes[:, 1:] *= factor
-        raw.append((path.stem, domain_of(width, height), np.ascontiguousarray(rgb), boxes))
-        grey = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
-        thumbnails.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA))
+        raw.append(
+            (path.stem, cv2.resize(image, None, fx=factor, fy=factor, interpolation=interpolation), boxes)
+        )
+        sizes.append((width, height))
+        thumbnails.append(thumbnail(image))
     if not raw:
         raise BadInput(
             f"{data_dir} holds no smears to learn from: give a YOLO-format folder with images/ and "
             "labels/, in which a field has at least three whole boxed red cells (class 1), its scale."
         )
-    own = own_domain(data_dir) if any(domain is None for _, domain, _, _ in raw) else None
+    domains = sources_of(data_dir, sizes)
     groups = near_duplicate_groups(np.stack(thumbnails), SAME_FIELD, turned=False)
     smears = []
-    for (stem, domain, rgb, boxes), group in zip(raw, groups, strict=True):
+    for (stem, rgb, boxes), domain, group in zip(raw, domains, groups, strict=True):
         background, density = glass_and_red_cell(rgb)
         smears.append(
             Smear(
                 file=stem,
-                domain=own or domain or "",
+                domain=domain,
                 split=split_of(raw[group][0], seed),
                 image=rgb,
                 leukocytes=boxes[boxes[:, 0] == 0, 1:],

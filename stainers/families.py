@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.errors import UnknownName
 from storage.checkpoints import keep_earlier
+from storage.packages import check_package_place
 
 
 @dataclass(frozen=True)
@@ -88,12 +89,15 @@ def train_by_recipe(
 ) -> dict[str, Any]:
     """Train by a shipped recipe or a recipe file; `steps` and `seed` override it.  Returns the metrics.
 
-    Raises BadInput where `out_dir` holds a checkpoint and `resume` is not asked for.
+    Raises BadInput where `out_dir` holds a checkpoint and `resume` is not asked for, or where a package is to
+    be written over something else.
     """
     from stainers.recipes import read_recipe
 
     plan = with_length(read_recipe(recipe), steps, seed)
     keep_earlier(resume, out_dir / "checkpoint.pt")  # the name that every family gives it
+    for name in ("package", "package-backward"):
+        check_package_place(out_dir / name)
     trainer = family(plan.architecture).get("train_folder")
     return trainer(data_dir, out_dir, recipe=plan, resume=resume, progress=progress)  # type: ignore[no-any-return]
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import BadInput
-from storage.packages import sha256_of
+from storage.fingerprint import sha256_of
 
 Array = np.ndarray[Any, Any]
 

@@ -19,7 +19,7 @@ from pipeline.errors import BadInput
 from stainers.base import Stainer
 from stainers.data import PIXEL_SIZE_UM, Smear, glass_and_red_cell, window
 from storage.fingerprint import array_mark, fingerprint
-from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
+from storage.near_duplicates import near_duplicate_groups, thumbnail
 from storage.tables import write_table
 from storage.whole_files import write_png
 
@@ -106,11 +106,7 @@ def named_crops(
         middle = (image.shape[1] / 2, image.shape[0] / 2)
         found.append(Subject(smear, middle, name, f"crop-{path.parent.name}-{path.stem}"))
     fields = [s.image for s in smears] + [s.smear.image for s in found]
-    size = (THUMBNAIL_PX, THUMBNAIL_PX)
-    small = [
-        cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for f in fields
-    ]
-    groups = near_duplicate_groups(np.stack(small), SAME_PHOTOGRAPH, turned=False)
+    groups = near_duplicate_groups(np.stack([thumbnail(f) for f in fields]), SAME_PHOTOGRAPH, turned=False)
     known = set(groups[: len(smears)].tolist())
     return [s for s, group in zip(found, groups[len(smears) :].tolist(), strict=True) if group not in known]
 

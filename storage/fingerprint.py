@@ -1,12 +1,14 @@
-"""The fingerprint of what a result was computed from."""
+"""The fingerprint of what a result was computed from, and the hash of a file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import os
+import stat
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -60,6 +62,18 @@ def fingerprint(*parts: Any) -> str:
     """
     text = json.dumps([_plain(p) for p in parts], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 (hex) of a regular file; OSError for anything else, so that a pipe cannot block a night."""
+    digest = hashlib.sha256()
+    # O_NONBLOCK: opening a pipe without a writer must not wait for one.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise IsADirectoryError(f"{path} is not a file")
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def array_mark(values: np.ndarray[Any, Any]) -> str:

@@ -7,12 +7,17 @@ with `<part>/labels/a.txt`.  A row is `class x y width height`, as shares of the
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.errors import BadInput
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"))
 EDGE = 0.01  # by so much of the image tools let a value go beyond 0 and 1
+TXL_PBC = ("barcelona", "bccd", "raabin")  # the sources of the public set TXL-PBC, alphabetical
 Row = tuple[float, float, float, float, float]
 
 
@@ -61,6 +66,43 @@ def read_rows(path: Path) -> list[Row]:
             )
         rows.append(row)
     return rows
+
+
+def read_boxes(path: Path, width: int, height: int, dtype: type = np.float64) -> np.ndarray:
+    """(N, 5): class, x0, y0, x1, y1 in pixels of an image of that size, over its edge where labelled so.
+
+    They are reckoned in `dtype`: its last digit can decide whether a cell touches the edge.  An absent file
+    has no boxes.  Raises BadInput as `read_rows`.
+    """
+    table: np.ndarray = np.array(read_rows(path), dtype).reshape(-1, 5)
+    centre, size = table[:, 1:3], table[:, 3:5]
+    scale: np.ndarray = np.array([width, height], dtype)
+    return np.concatenate([table[:, :1], (centre - size / 2) * scale, (centre + size / 2) * scale], axis=1)
+
+
+def sources_of(data_dir: Path, sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """The source of each smear of a folder, by the (width, height) of all of them in pixels.
+
+    Where every one has a size of TXL-PBC they are its three sources; else all are of one, the folder's.
+    """
+    known = [_txl_pbc(*size) for size in sizes]
+    if any(source is None for source in known):
+        return [own_source(data_dir)] * len(known)
+    return [source for source in known if source is not None]
+
+
+def _txl_pbc(width: int, height: int) -> str | None:
+    if (width, height) == (575, 575):
+        return "raabin"
+    if 358 <= width <= 370 and 358 <= height <= 370:
+        return "barcelona"
+    return "bccd" if (width, height) in ((416, 416), (640, 480)) else None
+
+
+def own_source(data_dir: Path) -> str:
+    """The source of a laboratory's own smears, by the name of their folder: letters, digits and hyphens."""
+    name = re.sub(r"[^a-z0-9]+", "-", data_dir.resolve().name.lower()).strip("-")
+    return name or "own"
 
 
 def _row(line: str) -> tuple[Row | None, str]:

@@ -20,11 +20,14 @@ from storage.images_info import MAX_PIXELS, ImageInfo, damaged, refuse
 __all__ = [
     "MAX_PIXELS",
     "ImageInfo",
+    "as_rgb",
     "decode_image",
     "image_info",
     "is_grey",
     "luminance",
+    "read_grey",
     "read_image",
+    "read_rgb",
     "to_uint8",
     "varies_in_colour",
 ]
@@ -129,6 +132,25 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             )
         data = stream.read()
     return decode_image(path, data, max_pixels=max_pixels)[1]
+
+
+def read_rgb(path: Path | str) -> np.ndarray:
+    """A stained image as (H, W, 3) uint8 RGB, the pixels that `detect` and `run` see; may be written on.
+
+    What people and models look at beside a case (labelled cells, boxed smears) is read by this alone, so that
+    they are trained and judged on what they will be shown.  Raises UnreadableImage.
+    """
+    return np.require(as_rgb(to_uint8(read_image(path))), requirements="W")  # a JPEG's come read-only
+
+
+def read_grey(path: Path | str) -> np.ndarray:
+    """A mask as (H, W) uint8, of a coloured one the luminance; raises UnreadableImage."""
+    return luminance(to_uint8(read_image(path)))
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) of a grey or colour image."""
+    return np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
 
 
 def is_grey(image: np.ndarray) -> bool:

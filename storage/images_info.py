@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UnreadableImage
+from pipeline.errors import BadInput, UnreadableImage
 
 MAX_PIXELS = 400_000_000
 
-# A resolution outside this range is a printer's or a screen's, not a microscope's.
-PLAUSIBLE_UM = (0.02, 5.0)
+# Of any image of a smear: less is far finer than light resolves, more too coarse to show a nucleus.  What a
+# file says outside it is a printer's or a screen's resolution.
+PIXEL_SIZE_UM = (0.01, 2.0)
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,26 @@ def damaged(path: Path) -> Iterator[None]:
         raise refuse(path, f"is damaged or truncated ({detail})", "copy or export it again") from error
 
 
+def can_be_pixel_size(size_um: float) -> bool:
+    """Whether a light microscope's image of a smear can have this pixel size (µm)."""
+    return math.isfinite(size_um) and PIXEL_SIZE_UM[0] <= size_um <= PIXEL_SIZE_UM[1]
+
+
+def check_pixel_size(where: str, size_um: float) -> float:
+    """The size itself; raises BadInput, naming `where` it stands, where no image of a smear can have it."""
+    if not can_be_pixel_size(size_um):
+        low, high = PIXEL_SIZE_UM
+        raise BadInput(
+            f"{where}: a pixel size of {size_um:g} µm cannot be right; give micrometres, {low:g} to {high:g}."
+        )
+    return float(size_um)
+
+
 def plausible_pixel_size(
     x_um: float | None, y_um: float | None = None
 ) -> tuple[float | None, tuple[str, ...]]:
     """The pixel size where it can be a microscope's and pixels are square, else None; and notes."""
-    if x_um is None or not PLAUSIBLE_UM[0] <= x_um <= PLAUSIBLE_UM[1]:
+    if x_um is None or not can_be_pixel_size(x_um):
         return None, ()
     if y_um is not None and abs(y_um / x_um - 1.0) > 0.02:
         return None, (

@@ -14,6 +14,15 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 THUMBNAIL_PX = 24
+MAX_PRODUCTS = 1 << 24  # correlations held at a time, 64 MiB of them
+
+
+def thumbnail(image: Array) -> Array:
+    """The thumbnail (THUMBNAIL_PX, THUMBNAIL_PX) uint8 of an image (H, W, 3) uint8, squashed to a square."""
+    import cv2
+
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return np.asarray(cv2.resize(grey, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA))
 
 
 def _unit(thumbnails: Array) -> Array:
@@ -41,12 +50,16 @@ def near_duplicate_groups(thumbnails: Array, threshold: float, *, turned: bool =
             i = int(parent[i])
         return i
 
+    rows = max(1, MAX_PRODUCTS // n)
     base = _unit(thumbnails)
     for flipped in (False, True) if turned else (False,):
         stack = thumbnails[:, :, ::-1] if flipped else thumbnails
         for quarter in range(4 if turned else 1):
             other = _unit(np.ascontiguousarray(np.rot90(stack, quarter, (1, 2))))
-            for i, j in zip(*np.nonzero(np.triu(base @ other.T > threshold, 1)), strict=True):
-                a, b = root(int(i)), root(int(j))
-                parent[max(a, b)] = min(a, b)
+            for first in range(0, n, rows):
+                # rows of the table of all pairs, and of those only what lies above its diagonal
+                above = np.triu(base[first : first + rows] @ other[first:].T > threshold, 1)
+                for i, j in zip(*np.nonzero(above), strict=True):
+                    a, b = root(first + int(i)), root(first + int(j))
+                    parent[max(a, b)] = min(a, b)
     return np.array([root(i) for i in range(n)])

@@ -6,7 +6,6 @@ and nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,8 +16,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import BadModelPackage
+from pipeline.errors import BadInput, BadModelPackage
+from storage.fingerprint import sha256_of
 
+CARD_FILE = "card.json"
 WEIGHT_FILES = {"safetensors": "model.safetensors", "onnx": "model.onnx"}
 
 
@@ -100,14 +101,6 @@ class ModelPackage:
         return load_file(str(self.weights_path), device="cpu")
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 @cache
 def _known_sha256(path: Path, mtime_ns: int, size: int) -> str:
     del mtime_ns, size  # another of either is another file
@@ -116,7 +109,7 @@ def _known_sha256(path: Path, mtime_ns: int, size: int) -> str:
 
 def read_package(folder: Path) -> ModelPackage:
     """Read a package's card; the weights are not opened yet."""
-    path = folder / "card.json"
+    path = folder / CARD_FILE
     try:
         card = ModelCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -126,15 +119,34 @@ def read_package(folder: Path) -> ModelPackage:
     return ModelPackage(folder, card)
 
 
+def check_package_place(folder: Path) -> None:
+    """Raise BadInput unless a package may be written at `folder`: nothing there, or no more than a package.
+
+    What else lies there is a person's, and would be lost; a training asks before its first step.
+    """
+    if not folder.is_symlink() and not folder.exists():
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise BadInput(f"{folder}: a model package is a folder, and this is none; name another place.")
+    own = {CARD_FILE, *WEIGHT_FILES.values()}
+    for found in sorted(folder.iterdir()):
+        if found.name not in own or not found.is_file():
+            raise BadInput(
+                f"{folder}: it holds '{found.name}', which is no part of a model package and would be lost; "
+                "name a new or an empty folder."
+            )
+
+
 def write_package(folder: Path, card: Mapping[str, Any], weights: Path | Mapping[str, Any]) -> ModelPackage:
     """Write a package: `weights` is an ONNX file to copy or a state dict to save as safetensors.
 
     The card's sha256 is computed here.  The folder is complete or absent: it is written beside its
-    place and moved there.
+    place and moved there, over an earlier package.  Raises BadInput where anything else is there.
     """
     import shutil
     import tempfile
 
+    check_package_place(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         draft = Path(temporary) / folder.name
@@ -147,9 +159,12 @@ def write_package(folder: Path, card: Mapping[str, Any], weights: Path | Mapping
 
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(target))
         full = ModelCard.model_validate({**card, "sha256": sha256_of(target)})
-        (draft / "card.json").write_text(full.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (draft / CARD_FILE).write_text(full.model_dump_json(indent=1) + "\n", encoding="utf-8")
         if folder.exists():
-            shutil.rmtree(folder)
+            check_package_place(folder)
+            for name in (CARD_FILE, *WEIGHT_FILES.values()):
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
         os.replace(draft, folder)
     return ModelPackage(folder, full)
 
@@ -165,14 +180,27 @@ def list_packages() -> list[ModelPackage]:
     found: dict[str, ModelPackage] = {}
     for root in package_roots():
         if root.is_dir():
-            for folder in sorted(p for p in root.iterdir() if (p / "card.json").is_file()):
+            for folder in sorted(p for p in root.iterdir() if (p / CARD_FILE).is_file()):
                 package = read_package(folder)
                 found.setdefault(package.name, package)
     return list(found.values())
 
 
+def is_path(name: str) -> bool:
+    """Whether a model is named by its folder: `./mine`, `/models/mine`; `mine` alone is a name.
+
+    A folder that happens to lie where a command is run must not stand in for the model of its name.
+    """
+    return any(mark in name for mark in (os.sep, os.altsep) if mark)
+
+
 def find_package(name: str) -> ModelPackage | None:
-    """The package of a name, or of a folder's path; None where there is none."""
-    if (Path(name) / "card.json").is_file():
+    """The package of a name, or of a folder's path (`is_path`); None where there is none."""
+    if is_path(name) and (Path(name) / CARD_FILE).is_file():
         return read_package(Path(name))
     return next((p for p in list_packages() if p.name == name), None)
+
+
+def folder_of_name(name: str) -> list[str]:
+    """How a package in a folder of this name would be given, for whoever meant it; empty where none is."""
+    return [f".{os.sep}{name}"] if not is_path(name) and (Path(name) / CARD_FILE).is_file() else []

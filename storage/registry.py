@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pipeline.errors import BadModelPackage, UnknownName
 from storage.fingerprint import fingerprint
-from storage.packages import ModelPackage, find_package, list_packages
+from storage.packages import ModelPackage, find_package, folder_of_name, list_packages
 
 Task = Literal["detector", "segmenter", "stainer", "classifier", "sideroblast-reader", "patient-classifier"]
 Builder = Callable[[ModelPackage | None], Any]
@@ -88,7 +88,7 @@ def describe(task: Task, name: str) -> ModelPackage | Entry:
     entry = _ENTRIES.get((task, name))
     if entry is not None and not entry.needs_package:
         return entry
-    raise UnknownName(task, name, available(task))
+    raise UnknownName(task, name, available(task) + folder_of_name(name))
 
 
 def modalities(task: Task, name: str) -> tuple[str, ...]:

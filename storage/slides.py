@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UnreadableImage
-from storage.images_info import PLAUSIBLE_UM, refuse
+from storage.images_info import can_be_pixel_size, refuse
 from storage.slides_companions import companions
 
 SLIDE_SUFFIXES = frozenset((".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm"))
@@ -241,7 +241,7 @@ def _pixel_size(properties: Any) -> float | None:
             values.append(float(properties.get(f"openslide.mpp-{axis}", "")))
         except ValueError:
             return None
-    if not all(PLAUSIBLE_UM[0] <= v <= PLAUSIBLE_UM[1] for v in values):
+    if not all(can_be_pixel_size(v) for v in values):
         return None
     if abs(values[0] / values[1] - 1.0) > 0.02:
         return None

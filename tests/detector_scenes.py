@@ -51,8 +51,8 @@ def smear(
 
 def drawn_dic(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A drawn DIC field of 30 leukocytes, two in three of them lymphocytes: image, boxes in px, classes."""
-    from detectors.datasets import read_image
     from phantoms.cases import simulate_case
+    from storage.images import read_rgb
 
     case = simulate_case(
         folder,
@@ -65,4 +65,4 @@ def drawn_dic(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
     (truth,) = json.loads((case / "truth.json").read_text())["fields"].values()
     boxes, classes = np.array(truth["leukocytes_dic_xyxy"]), np.array(truth["classes"])
-    return read_image(next(case.glob("*_DIC.tif"))), boxes, classes
+    return read_rgb(next(case.glob("*_DIC.tif"))), boxes, classes

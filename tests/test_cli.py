@@ -199,6 +199,22 @@ def test_a_pixel_size_that_no_smear_can_have_is_refused_by_every_command(command
     assert value.lstrip("-") in str(result.exception)
 
 
+@pytest.mark.parametrize("command", ["classify", "detect", "explain", "segment", "stain"])
+def test_what_the_reader_notes_of_a_file_is_said_by_every_command_that_looks_at_images(
+    command: str, tmp_path: Path
+) -> None:
+    import numpy as np
+    import tifffile
+
+    path = tmp_path / "cell.tif"
+    image = np.random.default_rng(0).integers(90, 220, (64, 64, 3), np.uint8)
+    tifffile.imwrite(path, image, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
+    out = ["--out", str(tmp_path / "out")] if command in ("explain", "segment", "stain") else []
+    out += ["--class", "none"] if command == "explain" else []  # the notes come first, and fast
+    done = CliRunner().invoke(group, [command, str(path), "--pixel-size", "0.1", *out])
+    assert f"{path}: its orientation tag is not applied" in done.stderr
+
+
 def test_an_impossible_pixel_size_is_one_sentence_and_exit_status_2(tmp_path: Path) -> None:
     done = smearflow("classify", str(tmp_path / "cell.png"), "--pixel-size", "inf", "--json")
     assert (done.returncode, done.stdout) == (2, "")

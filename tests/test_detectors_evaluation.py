@@ -113,11 +113,11 @@ def test_an_evaluation_sees_twelve_bit_and_turned_images_as_detect_sees_them(tmp
 def test_a_grey_image_is_read_as_three_equal_channels(tmp_path: Path) -> None:
     import cv2
 
-    from detectors.datasets import read_image
+    from storage.images import read_rgb
 
     grey = np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), grey)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.dstack([grey] * 3))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), np.dstack([grey] * 3))
 
 
 def test_a_single_image_has_no_interval_and_a_folder_without_leukocytes_no_ap(tmp_path: Path) -> None:

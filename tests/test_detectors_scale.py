@@ -85,12 +85,13 @@ def test_the_classical_detector_keeps_one_box_for_a_lobed_nucleus_and_two_for_tw
 def test_known_smears_are_measured_within_a_fifth(real_data, enlarged):
     import cv2
 
-    from detectors.datasets import image_scale_um, label_path, read_image, read_labels
+    from detectors.datasets import image_scale_um, label_path, read_labels
+    from storage.images import read_rgb
 
     paths = sorted((real_data / "smears" / "images" / "val").glob("*.jpg"))[::60]
     judged = 0
     for path in paths:
-        image = read_image(path)
+        image = read_rgb(path)
         height, width = image.shape[:2]
         truth = image_scale_um(*read_labels(label_path(path), width, height), width, height)
         if truth is None:  # too few labelled red cells to say
@@ -107,7 +108,7 @@ def test_known_smears_are_measured_within_a_fifth(real_data, enlarged):
 def test_leukocytes_of_whole_fields_are_counted_within_two_per_cent_seams_included(real_data, window_px):
     from benchmarks.detection_counts import count_error
     from benchmarks.detection_truth import read_fields
-    from detectors.datasets import read_image
+    from storage.images import read_rgb
     from storage.registry import load
 
     read = read_fields(real_data)
@@ -118,7 +119,7 @@ def test_leukocytes_of_whole_fields_are_counted_within_two_per_cent_seams_includ
         truth = json.loads((real_data / "cases" / case / "truth.json").read_text(encoding="utf-8"))
         for name in sorted(truth["fields"])[:2]:
             _, scores = detector.detect(
-                read_image(real_data / "cases" / case / f"{name}_BF.tif"), truth["pixel_size_um"]
+                read_rgb(real_data / "cases" / case / f"{name}_BF.tif"), truth["pixel_size_um"]
             )
             found = int((scores >= detector.threshold).sum())
             fields.append((found, len(read[case, name])))

@@ -118,12 +118,13 @@ def test_an_explanation_changes_with_the_weights_and_repeats_with_them(name, met
 @pytest.mark.real
 def test_taking_away_what_is_ranked_first_costs_more_than_taking_away_the_rest(real_data):
     from benchmarks.classification_explanations import others, without
-    from classifiers.sources import read_image, read_samples
+    from classifiers.sources import read_samples
+    from storage.images import read_rgb
 
     classifier = load("classifier", "leukocyte-classes")
     falls = []
     for sample in read_samples(real_data / "cells")[::45]:
-        given = classifier.attribution_input(read_image(sample.path), None)
+        given = classifier.attribution_input(read_rgb(sample.path), None)
         with torch.no_grad():
             p = given.probabilities(given.view[None])[0]
             k = int(p.argmax())

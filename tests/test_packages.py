@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import BadModelPackage, UnknownName
+from pipeline.errors import BadInput, BadModelPackage, UnknownName
 from storage.packages import find_package, list_packages, read_package, write_package
 from storage.registry import available, describe, entries, load, virtual_array
 
@@ -84,7 +84,7 @@ def test_a_pickle_in_place_of_weights_is_never_executed(
 ) -> None:
     folder = write(tmp_path / "weights" / "p")
     (folder / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
-    from storage.packages import sha256_of
+    from storage.fingerprint import sha256_of
 
     card = json.loads((folder / "card.json").read_text())
     card["sha256"] = sha256_of(folder / "model.safetensors")  # even with a matching hash
@@ -102,12 +102,111 @@ def test_a_failed_write_leaves_the_old_package(tmp_path: Path) -> None:
     assert (folder / "card.json").read_text() == before
 
 
+def test_a_package_is_written_over_an_earlier_one_and_into_an_empty_folder_alone(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    write(tmp_path / "empty", version="2")
+    assert read_package(tmp_path / "empty").card.version == "2"
+    own = write(tmp_path / "own")
+    (own / "thesis.docx").write_text("years of work")
+    (tmp_path / "nested" / "card.json").mkdir(parents=True)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for name, told in (("own", "thesis"), ("nested", "card.json"), ("file", "none"), ("link", "none")):
+        with pytest.raises(BadInput, match=f"{name}: .*{told}"):
+            write(tmp_path / name, version="3")
+    assert (own / "thesis.docx").read_text() == "years of work"
+    assert (read_package(own).card.version, read_package(tmp_path / "empty").card.version) == ("1", "2")
+
+
+@pytest.mark.parametrize("kind", ["classifier", "segmenter", "virtual-classifier"])
+@pytest.mark.parametrize("out", ["thesis", "data"])
+def test_a_training_into_a_folder_of_something_else_is_refused_before_its_first_step(
+    kind: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from flows.cli import group
+
+    def trained(*_: Any, **__: Any) -> None:
+        raise AssertionError("a training began")
+
+    monkeypatch.setattr("classifiers.training.train_classifier", trained)
+    monkeypatch.setattr("detectors.segment_stages.train_in_stages", trained)
+    monkeypatch.setattr("pipeline.virtual_naming.train_virtual_classifier", trained)
+    kept = {"thesis": tmp_path / "thesis" / "thesis.docx", "data": tmp_path / "data" / "a.png"}
+    for file in kept.values():
+        file.parent.mkdir()
+        file.write_bytes(b"mine")
+    result = CliRunner().invoke(group, ["train", kind, str(tmp_path / "data"), "--out", str(tmp_path / out)])
+    assert isinstance(result.exception, BadInput), result.exception
+    assert f"it holds '{kept[out].name}'" in str(result.exception)
+    assert all(f.read_bytes() == b"mine" for f in kept.values())
+
+
+def test_a_run_whose_package_would_take_the_place_of_something_else_is_refused_at_its_start(
+    tmp_path: Path,
+) -> None:
+    from detectors.training import train_detector
+    from stainers.families import train_by_recipe
+
+    for folder in (tmp_path / "package", tmp_path / "package" / "leukocyte-dic-none"):
+        folder.mkdir()
+        (folder / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"package: it holds 'leukocyte-dic-none'"):
+        train_by_recipe(tmp_path / "none", tmp_path, "unet-film")
+    with pytest.raises(BadInput, match=r"leukocyte-dic-none: it holds 'notes\.txt'"):
+        train_detector(tmp_path / "none", tmp_path, "dic")
+
+
 def test_a_package_is_found_by_name_on_the_path_list_and_by_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "p")
     monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
     assert find_package("test-model") == find_package(str(folder))
+
+
+def test_a_folder_where_a_command_is_run_never_stands_in_for_a_model_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that run elsewhere would work with another model than the command line looked at."""
+    shipped = find_package("dic-to-mgg")
+    assert shipped is not None
+    for name in ("dic-to-mgg", "mine"):
+        write(tmp_path / name, task="stainer", name=name)
+    monkeypatch.chdir(tmp_path)
+    assert find_package("dic-to-mgg") == shipped
+    assert describe("stainer", "./mine") == read_package(Path("mine"))
+    with pytest.raises(UnknownName, match=r"known are: \./mine, "):
+        describe("stainer", "mine")
+
+
+@pytest.mark.parametrize("name", ["leukocyte-classes", "./leukocyte-classes", "best.pt"])
+def test_a_training_begins_from_the_model_of_a_name_else_from_what_lies_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from flows.cli import group
+
+    asked: list[Path] = []
+    monkeypatch.setattr(
+        "classifiers.training.train_classifier", lambda *_, start, **__: asked.append(start) or tmp_path
+    )
+    write(tmp_path / "leukocyte-classes")
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(group, ["train", "classifier", "data", "--out", "out", "--start", name])
+    assert done.exit_code == 0, done.output
+    shipped = find_package("leukocyte-classes")
+    package = find_package(str(asked[0]))
+    if name == "best.pt":
+        assert (package, asked) == (None, [tmp_path / "best.pt"])
+    else:
+        assert package is not None
+        assert shipped is not None
+        assert (package.folder == shipped.folder) == (name == "leukocyte-classes")
 
 
 def test_a_store_calls_a_stainer_as_its_package_is_called_and_tells_folders_apart(

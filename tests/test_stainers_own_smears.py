@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from pipeline.errors import BadInput
-from stainers.data import DOMAINS, load_smears, own_domain, targets_of
+from stainers.data import DOMAINS, load_smears, targets_of
 from stainers.pair_sources import find_pairs
 from stainers.recipes import NetworkRecipe, Recipe
+from storage.image_folders import own_source
 from storage.packages import find_package, read_package
 from storage.registry import load
 from tests.stainer_scenes import dic_patches, smear_folder, tiny_recipe
@@ -39,7 +40,7 @@ def test_smears_of_another_size_are_one_stain_named_after_their_folder(own, tmp_
     assert {s.domain for s in found} == {"my-lab-2026"} == set(targets_of(found))
     public = load_smears(smear_folder(tmp_path / "public", 1))
     assert targets_of(public) == targets_of(public[:1]) == DOMAINS
-    assert own_domain(Path("/x/---")) == "own"
+    assert own_source(Path("/x/---")) == "own"
 
 
 def test_a_stainer_of_own_smears_paints_their_stain_and_its_card_names_them(own, parts, tmp_path):

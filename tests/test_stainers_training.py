@@ -82,6 +82,23 @@ def test_near_duplicates_are_in_one_group():
     assert len(set(groups)) == 4
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_near_duplicates_are_found_a_few_rows_at_a_time_as_all_at_once(turned, monkeypatch):
+    from storage import near_duplicates
+
+    rng = np.random.default_rng(1)
+    base = rng.random((9, 24, 24))
+    pictures = np.concatenate([np.rot90(base, k, (1, 2)) for k in range(4)])[rng.permutation(36)]
+    whole = near_duplicates.near_duplicate_groups(pictures, 0.9, turned=turned)
+    held = []
+    triu = np.triu
+    monkeypatch.setattr(np, "triu", lambda table, k: held.append(table.size) or triu(table, k))
+    monkeypatch.setattr(near_duplicates, "MAX_PRODUCTS", 5 * 36)
+    np.testing.assert_array_equal(near_duplicates.near_duplicate_groups(pictures, 0.9, turned=turned), whole)
+    assert len(set(whole)) == (9 if turned else 36)
+    assert max(held) <= 5 * 36
+
+
 def test_a_split_depends_on_the_group_alone_and_has_the_stated_shares():
     from stainers.data import split_of
 

@@ -13,7 +13,6 @@ import yaml
 from PIL import Image
 
 from classifiers.base import Classified
-from classifiers.sources import read_image
 from flows.cli import main
 from flows.execute import up_to_date
 from flows.naming import calibrated_confidence, check_painter, known_classes, namers
@@ -30,6 +29,7 @@ from stainers.virtual_cells import (
     subjects,
     write_virtual_cells,
 )
+from storage.images import read_rgb
 from storage.packages import find_package, read_package
 from storage.registry import load
 from tests.case_folders import make_case
@@ -78,7 +78,7 @@ def test_every_leukocyte_is_painted_under_as_many_optics_as_asked_for_and_keeps_
     assert {r["class"] for r in rows} == {"monocyte", "other"}
     assert {r["source"] for r in rows} == {"virtual-bccd"}
     assert {r["patient"] for r in rows} == {s.file for s in smears}  # the unit of every split
-    pictures = [read_image(tmp_path / r["image"]) for r in rows]
+    pictures = [read_rgb(tmp_path / r["image"]) for r in rows]
     assert all(p.shape == (PATCH_PX, PATCH_PX, 3) for p in pictures)
     assert all((a != b).any() for a, b in zip(pictures[::2], pictures[1::2], strict=True))
 
@@ -139,7 +139,7 @@ def test_a_crop_that_shows_a_smear_again_is_left_out_and_others_come_to_the_stai
     Image.fromarray(smears[0].image).resize((200, 200)).save(copy)
     noise = np.random.default_rng(1).integers(0, 255, (6, 6, 3), np.uint8)
     Image.fromarray(noise).resize((120, 120), Image.Resampling.NEAREST).save(new)
-    found = named_crops([(copy, "ig"), (new, "erythroblast")], 0.2, read_image, smears)
+    found = named_crops([(copy, "ig"), (new, "erythroblast")], 0.2, read_rgb, smears)
     assert [(c.name, c.smear.image.shape) for c in found] == [("erythroblast", (240, 240, 3))]
     assert found[0].centre_xy == (120, 120)
 
@@ -227,7 +227,7 @@ def test_the_mark_of_cells_is_of_what_their_pictures_show(smears, folder, tmp_pa
     assert mark_of_subjects(subjects([replace(s, image=s.image[::-1]) for s in smears])) != mark
     noise = np.random.default_rng(1).integers(0, 255, (6, 6, 3), np.uint8)
     Image.fromarray(noise).resize((120, 120), Image.Resampling.NEAREST).save(tmp_path / "a.png")
-    crops = [named_crops([(tmp_path / "a.png", "monocyte")], um, read_image, smears) for um in (0.1, 0.2)]
+    crops = [named_crops([(tmp_path / "a.png", "monocyte")], um, read_rgb, smears) for um in (0.1, 0.2)]
     assert mark_of_subjects(crops[0]) != mark_of_subjects(crops[1])
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from flows.console import (
-    as_rgb,
     config_option,
     each_image,
     finish,
@@ -16,6 +15,7 @@ from flows.console import (
     output,
     pixel_size_option,
     read_rgb_or_grey,
+    stated_pixel_size,
 )
 
 
@@ -31,7 +31,7 @@ def command(
     """Name the cell in the middle of each image."""
     from pipeline.classification import classify_patches
     from pipeline.settings import load_settings
-    from storage.images import image_info
+    from storage.images import as_rgb
     from storage.registry import load
 
     settings = load_settings(config).classification
@@ -39,7 +39,7 @@ def command(
 
     def one(path: Path) -> dict[str, Any]:
         image = as_rgb(read_rgb_or_grey(path))
-        size = pixel_size or image_info(path).pixel_size_um
+        size, _source = stated_pixel_size(path, pixel_size)
         found = classify_patches(image[None], size, classifier, settings).cells([str(path)])[0]
         return {
             "file": str(path),

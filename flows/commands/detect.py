@@ -16,7 +16,6 @@ from flows.console import (
     output,
     pixel_size_option,
     read_with_modality,
-    say_notes,
     stated_pixel_size,
 )
 
@@ -49,7 +48,6 @@ def command(
     from detectors.scale import contradicted_scale, infer_pixel_size_um
     from pipeline.errors import BadInput
     from pipeline.settings import detection_threshold, load_settings
-    from storage.images import image_info
     from storage.registry import modalities
 
     settings = load_settings(config).detection
@@ -65,9 +63,7 @@ def command(
                 f"{path}: this is a {kind} image, and '{name}' was made for {' and '.join(made_for)} "
                 f"images; leave out --model, or give --modality {made_for[0]} if it is one."
             )
-        info = image_info(path)
-        say_notes(path, info)
-        size, source = stated_pixel_size(info, pixel_size)
+        size, source = stated_pixel_size(path, pixel_size)
         if size is None:
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from flows.console import (
-    as_rgb,
     config_option,
     each_image,
     finish,
@@ -18,6 +17,7 @@ from flows.console import (
     output_folder,
     pixel_size_option,
     read_rgb_or_grey,
+    stated_pixel_size,
     unique_output,
 )
 
@@ -50,7 +50,7 @@ def command(
     from classifiers.explaining import draw, explain, explainable
     from pipeline.classification import classify_patches
     from pipeline.settings import load_settings
-    from storage.images import image_info
+    from storage.images import as_rgb
     from storage.registry import load
     from storage.whole_files import write_png
 
@@ -61,7 +61,7 @@ def command(
 
     def one(path: Path) -> dict[str, Any]:
         image = as_rgb(read_rgb_or_grey(path))
-        size = pixel_size or image_info(path).pixel_size_um
+        size, _source = stated_pixel_size(path, pixel_size)
         named = classify_patches(image[None], size, classifier, settings).cells([str(path)])[0]
         found = explain(classifier, image, size, label or named.label, method)
         target = unique_output(folder, path, ".png", taken)

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from flows.console import (
-    as_rgb,
     config_option,
     each_image,
     finish,
@@ -18,6 +17,7 @@ from flows.console import (
     output_folder,
     pixel_size_option,
     read_rgb_or_grey,
+    stated_pixel_size,
     unique_output,
 )
 
@@ -40,7 +40,7 @@ def command(
     """Label images: 0 background, 1 red cell, 2 cytoplasm, 3 nucleus, one PNG an image."""
     from detectors import segment_image
     from pipeline.settings import load_settings
-    from storage.images import image_info
+    from storage.images import as_rgb
     from storage.registry import load
     from storage.whole_files import write_png
 
@@ -49,7 +49,7 @@ def command(
     taken: set[Path] = set()
 
     def one(path: Path) -> dict[str, Any]:
-        size = pixel_size or image_info(path).pixel_size_um
+        size, _source = stated_pixel_size(path, pixel_size)
         labels = segment_image(segmenter, as_rgb(read_rgb_or_grey(path)), size)
         target = unique_output(folder, path, ".png", taken)
         write_png(target, labels)

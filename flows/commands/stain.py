@@ -49,7 +49,6 @@ def command(
     from pipeline.staining import min_stain_confidence
     from stainers import stain_image
     from stainers.at_scale import stain_at
-    from storage.images import image_info
     from storage.packages import find_package
     from storage.registry import load, modalities
     from storage.whole_files import write_png
@@ -64,7 +63,7 @@ def command(
     taken: set[Path] = set()
 
     def one(path: Path) -> dict[str, Any]:
-        size, source = stated_pixel_size(image_info(path), pixel_size)
+        size, source = stated_pixel_size(path, pixel_size)
         if size is None:
             size, source = wanted, "assumed: the stainer's" if wanted else "not needed"
         if source.startswith("assumed"):

@@ -15,12 +15,23 @@ from flows.commands.train_phantoms import PHANTOM_COMMANDS
 from flows.console import LABELLED_SCALE, existing, pixel_size_option
 
 
+def _start(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
+    """A model's name as it is; whatever else training can begin from by its whole path, which no name is."""
+    from storage.packages import find_package
+
+    if value is None:
+        return None
+    known = find_package(value)
+    return Path(value) if known is not None and known.name == value else Path(value).absolute()
+
+
 @click.group(name="train")
 def command() -> None:
     """Train a model on a folder of images, or on drawn marrows, and write a model package.
 
     Training goes on from its last checkpoint with --resume.  The package in OUT can be named by its path
-    wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.
+    (./NAME in this folder) wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.  Nothing
+    but an earlier package is written over.
     """
 
 
@@ -38,7 +49,7 @@ for _one in PHANTOM_COMMANDS:
 )
 @click.option(
     "--start",
-    type=click.Path(path_type=Path),
+    callback=_start,
     default=None,
     help="Begin from: a detector's name or package, a best.pt, or the wheel with COCO's (docs/detection.md).",
 )
@@ -119,6 +130,7 @@ def segmenter(
             seed=seed,
             progress=say,
         ),
+        package=True,
     )
 
 
@@ -155,7 +167,7 @@ def stainer(
 )
 @click.option(
     "--start",
-    type=click.Path(path_type=Path),
+    callback=_start,
     default=None,
     help="Begin from: a backbone of `train backbone`, or a classifier's name or package.",
 )
@@ -195,7 +207,7 @@ def classifier(
         )
         return {"package": str(package)}
 
-    done(as_json, "classifier", out, train)
+    done(as_json, "classifier", out, train, package=True)
 
 
 @command.command(name="virtual-classifier")
@@ -268,7 +280,7 @@ def virtual_classifier(
         )
         return {"package": str(package)}
 
-    done(as_json, "virtual-classifier", out, train)
+    done(as_json, "virtual-classifier", out, train, package=True)
 
 
 @command.command(name="backbone")

@@ -51,8 +51,15 @@ def steps(step: int, total: int, losses: dict[str, float]) -> None:
         say(f"step {step}/{total} " + " ".join(f"{k} {v:.4g}" for k, v in losses.items()))
 
 
-def done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]]) -> None:
+def done(
+    as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]], *, package: bool = False
+) -> None:
+    """Train and say so; `package`: OUT is the package itself, and may hold nothing else, not a run folder."""
+    from storage.packages import check_package_place
+
     with output(as_json) as show:
+        if package:
+            check_package_place(out)
         output_folder(out)
         metrics = train()
         show({"model": what, "out": str(out), "metrics": metrics}, f"{what} written to {out}")

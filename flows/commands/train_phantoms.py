@@ -63,7 +63,7 @@ def _train(
         package = train(out, work, replace(recipe, **given), seed=seed, resume=resume, report=say)
         return dict(package.card.metrics)
 
-    done(as_json, what, out, trained)
+    done(as_json, what, out, trained, package=True)
 
 
 @click.command(name="perls-finder")
