@@ -63,8 +63,15 @@ def build_result(
     """
     cells = tuple(sorted(cells, key=lambda c: c.cell_id))
     classes = tuple(sorted(classes, key=lambda c: c.cell_id))
+    namers = [m.card for m in run.models if m.card is not None and m.card.task == "classifier"]
     counted = count(
-        case, cells, classes, settings.counting, known_classes=run.known_classes, reviewed=reviewed
+        case,
+        cells,
+        classes,
+        settings.counting,
+        known_classes=run.known_classes,
+        reviewed=reviewed,
+        made_for={card.name: card.specimens for card in namers},
     )
     iron = with_support(counted.sideroblasts, evidence_of(run), settings.counting)
     counted = replace(counted, sideroblasts=iron)

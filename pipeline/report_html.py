@@ -206,6 +206,7 @@ def _render(
         checks_left_out=len(check_images.left_out),
         slides=slides,
         bars=_bars(result),
+        few_fields=any(n.code == "FEW_FIELDS" for n in result.not_assessed),
         rs_bar=_rs_bar(result),
         attended=_attended(result, shelves),
         tops=_tops(result),

@@ -90,6 +90,13 @@ def _differential(r: Result) -> list[str]:
         )
         name = row.display if row in d.rows else f"  all {row.display.lower()}"
         lines.append(f"{name:<38}{n:>6}{pct:>8}  {f'{row.ci_low:.1f}-{row.ci_high:.1f}':<16}{boot:<14}")
+    for person in d.named_by_person:
+        inside = f", counted among {person.counted_in.replace('_', ' ')}" if person.counted_in else ""
+        lines += _wrap(
+            f"{person.display:<38}{person.n:>6}{'-':>8}  named by a person, the model cannot; "
+            f"{d.n_reviewed} of {d.n_detected} cells reviewed{inside}",
+            54,
+        )
     if d.pct_blocked:
         lines.append("Percentages are withheld: too few cells were counted.")
     out = ", ".join(f"{e.display.lower()} {e.n}" for e in d.excluded if e.n)
@@ -103,6 +110,7 @@ def _ratios(r: Result) -> list[str]:
     if r.me_ratio is not None:
         m = r.me_ratio
         value = "none" if m.value is None else f"{m.value:.2f} ({m.ci_low:.2f}-{m.ci_high:.2f})"
+        value = f"withheld ({m.withheld})" if m.withheld else value
         lines.append(f"M:E {value}, {m.myeloid} myeloid, {m.erythroid} erythroid; {r.method.me_convention}")
     if r.per_100_wbc is not None:
         p = r.per_100_wbc

@@ -50,6 +50,15 @@ class Excluded(Part):
     n: int
 
 
+class NamedByPerson(Part):
+    """A class that the classifier cannot say, of which a person named some cells: a count, and no share."""
+
+    class_: str = Field(alias="class")
+    display: str
+    n: int
+    counted_in: str | None = Field(description="the row that holds these cells; null: none does")
+
+
 class Differential(Part):
     n_detected: int = Field(description="n_denominator + n_excluded")
     n_denominator: int
@@ -59,6 +68,11 @@ class Differential(Part):
     rows: tuple[Row, ...]
     groups: tuple[Row, ...] = Field(description="parents with all that lies below them; not to be added")
     excluded: tuple[Excluded, ...]
+    n_fields: int = Field(0, description="fields that hold cells of the denominator")
+    n_reviewed: int = Field(0, description="of the cells found, those that a person named")
+    named_by_person: tuple[NamedByPerson, ...] = Field(
+        (), description="in the denominator, but unknown to the classifier; empty where a person named all"
+    )
 
 
 class Per100Wbc(Part):
@@ -86,6 +100,7 @@ class MeRatio(Part):
     ci_high: float | None
     loinc: str | None
     loinc_verified: bool
+    withheld: str | None = Field(None, description="why no ratio is given; null where nothing forbids it")
 
 
 class LimitStanding(Part):

@@ -19,10 +19,22 @@ from pipeline.report_images import (
     reduced,
 )
 from pipeline.report_inputs import Quality
+from pipeline.report_text import render_text
 from pipeline.result import USE_LABEL
 from pipeline.settings import CountingSettings, ReportSettings, Settings
 from pipeline.types import Problem
-from tests.report_cases import BLOOD, a_case, a_picture, a_result, both, cells_of, good_quality, image
+from tests.report_cases import (
+    BLOOD,
+    KNOWN,
+    a_case,
+    a_picture,
+    a_result,
+    a_run,
+    both,
+    cells_of,
+    good_quality,
+    image,
+)
 
 QUICK = Settings(counting=CountingSettings(bootstrap_draws=100))
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
@@ -120,6 +132,31 @@ def test_percentages_of_too_few_cells_are_withheld():
     assert "Percentages are withheld" in html
     assert "74.0" not in html
     assert 'class="pct"' not in html
+
+
+def test_a_class_that_only_a_person_can_name_stands_as_a_count_and_the_page_says_whose():
+    known = tuple(k for k in KNOWN if k != "blast")
+    cells, classes = cells_of(BLOOD, known=known)
+    said = {next(c.cell_id for c in classes if c.label == "lymphocyte"): "blast"}
+    run = a_run(known_classes=known)
+    result = a_result(settings=QUICK, read=(cells, classes), reviewed=said, run=run)
+    html = render_html(result, {})
+    assert "named by a person; the model cannot. 1 of 200 cells reviewed" in html
+    assert "0.5 %" not in html
+    assert {f.code for f in result.flags} & {"BLAST_PRESENT", "NEAR_LIMIT_BLAST"} == {"BLAST_PRESENT"}
+    assert "named by a person" in render_text(result)
+
+
+def test_a_withheld_me_ratio_shows_its_reason_and_no_figure():
+    counts = {"neutrophil": 400, "erythroblast": 100}
+    html = page(counts, case=a_case(specimen="bone_marrow"))
+    assert "withheld: leukocyte-classes was not made for bone marrow" in html
+    assert "<b>4.00</b>" not in html
+
+
+def test_an_interval_between_few_fields_is_greyed():
+    assert "too narrow here: 5 fields" in page()
+    assert "too narrow here" not in page(case=a_case(12), read=cells_of(BLOOD, 12))
 
 
 def test_ring_sideroblasts_stand_before_the_differential_with_their_evidence():
