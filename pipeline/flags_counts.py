@@ -47,16 +47,36 @@ def very_low_count(f: Facts) -> Finding | None:
     )
 
 
-def near_limit_rs(f: Facts) -> Finding | None:
+def rs_low_count(f: Facts) -> Finding | None:
     rs = f.counted.sideroblasts
-    open_limits = [s for s in rs.standings if s.standing == "spans"] if rs else []
-    if rs is None or not open_limits:
+    if rs is None or rs.n_erythroblasts >= rs.target or (rs.support and not rs.support.supported):
         return None
-    head = (
-        f"Ring sideroblasts {_pct(rs.rs_pct)} ({rs.type3} of {rs.n_erythroblasts}), "
-        f"interval {rs.ci_low:.1f}-{rs.ci_high:.1f} %"
-    )
-    return Finding(f"{head}: {_settle(open_limits, 'erythroblasts')}.", rs.rs_pct)
+    head = f"{rs.n_erythroblasts} erythroblasts were assessed for iron"
+    if rs.pct_blocked:
+        why = f"{head}, under half the target of {rs.target}: a percentage must not be reported."
+        return Finding(why, rs.n_erythroblasts, "block")
+    return Finding(f"{head}, the target is {rs.target}.", rs.n_erythroblasts)
+
+
+def near_limit_rs(f: Facts) -> Finding | None:
+    """Either interval may leave a limit open: that of sampling is the narrower, not the truer one."""
+    rs = f.counted.sideroblasts
+    if rs is None:
+        return None
+    sampling = [s for s in rs.standings if s.standing == "spans"]
+    reading = [s for s in rs.reader.standings if s.standing == "spans"] if rs.reader else []
+    if not sampling and not reading:
+        return None
+    share = None if rs.pct_blocked else rs.rs_pct
+    head = "Ring sideroblasts " + (f"{_pct(share)} " if share is not None else "")
+    said = []
+    if sampling or not rs.reader:
+        found = f"interval {rs.ci_low:.1f}-{rs.ci_high:.1f} %: {_settle(sampling, 'erythroblasts')}"
+        said.append(("by sampling alone, " if rs.reader else "") + found)
+    if rs.reader and reading:
+        found = f"interval {rs.reader.ci_low:.1f}-{rs.reader.ci_high:.1f} %"
+        said.append(f"with reader error, {found}: {_settle(reading, 'erythroblasts')}")
+    return Finding(f"{head}({rs.type3} of {rs.n_erythroblasts}); {'; '.join(said)}.", share)
 
 
 def near_limit_blast(f: Facts) -> Finding | None:

@@ -25,6 +25,7 @@ from pipeline.report_images import (
     encode_within,
 )
 from pipeline.report_slides import SlidePicture, slide_views
+from pipeline.report_text import shown_decimals
 from pipeline.result import Gallery, GalleryCell, Result
 from pipeline.result_counts import PatientCell, Row
 from pipeline.settings import ReportSettings
@@ -210,7 +211,7 @@ def _render(
         rs_bar=_rs_bar(result),
         attended=_attended(result, shelves),
         tops=_tops(result),
-        decimals=_decimals(result),
+        decimals=shown_decimals(result.differential.rows),
         thumbnail_px=settings.thumbnail_px,
         min_confidence=min_confidence,
         style=style,
@@ -237,12 +238,6 @@ def _tops(result: Result) -> dict[str, str]:
         for g in result.galleries
         for c in g.cells
     }
-
-
-def _decimals(result: Result) -> int:
-    """Decimals that the percentages have: as many as the rows need, at least one."""
-    texts = [f"{r.pct:.4f}".rstrip("0") for r in result.differential.rows if r.pct is not None]
-    return max([1, *(len(t.split(".")[1]) for t in texts)])
 
 
 def _shown(modality: str) -> str:
@@ -334,6 +329,6 @@ def _rs_bar(result: Result) -> dict[str, Any] | None:
         "top": top,
         "low": round(100 * rs.ci_low / top, 2),
         "high": round(100 * min(rs.ci_high, top) / top, 2),
-        "at": None if rs.rs_pct is None else round(100 * rs.rs_pct / top, 2),
+        "at": None if rs.rs_pct is None or rs.pct_blocked else round(100 * rs.rs_pct / top, 2),
         "limits": [{"pct": x, "at": round(100 * x / top, 2)} for x in rs.limits if x <= top],
     }

@@ -136,7 +136,9 @@ class ReaderInterval(Part):
     ci_high: Pct
     sensitivity: float = Field(description="share of ring sideroblasts read as such, of those counted")
     specificity: float = Field(description="share of other erythroblasts read as other, of those counted")
-    precision: float = Field(description="share of what is counted that is an erythroblast")
+    precision: float | None = Field(
+        description="share of what is counted that is an erythroblast; null where that was not measured"
+    )
     n_measured: int = Field(description="erythroblasts of known type that the errors were measured on")
     measured_on: str
     standings: tuple[LimitStanding, ...]
@@ -166,6 +168,10 @@ class Sideroblasts(Part):
     type2: int
     type3: int
     indeterminate: int
+    target: int = Field(100, description="erythroblasts that the percentage is to rest on")
+    pct_blocked: bool = Field(
+        False, description="true: under half the target, the percentage must not be reported"
+    )
     rs_pct: Pct | None
     ci_low: Pct
     ci_high: Pct

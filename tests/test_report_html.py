@@ -159,6 +159,54 @@ def test_an_interval_between_few_fields_is_greyed():
     assert "too narrow here" not in page(case=a_case(12), read=cells_of(BLOOD, 12))
 
 
+def iron_page(rings, others, settings=QUICK, **change):
+    images = (*(image(f"F{i + 1}") for i in range(5)), image("P1", stain="Perls", slide="s2"))
+    read = both(
+        cells_of({"neutrophil": 300}),
+        cells_of({"erythroblast": others}, rs_type="0", stain="Perls", start=1000, **change),
+        cells_of({"erythroblast": rings}, rs_type="3", stain="Perls", start=2000, **change),
+    )
+    case = a_case(specimen="bone_marrow", images=images, mode="mgg_perls")
+    result = a_result(settings=settings, case=case, read=read)
+    return render_html(result, {}), render_text(result)
+
+
+def test_two_rings_of_two_erythroblasts_are_no_hundred_percent():
+    for text in iron_page(2, 0):
+        assert "withheld" in text
+        assert "100.0 % =" not in text
+        assert ">100.0 %<" not in text
+        assert "the whole interval" not in text
+        assert "at or over 15" not in text
+    assert "At least 50 of the 100 erythroblasts aimed at are needed" in iron_page(2, 0)[0]
+
+
+def test_where_reader_error_is_known_a_limit_is_settled_by_sampling_alone_in_words():
+    html, text = iron_page(30, 80, rs_method="marrow-perls + rule")
+    assert "By sampling alone: at or over <b>15 %</b>" in html
+    assert "by sampling alone at or over 15 %" in text
+
+
+def test_a_laboratorys_own_errors_claim_no_precision():
+    own = Settings(counting=CountingSettings(bootstrap_draws=0, rs_reader_errors=(45, 5, 90, 10)))
+    html, _ = iron_page(30, 80, own)
+    assert "was not measured" in html
+    assert "100.0 % of what is counted" not in html
+
+
+def test_the_page_names_the_interval_of_rates_as_the_settings_do():
+    score = Settings(counting=CountingSettings(bootstrap_draws=0, interval="wilson"))
+    html = render_html(a_result(settings=score), {})
+    assert "carry the Wilson interval" in html
+    assert "exact interval" not in html
+
+
+def test_the_text_has_the_decimals_that_the_settings_ask_for():
+    two = Settings(counting=CountingSettings(bootstrap_draws=0, pct_decimals=2))
+    text = render_text(a_result({"neutrophil": 130, "lymphocyte": 73}, settings=two))
+    assert "64.04" in text
+
+
 def test_ring_sideroblasts_stand_before_the_differential_with_their_evidence():
     images = (*(image(f"F{i + 1}") for i in range(5)), image("P1", stain="Perls", slide="s2"))
     case = a_case(specimen="bone_marrow", images=images, mode="mgg_perls")
