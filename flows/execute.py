@@ -56,7 +56,7 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     explained = wrap("explanation", explain_stage.explanation)(
         run, found, classes, patches_mark, staining_mark
     )
-    pattern = wrap("patient", patient_stage.patient)(run, found, patches_mark)
+    pattern = wrap("patient", patient_stage.patient)(run, case, found, patches_mark)
     gathered = gather(
         run,
         case.model_copy(update={"problems": (*case.problems, *problems)}),
@@ -67,7 +67,7 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         quality,
         overviews,
         pattern if pattern is not None and pattern.familiar else None,
-        patient_stage.why_not_shown(run, found, pattern),
+        patient_stage.why_not_shown(run, case, found, pattern),
         explained,
         painted,
     )

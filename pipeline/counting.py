@@ -369,12 +369,13 @@ def _notes(
     counted = [k for k in labels.values() if taxonomy.in_denominator(k, specimen) or k in PER_100]
     person = {k: counted.count(k) for k in set(counted) - set(known)}
     if person:
-        said = [f"{person[k]} {taxonomy.display_name(k).lower()}" for k in taxonomy.report_order(person)]
+        names = {taxonomy.display_name(k).lower(): person[k] for k in taxonomy.report_order(person)}
+        some = ", ".join(f"{name}: {n_named}" for name, n_named in names.items())
         why = (
-            f"a person named them, reviewing {differential.n_reviewed} of {differential.n_detected} cells; "
-            "the classifier cannot, so nobody looked for them among the others"
+            f"a person named some ({some}), reviewing {differential.n_reviewed} of {differential.n_detected} "
+            "cells; the classifier cannot, so nobody looked for them among the others"
         )
-        note("NAMED_BY_PERSON", f"The share of {', '.join(said)}", why)
+        note("NAMED_BY_PERSON", f"The share of {', '.join(names)}", why)
     if ratio is not None and ratio.withheld is not None:
         note("ME_RATIO_WITHHELD", "The M:E ratio", ratio.withheld)
     unclassified = sum(c.cell_id not in by_id for c in smear)

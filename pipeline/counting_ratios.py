@@ -78,13 +78,15 @@ def why_no_ratio(
 
     `made_for`: the specimens on each classifier's card; None where that is not to be judged.
     """
+    why = []
+    foreign = [name for name, specimens in (made_for or {}).items() if "bone_marrow" not in specimens]
+    if foreign:
+        why.append(
+            f"{' and '.join(foreign)} {'was' if len(foreign) == 1 else 'were'} not made for bone marrow"
+        )
+    elif made_for is not None and not made_for:
+        why.append("no classifier states that it was made for bone marrow")
     if differential.pct_blocked:
-        return f"{differential.n_denominator} cells in the denominator are under half the target of {target}"
-    if made_for is None:
-        return None
-    if not made_for:
-        return "no classifier states that it was made for bone marrow"
-    foreign = [name for name, specimens in made_for.items() if "bone_marrow" not in specimens]
-    if not foreign:
-        return None
-    return f"{' and '.join(foreign)} {'was' if len(foreign) == 1 else 'were'} not made for bone marrow"
+        n = differential.n_denominator
+        why.append(f"{n} cells in the denominator are under half the target of {target}")
+    return "; ".join(why) or None

@@ -26,7 +26,13 @@ HETEROGENEITY_MIN_CELLS = 5
 def not_reviewed(f: Facts) -> Finding | None:
     if f.status in ("final", "corrected"):  # both are signed
         return None
-    return Finding(f"The result is {f.status}; a qualified person has not released it.", f.status)
+    if f.status == "cancelled":
+        said = "The report was withdrawn by a person: its figures must not be used."
+    elif f.status == "amended":
+        said = "The result was released and has changed since; a qualified person has not released this form."
+    else:
+        said = f"The result is {f.status}; a qualified person has not released it."
+    return Finding(said, f.status)
 
 
 def low_count(f: Facts) -> Finding | None:

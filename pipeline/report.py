@@ -268,6 +268,7 @@ def _gallery_cell(cell: Cell, found: CellClass | None, reviewed: Mapping[str, st
         ),
         rs_type=found.rs_type if found else None,
         rs_type_second=found.rs_type_second if found else None,
+        label_ai=found.label if found else None,
         label_reviewed=reviewed.get(cell.cell_id),
     )
 

@@ -53,6 +53,16 @@ class Card:
     doubtful: bool
     field_anchor: str | None
 
+    @property
+    def model_said(self) -> str:
+        """What the model called the cell, in few letters."""
+        found = self.cell.label_ai
+        return f"{taxonomy.cell_type(found).short} {100 * self.cell.confidence:.0f} %" if found else "–"
+
+    @property
+    def named_by(self) -> str:
+        return _named_by(self.cell)
+
 
 @dataclass(frozen=True)
 class Shelf:
@@ -189,6 +199,8 @@ def _render(
                 )
             )
         shelves.append(Shelf(gallery, tuple(cards), gallery.n_total - len(cards)))
+    from markupsafe import Markup
+
     script, style = asset("report.js"), asset("report.css")
     page = environment().get_template("report.html.j2")
     return page.render(
@@ -215,6 +227,7 @@ def _render(
         thumbnail_px=settings.thumbnail_px,
         min_confidence=min_confidence,
         style=style,
+        running=Markup(_running(result)),
         script=script,
         script_hash=source_hash(script),
     )
@@ -230,14 +243,37 @@ def _attended(result: Result, shelves: Sequence[Shelf]) -> list[tuple[PatientCel
 def _tops(result: Result) -> dict[str, str]:
     """The three best classes of each cell as JSON, for the enlarged view."""
 
-    def name(class_: str) -> str:
-        return taxonomy.display_name(class_) if class_ in taxonomy.CELL_TYPES else class_
-
     return {
-        c.cell_id: json.dumps([[name(p.class_), p.p] for p in c.top3])
+        c.cell_id: json.dumps([[_class_name(p.class_), p.p] for p in c.top3])
         for g in result.galleries
         for c in g.cells
     }
+
+
+def _class_name(class_: str) -> str:
+    return taxonomy.display_name(class_) if class_ in taxonomy.CELL_TYPES else class_
+
+
+def _named_by(cell: GalleryCell) -> str:
+    """Whose a cell's name is: the model's confidence says nothing of a person's name."""
+    if cell.label_reviewed is None:
+        return f"confidence {100 * cell.confidence:.0f} %"
+    model = "none"
+    if cell.label_ai is not None:
+        model = f"{cell.label_ai.replace('_', ' ')} {100 * cell.confidence:.0f} %"
+    return f"named by a person (model: {model})"
+
+
+def _running(result: Result) -> str:
+    """The rule that puts case, status and use label at the foot of every printed page.
+
+    Every character that is no letter or figure of ASCII is a CSS escape: no text of the case ends the string.
+    """
+    told = f"{result.case.pseudo_id} · {result.status} · {result.use_label}"
+    safe = "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):06x}" for c in told)
+    left, right = f'content: "{safe}"', 'content: counter(page) "/" counter(pages)'
+    boxes = f"@bottom-left {{ {left}; }} @bottom-right {{ {right}; }}"
+    return f"@media print {{ @page {{ font: 8pt sans-serif; {boxes} }} }}"
 
 
 def _shown(modality: str) -> str:
@@ -265,7 +301,8 @@ def _views(
                 "w": round((c.bbox_px[2] - c.bbox_px[0]) * scale, 1),
                 "h": round((c.bbox_px[3] - c.bbox_px[1]) * scale, 1),
                 "card": index.get(c.cell_id),
-                "title": f"{g.display}, {100 * c.confidence:.0f} %: {c.cell_id}",
+                "title": f"{g.display}, {_named_by(c)}: {c.cell_id}",
+                "person": c.label_reviewed is not None,
                 "colour": colours[g.class_],
             }
             for g in result.galleries

@@ -143,6 +143,7 @@ class GalleryCell(Part):
     rs_type: str | None = None
     rs_type_second: str | None = None
     virtual_stain: Stain | None = Field(None, description="the stain that the shown virtual image imitates")
+    label_ai: str | None = Field(None, description="the model's class; null where it was not classified")
     label_reviewed: str | None = None
 
 

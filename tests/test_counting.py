@@ -187,7 +187,7 @@ def test_one_cell_that_a_person_named_measures_no_share_of_a_class_that_the_mode
     assert not found.knows("blast")
     notes = {n.code: n for n in found.not_assessed}
     assert "Blasts" in notes["CLASS_UNKNOWN_TO_MODEL"].what
-    assert "1 blasts" in notes["NAMED_BY_PERSON"].what
+    assert "blasts: 1" in notes["NAMED_BY_PERSON"].why
     assert "1 of 200 cells" in notes["NAMED_BY_PERSON"].why
 
 
@@ -224,6 +224,7 @@ MARROW = {"neutrophil": 300, "lymphocyte": 50, "erythroblast": 150}
         (MARROW, {"of-blood": ("blood",)}, "of-blood was not made for bone marrow"),
         (MARROW, {}, "no classifier states"),
         ({"neutrophil": 100, "erythroblast": 50}, {"of-both": ("blood", "bone_marrow")}, "under half"),
+        ({"neutrophil": 100, "erythroblast": 50}, {"of-blood": ("blood",)}, "for bone marrow; 150 cells"),
     ],
 )
 def test_no_me_ratio_is_given_by_a_classifier_of_blood_or_of_too_few_cells(counts, made_for, said):

@@ -183,7 +183,7 @@ def test_a_stage_that_is_switched_off_leaves_no_failure_and_no_record_behind(run
     }
     case_run = replace(case_run, settings=case_run.settings.model_copy(update=off))
     assert explanation(case_run, found, classes, "patches", "") == ()
-    assert patient(case_run, found, "patches") is None
+    assert patient(case_run, a_case(), found, "patches") is None
     assert virtual_perls(case_run, a_case(), found, classes, "patches") == classes
     assert case_run.ledger.items(stage)["case"]["status"] == "retired"
     assert not case_run.store.exists(case_run.record_key(stage, "case"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from pipeline.report_images import (
 )
 from pipeline.report_inputs import Quality
 from pipeline.report_text import render_text
-from pipeline.result import USE_LABEL
+from pipeline.result import USE_LABEL, AuditEntry
 from pipeline.settings import CountingSettings, ReportSettings, Settings
 from pipeline.types import Problem
 from tests.report_cases import (
@@ -143,8 +144,65 @@ def test_a_class_that_only_a_person_can_name_stands_as_a_count_and_the_page_says
     html = render_html(result, {})
     assert "named by a person; the model cannot. 1 of 200 cells reviewed" in html
     assert "0.5 %" not in html
+    assert "named by a person (model: lymphocyte 95 %)" in html
+    assert "<span>LY 95 %</span>" in html
     assert {f.code for f in result.flags} & {"BLAST_PRESENT", "NEAR_LIMIT_BLAST"} == {"BLAST_PRESENT"}
     assert "named by a person" in render_text(result)
+
+
+def test_a_cell_that_a_person_named_is_marked_in_its_field_and_carries_no_confidence_of_that_name():
+    cells, classes = cells_of(BLOOD)
+    said = {next(c.cell_id for c in classes if c.label == "lymphocyte" and "/F1/" in c.cell_id): "blast"}
+    html = render_html(a_result(settings=QUICK, read=(cells, classes), reviewed=said), {}, [overview()])
+    assert "<title>Blasts, named by a person (model: lymphocyte 95 %)" in html
+    assert html.count('stroke-dasharray="5 3"') == 1
+    assert "Blasts, confidence" not in html
+
+
+def withdrawn(reason="wrong patient"):
+    when = datetime(2026, 1, 3, 4, 5, tzinfo=UTC)
+    change = {"target": "report", "old": "final", "new": "cancelled"}
+    entry = AuditEntry(ts=when, actor="Dr. Y", action="cancel", reason=reason, **change)
+    result = a_result(settings=QUICK, status="cancelled").model_copy(update={"audit": (entry,)})
+    return render_html(result, {})
+
+
+def test_a_withdrawn_report_says_so_first_with_person_time_and_reason_and_strikes_its_figures():
+    html = withdrawn()
+    banner = html[html.index('class="banner"') : html.index("<h1>")]
+    for told in ("Withdrawn", "Dr. Y", "2026-01-03 04:05 UTC", "wrong patient"):
+        assert told in banner
+    assert '<body class="withdrawn"' in html
+    assert 'class="banner"' not in page()
+    assert HOSTILE not in withdrawn(HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("preliminary", "a qualified person has not released it"),
+        ("amended", "was released and has changed since"),
+        ("cancelled", "was withdrawn by a person"),
+    ],
+)
+def test_each_status_that_is_not_final_has_its_own_sentence(status, said):
+    result = a_result(settings=QUICK, status=status)
+    message = next(f.message for f in result.flags if f.code == "NOT_REVIEWED")
+    assert said in message
+    assert (status == "preliminary") == ("has not released it" in message)
+
+
+def test_every_printed_page_carries_case_status_and_use_and_no_text_of_the_case_ends_the_rule():
+    html = render_html(a_result(settings=QUICK, case=a_case(case_id='K";}</style><b>x')), {})
+    rule = html[html.index("@bottom-left") : html.index("@bottom-right")]
+    assert rule.count('"') == 2
+    assert "<" not in rule
+    assert "preliminary" in rule
+
+
+def test_blocking_flags_stand_before_the_figure_of_ring_sideroblasts():
+    html, _ = iron_page(12, 88)
+    assert html.index('id="h-flags"') < html.index('id="h-rs"') < html.index('id="h-dx"')
 
 
 def test_a_withheld_me_ratio_shows_its_reason_and_no_figure():
