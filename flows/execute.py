@@ -109,6 +109,7 @@ def summary(outcome: CaseOutcome) -> dict[str, Any]:
     return {
         "case": outcome.case_id,
         "status": "done",
+        "report_status": outcome.result.get("status"),
         "report": outcome.report_url,
         "result": outcome.result_url,
         "quarantined": outcome.n_quarantined,

@@ -187,15 +187,16 @@ def unidentified_high(f: Facts) -> Finding | None:
 
 
 def low_confidence(f: Facts) -> Finding | None:
-    limit = f.run.min_confidence
     named = [c for c in f.classes if c.cell_id in f.counted.labels]
-    if limit is None or not named:
-        return None
-    low = sum(c.confidence < limit for c in named)
+    limits = [f.run.doubt_below(virtual=c.virtual) for c in named]
+    stated = sorted({x for x in limits if x is not None})
+    low = sum(x is not None and c.confidence < x for c, x in zip(named, limits, strict=True))
     if low <= LOW_CONFIDENCE_MAX * len(named):
         return None
+    said = " or ".join(f"{x:.2f}" for x in stated)
     return Finding(
-        f"{low} of {len(named)} cells are under the calibrated confidence of {limit:.2f}.",
+        f"{low} of {len(named)} cells are under the calibrated confidence of {said}"
+        f"{', each of its own classifier' if len(stated) > 1 else ''}.",
         round(100 * low / len(named), 2),
     )
 

@@ -94,7 +94,12 @@ def build_result(
         slides=slide_infos(case, fields, quality, {c.slide for c in cells if c.cell_id in virtual}),
         inputs=_inputs(case),
         software=_software(run),
-        method=counted.method.model_copy(update={"min_confidence": run.min_confidence}),
+        method=counted.method.model_copy(
+            update={
+                "min_confidence": run.min_confidence,
+                "virtual_min_confidence": run.virtual_min_confidence,
+            }
+        ),
         differential=counted.differential,
         per_100_wbc=counted.per_100_wbc,
         me_ratio=counted.me_ratio,

@@ -177,7 +177,7 @@ def _render(
     slides: Sequence[Mapping[str, Any]] = (),
     explained: Mapping[str, Any] | None = None,
 ) -> str:
-    min_confidence = result.method.min_confidence
+    min_confidence, virtual_least = result.method.min_confidence, result.method.virtual_min_confidence
     colours = {g.class_: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, g in enumerate(result.galleries)}
     anchors = {(p.slide, p.field, _shown(p.modality), p.stain): f"f{i}" for i, p in enumerate(fields)}
     shelves: list[Shelf] = []
@@ -186,7 +186,8 @@ def _render(
         cards = []
         for cell in chosen.get(gallery.class_, ()):
             index[cell.cell_id] = len(index)
-            low = min_confidence is not None and cell.confidence < min_confidence
+            least = virtual_least if cell.virtual and virtual_least is not None else min_confidence
+            low = least is not None and cell.confidence < least
             cards.append(
                 Card(
                     index=index[cell.cell_id],

@@ -125,6 +125,9 @@ class Method(Part):
     min_confidence: float | None = Field(
         None, description="calibrated confidence below which a cell is in doubt; null: the model states none"
     )
+    virtual_min_confidence: float | None = Field(
+        None, description="the same of cells read from a virtual stain; null: min_confidence"
+    )
 
 
 class GalleryCell(Part):

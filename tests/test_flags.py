@@ -259,6 +259,22 @@ def test_a_limit_that_reader_error_alone_leaves_open_is_flagged():
     assert "5 % cannot be settled" in reading
 
 
+def test_stained_cells_are_not_held_to_the_confidence_of_virtual_ones():
+    read = both(
+        cells_of({"neutrophil": 100}, confidence=0.65),
+        cells_of({"neutrophil": 100}, confidence=0.75, virtual=True, modality="dic", start=500),
+    )
+
+    def doubted(stained, virtual):
+        run = a_run(min_confidence=stained, virtual_min_confidence=virtual)
+        return flags(read=read, run=run).get("LOW_CONFIDENCE")
+
+    assert doubted(0.6, 0.7) is None
+    assert doubted(0.7, 0.6).value == 50.0
+    assert "0.60 or 0.70, each of its own classifier" in doubted(0.7, 0.6).message
+    assert doubted(0.7, None).value == 50.0
+
+
 @pytest.mark.parametrize(("limit", "blasts"), [(2, 4), (5, 10), (20, 40)])
 def test_blood_blasts_are_held_against_two_five_and_twenty_percent(limit, blasts):
     flag = flags(counts={"neutrophil": 201 - blasts, "blast": blasts})["NEAR_LIMIT_BLAST"]
