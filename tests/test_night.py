@@ -100,7 +100,7 @@ def test_a_report_outside_the_store_is_no_link(report: str) -> None:
 
 def test_the_page_says_which_report_was_withdrawn() -> None:
     night = a_night()
-    assert "withdrawn" not in render_night(night)
+    assert ">withdrawn<" not in render_night(night)
     night["cases"][0]["report_status"] = "cancelled"
     assert '<span class="bad">withdrawn</span>' in render_night(night)
 
