@@ -59,7 +59,7 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     explained = wrap("explanation", explain_stage.explanation)(
         run, found, classes, patches_mark, staining_mark
     )
-    pattern = wrap("patient", patient_stage.patient)(run, found, patches_mark)
+    pattern = wrap("patient", patient_stage.patient)(run, case, found, patches_mark)
     gathered = gather(
         run,
         case.model_copy(update={"problems": (*case.problems, *problems)}),
@@ -70,7 +70,7 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
         quality,
         overviews,
         pattern if pattern is not None and pattern.familiar else None,
-        patient_stage.why_not_shown(run, found, pattern),
+        patient_stage.why_not_shown(run, case, found, pattern),
         explained,
         painted,
     )
@@ -128,6 +128,7 @@ def summary(outcome: CaseOutcome) -> dict[str, Any]:
     return {
         "case": outcome.case_id,
         "status": "done",
+        "report_status": outcome.result.get("status"),
         "report": outcome.report_url,
         "result": outcome.result_url,
         "quarantined": outcome.n_quarantined,

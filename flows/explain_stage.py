@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flows import work
-from flows.naming import calibrated_confidence, namers, naming_settings
+from flows.naming import calibrated_confidence, namers, naming_settings, virtual_confidence
 from flows.records import CaseRun, Item, safe_key
 from flows.stages import VERSIONS, model_sha
 from flows.unit_stages import need_all
@@ -20,17 +20,22 @@ PICTURE_PX = 160
 
 
 def in_doubt(
-    found: tuple[Cell, ...], classes: tuple[CellClass, ...], min_confidence: float | None, limit: int
+    found: tuple[Cell, ...],
+    classes: tuple[CellClass, ...],
+    least: tuple[float | None, float | None],
+    limit: int,
 ) -> list[str]:
-    """Ids of the cells to be explained, least sure first, `limit` at most; on Perls nothing is named."""
+    """Ids of the cells to be explained, least sure first, `limit` at most; on Perls nothing is named.
+
+    `least`: the confidence below which a stained and a virtual cell is in doubt.
+    """
     from pipeline.flags_counts import OOD_PERCENTILE
 
     named = {c.cell_id for c in found if c.stain != "Perls"}
     doubtful = [
         c
         for c in classes
-        if c.cell_id in named
-        and (c.ood > OOD_PERCENTILE or (min_confidence is not None and c.confidence < min_confidence))
+        if c.cell_id in named and (c.ood > OOD_PERCENTILE or c.confidence < (least[c.virtual] or 0.0))
     ]
     doubtful.sort(key=lambda c: (c.confidence, c.cell_id))
     return [c.cell_id for c in doubtful[:limit]]
@@ -45,9 +50,8 @@ def explanation(
 ) -> tuple[ExplainedCell, ...]:
     """A picture of what speaks for the name of each cell in doubt; a write unit's cells are one item."""
     settings = run.settings
-    chosen = set(
-        in_doubt(found, classes, calibrated_confidence(settings, found), settings.report.explained_cells)
-    )
+    least = calibrated_confidence(settings, found), virtual_confidence(settings, found)
+    chosen = set(in_doubt(found, classes, least, settings.report.explained_cells))
     if not chosen:
         run.retire(STAGE, set())
         return ()

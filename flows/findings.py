@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from flows import stages
-from flows.naming import calibrated_confidence, known_classes
+from flows.naming import calibrated_confidence, known_classes, virtual_confidence
 from flows.records import CaseRun
 from pipeline.errors import BadInput
 from pipeline.report_inputs import FieldKey, ImageKey, ModelUse
@@ -51,13 +51,15 @@ class MadeBy(Spec):
     installed by then.
 
     `settings` are those of the stages before the report; `known_classes` are those that cells can be given,
-    None where a classifier without a card names some; below `min_confidence` a cell is in doubt.
+    None where a classifier without a card names some; below `min_confidence` a cell is in doubt, a virtual
+    one below `virtual_min_confidence` (None: the same).
     """
 
     settings: Settings
     models: tuple[ModelUse, ...]
     known_classes: tuple[str, ...] | None
     min_confidence: float | None
+    virtual_min_confidence: float | None = None
 
 
 class Findings(Spec):
@@ -132,6 +134,7 @@ def makers(
         models=models_used(run, case, cells, classes, patient),
         known_classes=known_classes(run.settings, cells),
         min_confidence=calibrated_confidence(run.settings, cells),
+        virtual_min_confidence=virtual_confidence(run.settings, cells),
     )
 
 

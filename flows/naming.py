@@ -41,18 +41,30 @@ def _described(settings: Settings, found: Iterable[Cell]) -> list[ModelPackage |
 def calibrated_confidence(settings: Settings, found: Iterable[Cell]) -> float | None:
     """The confidence below which a cell is in doubt: the settings', else the classifier's own, else None.
 
-    Where one names the stained and another the virtual cells of a case, the larger of theirs.
+    Where one classifier names the stained and another the virtual cells of a case, that of stained ones.
     """
+    stated = _stated_confidences(settings, found)
+    return stated[0] if stated else None
+
+
+def virtual_confidence(settings: Settings, found: Iterable[Cell]) -> float | None:
+    """The same of the virtual cells of a case."""
+    stated = _stated_confidences(settings, found)
+    return stated[-1] if stated else None
+
+
+def _stated_confidences(settings: Settings, found: Iterable[Cell]) -> list[float]:
+    """Of the classifiers of a case, that of stained cells first; empty where one states none."""
     from storage.packages import ModelPackage
 
     if settings.classification.min_confidence is not None:
-        return settings.classification.min_confidence
+        return [settings.classification.min_confidence]
     stated = [
         used.card.parameters.get("min_confidence") if isinstance(used, ModelPackage) else None
         for used in _described(settings, found)
     ]
     known = [float(s) for s in stated if s is not None]
-    return max(known) if len(known) == len(stated) else None
+    return known if len(known) == len(stated) else []
 
 
 def known_classes(settings: Settings, found: Iterable[Cell]) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ from flows.stages import VERSIONS, model_sha
 from flows.unit_stages import need_all
 from flows.units import plan
 from pipeline.settings import Settings
-from pipeline.types import Cell, PatientPattern
+from pipeline.types import Case, Cell, PatientPattern
 from storage.fingerprint import fingerprint
 
 STAGE = "patient"
@@ -21,17 +21,19 @@ def stained_cells(found: tuple[Cell, ...]) -> list[Cell]:
     return [c for c in found if c.modality == "brightfield" and c.stain == "MGG"]
 
 
-def why_not_shown(run: CaseRun, found: tuple[Cell, ...], pattern: PatientPattern | None) -> str | None:
+def why_not_shown(
+    run: CaseRun, case: Case, found: tuple[Cell, ...], pattern: PatientPattern | None
+) -> str | None:
     """Why the report of this case has no patient-level reading, or None where it has one."""
     if pattern is None or pattern.familiar:
-        return why_not(run, found)
+        return why_not(run, case, found)
     return (
         f"the {pattern.n_cells} stained cells are unlike those that {pattern.model} learned from (distance "
         f"{pattern.strangeness:.2f}, it can judge up to {pattern.strangeness_limit:.2f}); see its card"
     )
 
 
-def why_not(run: CaseRun, found: tuple[Cell, ...]) -> str | None:
+def why_not(run: CaseRun, case: Case, found: tuple[Cell, ...]) -> str | None:
     """Why this case is not read as a whole, or None where it is."""
     from storage.packages import ModelPackage
     from storage.registry import describe
@@ -39,12 +41,15 @@ def why_not(run: CaseRun, found: tuple[Cell, ...]) -> str | None:
     settings = run.settings.patients
     if settings.model is None:
         return "it is turned off in the settings (patients.model)"
+    reader = describe("patient-classifier", settings.model)
+    assert isinstance(reader, ModelPackage)  # every patient-level reader has weights
+    if case.specimen is not None and case.specimen not in reader.card.specimens:
+        made_for = " and ".join(reader.card.specimens).replace("_", " ")
+        return f"{reader.name} was made for {made_for}, and this is {case.specimen.replace('_', ' ')}"
     n = len(stained_cells(found))
     if n < settings.min_cells:
         return f"{n} cells on a real MGG stain were found, at least {settings.min_cells} are needed"
-    reader = describe("patient-classifier", settings.model)
     classifier = describe("classifier", run.settings.classification.classifier)
-    assert isinstance(reader, ModelPackage)  # every patient-level reader has weights
     sha256 = classifier.card.sha256 if isinstance(classifier, ModelPackage) else None
     if reader.card.parameters.get("cell_classifier_sha256") != sha256:
         return (
@@ -55,10 +60,10 @@ def why_not(run: CaseRun, found: tuple[Cell, ...]) -> str | None:
     return None
 
 
-def patient(run: CaseRun, found: tuple[Cell, ...], patches_mark: str) -> PatientPattern | None:
+def patient(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str) -> PatientPattern | None:
     """The pattern of the case's stained cells; None where `why_not` gives a reason."""
     settings = run.settings
-    if settings.patients.model is None or why_not(run, found) is not None:
+    if settings.patients.model is None or why_not(run, case, found) is not None:
         run.retire(STAGE, set())
         return None
     mark = fingerprint(

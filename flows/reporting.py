@@ -139,6 +139,7 @@ def write_report(
             commit=source_commit(),
             known_classes=made_by.known_classes,
             min_confidence=made_by.min_confidence,
+            virtual_min_confidence=made_by.virtual_min_confidence,
             painted=findings.painted,
         ),
         run.settings,

@@ -3,12 +3,13 @@
 What counts where is the taxonomy's to say: in blood the denominator is leukocytes, in marrow
 leukocytes and erythroblasts (ICSH 2008, 2015); smudge cells, artefacts, unidentified and other cells,
 platelets and megakaryocytes stay out of it.  A class that the classifier does not know gets no row:
-a zero that could not have been anything else is no finding, and is reported as not assessed.
+a zero that could not have been anything else is no finding, and is reported as not assessed.  Nor does
+one when a person names a few cells by it: nobody looked for it among the others (`_standing`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +17,18 @@ import numpy as np
 from classifiers import taxonomy
 from pipeline import statistics as st
 from pipeline.counting_iron import count_sideroblasts
+from pipeline.counting_ratios import me_ratio, per_100_wbc, why_no_ratio
 from pipeline.errors import BadInput
 from pipeline.result import Method, NotAssessed
-from pipeline.result_counts import Differential, Excluded, MeRatio, Per100Wbc, Row, Sideroblasts
+from pipeline.result_counts import (
+    Differential,
+    Excluded,
+    MeRatio,
+    NamedByPerson,
+    Per100Wbc,
+    Row,
+    Sideroblasts,
+)
 from pipeline.settings import CountingSettings
 from pipeline.types import Case, Cell, CellClass
 
@@ -39,8 +49,10 @@ BLOOD_LOINC = {
     "blast": "26446-5",
     "plasma_cell": "13047-6",
 }
-SMUDGE_LOINC = "34992-8"
-ME_LOINC = "11138-5"
+
+# From this many fields on, the interval between fields holds the truth nine times in ten (docs/counting.md).
+FEW_FIELDS = 10
+PER_100 = ("smudge", "artefact")  # out of the denominator, yet a rate is told of them
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,14 @@ def count(
     *,
     known_classes: Iterable[str] | None = None,
     reviewed: Mapping[str, str] | None = None,
+    made_for: Mapping[str, Sequence[str]] | None = None,
 ) -> Counted:
     """Count the cells of a case.
 
     `known_classes` are what the classifier can say (its card); without them, the keys of the
     probabilities.  `reviewed` maps cell ids to a reviewer's canonical label: percentages then come
-    from it, and the model's own counts are kept beside it.  A cell without a class counts as
+    from it, and the model's own counts are kept beside it.  `made_for` are the specimens on each
+    classifier's card, which an M:E ratio asks for; None: it does not.  A cell without a class counts as
     unidentified.  Cells of a Perls slide are read for iron only.  Raises BadInput where a class or a
     review names a cell that the case does not have, or a label that is not canonical.
     """
@@ -93,19 +107,24 @@ def count(
     ai = {c.cell_id: by_id[c.cell_id].label if c.cell_id in by_id else "unidentified" for c in smear}
     labels = {i: (reviewed or {}).get(i, label) for i, label in ai.items()}
     read = [by_id[i] for i in ai if i in by_id]  # what is read on Perls says nothing of the classifier
-    known = _known(known_classes, read, labels.values())
+    n_reviewed = sum(i in (reviewed or {}) for i in ai)
+    known = _known(known_classes, read, ai.values(), labels.values(), everything=n_reviewed == len(ai))
     differential, width_ratio = _differential(
-        smear, by_id, ai, labels, known, settings, specimen, bool(reviewed)
+        smear, by_id, ai, labels, known, settings, specimen, n_reviewed if reviewed else None
     )
     n = {label: sum(v == label for v in labels.values()) for label in taxonomy.CELL_TYPES}
+    ratio = None
+    if specimen == "bone_marrow":
+        why = why_no_ratio(differential, target_count(settings, specimen), made_for)
+        ratio = me_ratio(n, settings, why)
     sideroblasts, iron_notes = count_sideroblasts(case, cells, by_id, settings)
     return Counted(
         method=_method(settings, specimen),
         differential=differential,
-        per_100_wbc=_per_100_wbc(n, known, settings, specimen),
-        me_ratio=_me_ratio(n, settings) if specimen == "bone_marrow" else None,
+        per_100_wbc=per_100_wbc(n, known, settings, specimen),
+        me_ratio=ratio,
         sideroblasts=sideroblasts,
-        not_assessed=(*_notes(case, smear, by_id, known, specimen), *iron_notes),
+        not_assessed=(*_notes(case, smear, by_id, known, labels, differential, ratio), *iron_notes),
         known_classes=known,
         labels=labels,
         width_ratio=width_ratio,
@@ -135,10 +154,34 @@ def _match(
 
 
 def _known(
-    stated: Iterable[str] | None, classes: Iterable[CellClass], labels: Iterable[str]
+    stated: Iterable[str] | None,
+    classes: Iterable[CellClass],
+    ai: Iterable[str],
+    labels: Iterable[str],
+    *,
+    everything: bool,
 ) -> tuple[str, ...]:
+    """The classes that every cell was asked for: what the classifier can say, and what follows from it.
+
+    A person's class belongs to them where `everything` was named by persons, or where it leaves open what
+    the classifier tells apart (neutrophils, beside bands and segmented ones).
+    """
     known = set(stated) if stated is not None else {k for c in classes for k in c.probabilities}
-    return tuple(taxonomy.report_order(known | set(labels)))
+    known |= set(ai)
+    for label in labels:
+        if everything or any(taxonomy.is_a(k, label) for k in known):
+            known.add(label)
+    return tuple(taxonomy.report_order(known))
+
+
+def _standing(label: str, known: tuple[str, ...]) -> str:
+    """The class whose row a cell stands in: its own, or the known one above it.
+
+    A band that a person named is one of the model's neutrophils.  A blast is nobody's: it stays what it is,
+    and has no row.
+    """
+    above = (k for k in taxonomy.ancestors(label) if k in known and k != "leukocyte")
+    return label if label in known else next(above, label)
 
 
 def _method(settings: CountingSettings, specimen: str | None) -> Method:
@@ -176,7 +219,7 @@ def _differential(
     known: tuple[str, ...],
     settings: CountingSettings,
     specimen: str | None,
-    reviewed: bool,
+    n_reviewed: int | None,
 ) -> tuple[Differential, dict[str, float]]:
     inside = [k for k in known if taxonomy.in_denominator(k, specimen)]
     groups = [
@@ -185,13 +228,19 @@ def _differential(
         if g != "leukocyte" and any(k in taxonomy.descendants(g) for k in inside)
     ]
     parents = {above for k in inside for above in taxonomy.ancestors(k)}
-    n_denominator = sum(label in inside for label in labels.values())
+    own = labels
+    labels = {i: _standing(label, known) for i, label in own.items()}
+    by_person = taxonomy.report_order(set(own.values()) - set(known))
+    without_row = [k for k in by_person if taxonomy.in_denominator(k, specimen) and _standing(k, known) == k]
+    inside_ids = {i for i, label in own.items() if taxonomy.in_denominator(label, specimen)}
+    n_denominator = len(inside_ids)
     members: dict[str, tuple[str, ...]] = {k: (k,) for k in inside}
     members.update({f"group {g}": (g, *taxonomy.descendants(g)) for g in groups})
-    boot = _bootstrap(smear, labels, members, inside, settings)
+    boot = _bootstrap(smear, labels, members, [*inside, *without_row], settings)
     totals = {key: sum(label in names for label in labels.values()) for key, names in members.items()}
+    parts = [sum(label == k for label in labels.values()) for k in (*inside, *without_row)]
     shares = dict(
-        zip(inside, st.largest_remainder([totals[k] for k in inside], settings.pct_decimals), strict=True)
+        zip((*inside, *without_row), st.largest_remainder(parts, settings.pct_decimals), strict=True)
     )
 
     def row(key: str, label: str) -> Row:
@@ -209,7 +258,7 @@ def _differential(
             + (" (not further specified)" if key == label and label in parents else ""),
             parent=taxonomy.parent(label),
             n_ai=len(by_model),
-            n_reviewed=n if reviewed else None,
+            n_reviewed=None if n_reviewed is None else n,
             pct=_group_pct(names, shares, settings.pct_decimals) if n_denominator else None,
             ci_low=round(100 * low, 2),
             ci_high=round(100 * high, 2),
@@ -220,8 +269,10 @@ def _differential(
             loinc_verified=loinc is not None,
         )
 
-    outside = [k for k in known if k not in inside]
-    unidentified = sum(label == "unidentified" for label in labels.values())
+    outside = taxonomy.report_order(
+        k for k in {*known, *by_person} if not taxonomy.in_denominator(k, specimen)
+    )
+    unidentified = sum(label == "unidentified" for label in own.values())
     width_ratio = {}
     for key in inside:
         low, high = st.proportion_interval(totals[key], n_denominator, settings.interval, settings.level)
@@ -236,8 +287,20 @@ def _differential(
         rows=tuple(row(k, k) for k in inside),
         groups=tuple(row(f"group {g}", g) for g in groups),
         excluded=tuple(
-            Excluded(class_=k, display=taxonomy.display_name(k), n=sum(v == k for v in labels.values()))
+            Excluded(class_=k, display=taxonomy.display_name(k), n=sum(v == k for v in own.values()))
             for k in outside
+        ),
+        n_reviewed=n_reviewed or 0,
+        n_fields=len({(c.slide, c.field) for c in smear if c.cell_id in inside_ids}),
+        named_by_person=tuple(
+            NamedByPerson(
+                class_=k,
+                display=taxonomy.display_name(k),
+                n=sum(v == k for v in own.values()),
+                counted_in=None if _standing(k, known) == k else _standing(k, known),
+            )
+            for k in by_person
+            if taxonomy.in_denominator(k, specimen)
         ),
     )
     return differential, width_ratio
@@ -272,72 +335,25 @@ def _bootstrap(
     return {key: (float(found[0][k]), float(found[1][k])) for k, key in enumerate(members)}
 
 
-def _per_100_wbc(
-    n: dict[str, int], known: tuple[str, ...], settings: CountingSettings, specimen: str | None
-) -> Per100Wbc | None:
-    if specimen == "bone_marrow":
-        return None
-    wbc = sum(v for label, v in n.items() if taxonomy.is_leukocyte(label))
-    nrbc = sum(v for label, v in n.items() if taxonomy.is_erythroblast(label))
-    smudge, artefact = n["smudge"], n["artefact"]
-
-    def share(events: int, label: str) -> tuple[float | None, float | None, float | None]:
-        if wbc == 0 or not any(taxonomy.is_a(k, label) for k in known):
-            return None, None, None
-        low, high = st.per_hundred_interval(events, wbc, settings.interval, settings.level)
-        return round(100 * events / wbc, 2), round(low, 2), None if high is None else round(high, 2)
-
-    nrbc_rate, nrbc_low, nrbc_high = share(nrbc, "erythroblast")
-    smudge_rate, smudge_low, smudge_high = share(smudge, "smudge")
-    return Per100Wbc(
-        nrbc=nrbc_rate,
-        smudge=smudge_rate,
-        artefact=share(artefact, "artefact")[0],
-        n_wbc=wbc,
-        n_nrbc=nrbc,
-        n_smudge=smudge,
-        n_artefact=artefact,
-        nrbc_ci_low=nrbc_low,
-        nrbc_ci_high=nrbc_high,
-        smudge_ci_low=smudge_low,
-        smudge_ci_high=smudge_high,
-        smudge_loinc=SMUDGE_LOINC if specimen == "blood" and smudge_rate is not None else None,
-    )
-
-
-def _me_ratio(n: dict[str, int], settings: CountingSettings) -> MeRatio:
-    myeloid = sum(
-        v
-        for label, v in n.items()
-        if taxonomy.is_myeloid(
-            label, monocytes=settings.monocytes_in_myeloid, blasts=settings.blasts_in_myeloid
-        )
-    )
-    erythroid = sum(v for label, v in n.items() if taxonomy.is_erythroid(label))
-    value, low, high = st.ratio_interval(myeloid, erythroid, settings.level)
-    return MeRatio(
-        myeloid=myeloid,
-        erythroid=erythroid,
-        value=None if value is None else round(value, 3),
-        ci_low=None if low is None else round(low, 3),
-        ci_high=None if high is None else round(high, 3),
-        loinc=ME_LOINC,
-        loinc_verified=True,
-    )
-
-
 def _notes(
     case: Case,
     smear: list[Cell],
     by_id: dict[str, CellClass],
     known: tuple[str, ...],
-    specimen: str | None,
+    labels: dict[str, str],
+    differential: Differential,
+    ratio: MeRatio | None,
 ) -> list[NotAssessed]:
     """What the cells and the classifier cannot show (what the images cannot is the report's to say)."""
     notes = []
+
+    def note(code: str, what: str, why: str) -> None:
+        notes.append(NotAssessed(code=code, what=what, why=why))
+
+    specimen = case.specimen
     if specimen is None:
         why = "case.yaml states no specimen; it was counted by the rules of blood, without erythroblasts"
-        notes.append(NotAssessed(code="SPECIMEN_UNKNOWN", what="Blood or bone marrow", why=why))
+        note("SPECIMEN_UNKNOWN", "Blood or bone marrow", why)
     if case.images and all(i.stain == "Perls" for i in case.images):
         return notes  # nothing was to be named
     tops = [t for t in taxonomy.LEVELS["top"] if taxonomy.in_denominator(t, specimen)]
@@ -349,12 +365,30 @@ def _notes(
     ]
     if missing:
         why = "the classifier does not know them; such cells stand under other classes or as unidentified"
-        notes.append(NotAssessed(code="CLASS_UNKNOWN_TO_MODEL", what=", ".join(missing), why=why))
+        note("CLASS_UNKNOWN_TO_MODEL", ", ".join(missing), why)
+    counted = [k for k in labels.values() if taxonomy.in_denominator(k, specimen) or k in PER_100]
+    person = {k: counted.count(k) for k in set(counted) - set(known)}
+    if person:
+        names = {taxonomy.display_name(k).lower(): person[k] for k in taxonomy.report_order(person)}
+        some = ", ".join(f"{name}: {n_named}" for name, n_named in names.items())
+        why = (
+            f"a person named some ({some}), reviewing {differential.n_reviewed} of {differential.n_detected} "
+            "cells; the classifier cannot, so nobody looked for them among the others"
+        )
+        note("NAMED_BY_PERSON", f"The share of {', '.join(names)}", why)
+    if ratio is not None and ratio.withheld is not None:
+        note("ME_RATIO_WITHHELD", "The M:E ratio", ratio.withheld)
     unclassified = sum(c.cell_id not in by_id for c in smear)
     if unclassified:
         why = f"{unclassified} of {len(smear)} cells could not be classified and count as unidentified"
-        notes.append(NotAssessed(code="NOT_CLASSIFIED", what="The class of some cells", why=why))
-    if len({(c.slide, c.field) for c in smear}) < 2:
-        why = "cells lie in fewer than two fields, so there are no fields to compare"
-        notes.append(NotAssessed(code="ONE_FIELD", what="Clustering between fields (bootstrap)", why=why))
+        note("NOT_CLASSIFIED", "The class of some cells", why)
+    if differential.n_fields < 2:
+        why = "the cells counted lie in fewer than two fields, so there are no fields to compare"
+        note("ONE_FIELD", "Clustering between fields (bootstrap)", why)
+    elif differential.n_fields < FEW_FIELDS and any(r.boot_low is not None for r in differential.rows):
+        why = (
+            f"the cells counted lie in {differential.n_fields} fields; under {FEW_FIELDS} the interval "
+            "between fields is too narrow: of two it holds the truth half of the time, of five in five of six"
+        )
+        note("FEW_FIELDS", "How far clustering between fields widens the intervals", why)
     return notes

@@ -50,6 +50,8 @@ def count_sideroblasts(
             type2=n["2"],
             type3=n["3"],
             indeterminate=n["indeterminate"],
+            target=settings.rs_target,
+            pct_blocked=2 * assessed < settings.rs_target,
             rs_pct=round(100 * n["3"] / assessed, 2) if assessed else None,
             ci_low=round(100 * low, 2),
             ci_high=round(100 * high, 2),
@@ -105,7 +107,8 @@ def reader_interval(
         ci_high=round(100 * high, 2),
         sensitivity=round(errors.sensitivity, 4),
         specificity=round(errors.specificity, 4),
-        precision=round(errors.precision, 4),
+        # A laboratory's own four figures say nothing of what was counted and is no erythroblast.
+        precision=None if settings.rs_reader_errors is not None else round(errors.precision, 4),
         n_measured=errors.ring_read + errors.ring_missed + errors.other_read + errors.other_wrong,
         measured_on=errors.source,
         standings=tuple(limit_standing(limit) for limit in settings.rs_limits_pct),

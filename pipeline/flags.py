@@ -60,7 +60,18 @@ RULES: tuple[Rule, ...] = (
         "upper limit of a virtual RS % at or over 5 %",
         on_counts.virtual_rs_positive,
     ),
-    Rule("NEAR_LIMIT_RS", "review", "interval of RS % spans a decision limit", on_counts.near_limit_rs),
+    Rule(
+        "RS_LOW_COUNT",
+        "review",
+        "erythroblasts assessed for iron under the target; under half of it blocks",
+        on_counts.rs_low_count,
+    ),
+    Rule(
+        "NEAR_LIMIT_RS",
+        "review",
+        "interval of RS %, by sampling or with reader error, spans a decision limit",
+        on_counts.near_limit_rs,
+    ),
     Rule(
         "NEAR_LIMIT_BLAST", "review", "interval of blasts spans a decision limit", on_counts.near_limit_blast
     ),

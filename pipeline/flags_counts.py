@@ -26,7 +26,13 @@ HETEROGENEITY_MIN_CELLS = 5
 def not_reviewed(f: Facts) -> Finding | None:
     if f.status in ("final", "corrected"):  # both are signed
         return None
-    return Finding(f"The result is {f.status}; a qualified person has not released it.", f.status)
+    if f.status == "cancelled":
+        said = "The report was withdrawn by a person: its figures must not be used."
+    elif f.status == "amended":
+        said = "The result was released and has changed since; a qualified person has not released this form."
+    else:
+        said = f"The result is {f.status}; a qualified person has not released it."
+    return Finding(said, f.status)
 
 
 def low_count(f: Facts) -> Finding | None:
@@ -47,16 +53,36 @@ def very_low_count(f: Facts) -> Finding | None:
     )
 
 
-def near_limit_rs(f: Facts) -> Finding | None:
+def rs_low_count(f: Facts) -> Finding | None:
     rs = f.counted.sideroblasts
-    open_limits = [s for s in rs.standings if s.standing == "spans"] if rs else []
-    if rs is None or not open_limits:
+    if rs is None or rs.n_erythroblasts >= rs.target or (rs.support and not rs.support.supported):
         return None
-    head = (
-        f"Ring sideroblasts {_pct(rs.rs_pct)} ({rs.type3} of {rs.n_erythroblasts}), "
-        f"interval {rs.ci_low:.1f}-{rs.ci_high:.1f} %"
-    )
-    return Finding(f"{head}: {_settle(open_limits, 'erythroblasts')}.", rs.rs_pct)
+    head = f"{rs.n_erythroblasts} erythroblasts were assessed for iron"
+    if rs.pct_blocked:
+        why = f"{head}, under half the target of {rs.target}: a percentage must not be reported."
+        return Finding(why, rs.n_erythroblasts, "block")
+    return Finding(f"{head}, the target is {rs.target}.", rs.n_erythroblasts)
+
+
+def near_limit_rs(f: Facts) -> Finding | None:
+    """Either interval may leave a limit open: that of sampling is the narrower, not the truer one."""
+    rs = f.counted.sideroblasts
+    if rs is None:
+        return None
+    sampling = [s for s in rs.standings if s.standing == "spans"]
+    reading = [s for s in rs.reader.standings if s.standing == "spans"] if rs.reader else []
+    if not sampling and not reading:
+        return None
+    share = None if rs.pct_blocked else rs.rs_pct
+    head = "Ring sideroblasts " + (f"{_pct(share)} " if share is not None else "")
+    said = []
+    if sampling or not rs.reader:
+        found = f"interval {rs.ci_low:.1f}-{rs.ci_high:.1f} %: {_settle(sampling, 'erythroblasts')}"
+        said.append(("by sampling alone, " if rs.reader else "") + found)
+    if rs.reader and reading:
+        found = f"interval {rs.reader.ci_low:.1f}-{rs.reader.ci_high:.1f} %"
+        said.append(f"with reader error, {found}: {_settle(reading, 'erythroblasts')}")
+    return Finding(f"{head}({rs.type3} of {rs.n_erythroblasts}); {'; '.join(said)}.", share)
 
 
 def near_limit_blast(f: Facts) -> Finding | None:
@@ -161,15 +187,16 @@ def unidentified_high(f: Facts) -> Finding | None:
 
 
 def low_confidence(f: Facts) -> Finding | None:
-    limit = f.run.min_confidence
     named = [c for c in f.classes if c.cell_id in f.counted.labels]
-    if limit is None or not named:
-        return None
-    low = sum(c.confidence < limit for c in named)
+    limits = [f.run.doubt_below(virtual=c.virtual) for c in named]
+    stated = sorted({x for x in limits if x is not None})
+    low = sum(x is not None and c.confidence < x for c, x in zip(named, limits, strict=True))
     if low <= LOW_CONFIDENCE_MAX * len(named):
         return None
+    said = " or ".join(f"{x:.2f}" for x in stated)
     return Finding(
-        f"{low} of {len(named)} cells are under the calibrated confidence of {limit:.2f}.",
+        f"{low} of {len(named)} cells are under the calibrated confidence of {said}"
+        f"{', each of its own classifier' if len(stated) > 1 else ''}.",
         round(100 * low / len(named), 2),
     )
 

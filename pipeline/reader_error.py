@@ -88,15 +88,27 @@ def corrected_interval(
     if n == 0:
         return 0.0, 1.0
     tail = (1.0 - level) / 2.0
-    u = _points()[:, 0]
-    low = _true_share(_confidence(successes, n, u, True), *_error_draws(errors, True))
-    high = _true_share(_confidence(successes, n, u, False), *_error_draws(errors, False))
+    low, high = (_end(successes, n, errors, low=low) for low in (True, False))
     return float(np.quantile(low, tail)), float(np.quantile(high, 1.0 - tail))
 
 
+def _end(successes: float, n: float, errors: ReaderErrors, *, low: bool) -> np.ndarray:
+    """Draws of the true share, every figure taken towards one end of it.
+
+    More false cells lower the share where more of them than of all cells are read as rings, and raise it
+    else: of each draw both are tried.
+    """
+    read = _confidence(successes, n, _points()[:, 0], low)
+    shares = [_true_share(read, *_error_draws(errors, low, few)) for few in (True, False)]
+    return np.minimum(*shares) if low else np.maximum(*shares)
+
+
 @lru_cache(maxsize=16)
-def _error_draws(errors: ReaderErrors, low: bool) -> tuple[np.ndarray, ...]:
-    """Draws of the figures of `_true_share` after the first, each taken towards one end of the share."""
+def _error_draws(errors: ReaderErrors, low: bool, few: bool) -> tuple[np.ndarray, ...]:
+    """Draws of the figures of `_true_share` after the first, each taken towards one end of the share.
+
+    `few`: the share of false cells is taken towards none of them.
+    """
     u = _points()
     rings, others = _rings(errors), _others(errors)
     true = sum(rings[:1]) + sum(others[:1])
@@ -104,7 +116,7 @@ def _error_draws(errors: ReaderErrors, low: bool) -> tuple[np.ndarray, ...]:
     return (
         _confidence(errors.ring_read / d, rings[0] / d, u[:, 1], not low),
         _confidence(errors.other_read / d, others[0] / d, u[:, 2], low),
-        _confidence(errors.false_cells / d, (true + errors.false_cells) / d, u[:, 3], low),
+        _confidence(errors.false_cells / d, (true + errors.false_cells) / d, u[:, 3], few),
         _confidence(errors.false_rings / d, errors.false_cells / d, u[:, 4], not low),
         _confidence(rings[0] / d, sum(rings) / d, u[:, 5], not low),
         _confidence(others[0] / d, sum(others) / d, u[:, 6], low),

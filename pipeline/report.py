@@ -63,8 +63,15 @@ def build_result(
     """
     cells = tuple(sorted(cells, key=lambda c: c.cell_id))
     classes = tuple(sorted(classes, key=lambda c: c.cell_id))
+    namers = [m.card for m in run.models if m.card is not None and m.card.task == "classifier"]
     counted = count(
-        case, cells, classes, settings.counting, known_classes=run.known_classes, reviewed=reviewed
+        case,
+        cells,
+        classes,
+        settings.counting,
+        known_classes=run.known_classes,
+        reviewed=reviewed,
+        made_for={card.name: card.specimens for card in namers},
     )
     iron = with_support(counted.sideroblasts, evidence_of(run), settings.counting)
     counted = replace(counted, sideroblasts=iron)
@@ -87,7 +94,12 @@ def build_result(
         slides=slide_infos(case, fields, quality, {c.slide for c in cells if c.cell_id in virtual}),
         inputs=_inputs(case),
         software=_software(run),
-        method=counted.method.model_copy(update={"min_confidence": run.min_confidence}),
+        method=counted.method.model_copy(
+            update={
+                "min_confidence": run.min_confidence,
+                "virtual_min_confidence": run.virtual_min_confidence,
+            }
+        ),
         differential=counted.differential,
         per_100_wbc=counted.per_100_wbc,
         me_ratio=counted.me_ratio,
@@ -261,6 +273,7 @@ def _gallery_cell(cell: Cell, found: CellClass | None, reviewed: Mapping[str, st
         ),
         rs_type=found.rs_type if found else None,
         rs_type_second=found.rs_type_second if found else None,
+        label_ai=found.label if found else None,
         label_reviewed=reviewed.get(cell.cell_id),
     )
 

@@ -25,6 +25,7 @@ from pipeline.report_images import (
     encode_within,
 )
 from pipeline.report_slides import SlidePicture, slide_views
+from pipeline.report_text import shown_decimals
 from pipeline.result import Gallery, GalleryCell, Result
 from pipeline.result_counts import PatientCell, Row
 from pipeline.settings import ReportSettings
@@ -51,6 +52,16 @@ class Card:
     uri: str | None
     doubtful: bool
     field_anchor: str | None
+
+    @property
+    def model_said(self) -> str:
+        """What the model called the cell, in few letters."""
+        found = self.cell.label_ai
+        return f"{taxonomy.cell_type(found).short} {100 * self.cell.confidence:.0f} %" if found else "–"
+
+    @property
+    def named_by(self) -> str:
+        return _named_by(self.cell)
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ def _render(
     slides: Sequence[Mapping[str, Any]] = (),
     explained: Mapping[str, Any] | None = None,
 ) -> str:
-    min_confidence = result.method.min_confidence
+    min_confidence, virtual_least = result.method.min_confidence, result.method.virtual_min_confidence
     colours = {g.class_: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, g in enumerate(result.galleries)}
     anchors = {(p.slide, p.field, _shown(p.modality), p.stain): f"f{i}" for i, p in enumerate(fields)}
     shelves: list[Shelf] = []
@@ -175,7 +186,8 @@ def _render(
         cards = []
         for cell in chosen.get(gallery.class_, ()):
             index[cell.cell_id] = len(index)
-            low = min_confidence is not None and cell.confidence < min_confidence
+            least = virtual_least if cell.virtual and virtual_least is not None else min_confidence
+            low = least is not None and cell.confidence < least
             cards.append(
                 Card(
                     index=index[cell.cell_id],
@@ -188,6 +200,8 @@ def _render(
                 )
             )
         shelves.append(Shelf(gallery, tuple(cards), gallery.n_total - len(cards)))
+    from markupsafe import Markup
+
     script, style = asset("report.js"), asset("report.css")
     page = environment().get_template("report.html.j2")
     return page.render(
@@ -206,13 +220,15 @@ def _render(
         checks_left_out=len(check_images.left_out),
         slides=slides,
         bars=_bars(result),
+        few_fields=any(n.code == "FEW_FIELDS" for n in result.not_assessed),
         rs_bar=_rs_bar(result),
         attended=_attended(result, shelves),
         tops=_tops(result),
-        decimals=_decimals(result),
+        decimals=shown_decimals(result.differential.rows),
         thumbnail_px=settings.thumbnail_px,
         min_confidence=min_confidence,
         style=style,
+        running=Markup(_running(result)),
         script=script,
         script_hash=source_hash(script),
     )
@@ -228,20 +244,37 @@ def _attended(result: Result, shelves: Sequence[Shelf]) -> list[tuple[PatientCel
 def _tops(result: Result) -> dict[str, str]:
     """The three best classes of each cell as JSON, for the enlarged view."""
 
-    def name(class_: str) -> str:
-        return taxonomy.display_name(class_) if class_ in taxonomy.CELL_TYPES else class_
-
     return {
-        c.cell_id: json.dumps([[name(p.class_), p.p] for p in c.top3])
+        c.cell_id: json.dumps([[_class_name(p.class_), p.p] for p in c.top3])
         for g in result.galleries
         for c in g.cells
     }
 
 
-def _decimals(result: Result) -> int:
-    """Decimals that the percentages have: as many as the rows need, at least one."""
-    texts = [f"{r.pct:.4f}".rstrip("0") for r in result.differential.rows if r.pct is not None]
-    return max([1, *(len(t.split(".")[1]) for t in texts)])
+def _class_name(class_: str) -> str:
+    return taxonomy.display_name(class_) if class_ in taxonomy.CELL_TYPES else class_
+
+
+def _named_by(cell: GalleryCell) -> str:
+    """Whose a cell's name is: the model's confidence says nothing of a person's name."""
+    if cell.label_reviewed is None:
+        return f"confidence {100 * cell.confidence:.0f} %"
+    model = "none"
+    if cell.label_ai is not None:
+        model = f"{cell.label_ai.replace('_', ' ')} {100 * cell.confidence:.0f} %"
+    return f"named by a person (model: {model})"
+
+
+def _running(result: Result) -> str:
+    """The rule that puts case, status and use label at the foot of every printed page.
+
+    Every character that is no letter or figure of ASCII is a CSS escape: no text of the case ends the string.
+    """
+    told = f"{result.case.pseudo_id} · {result.status} · {result.use_label}"
+    safe = "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):06x}" for c in told)
+    left, right = f'content: "{safe}"', 'content: counter(page) "/" counter(pages)'
+    boxes = f"@bottom-left {{ {left}; }} @bottom-right {{ {right}; }}"
+    return f"@media print {{ @page {{ font: 8pt sans-serif; {boxes} }} }}"
 
 
 def _shown(modality: str) -> str:
@@ -269,7 +302,8 @@ def _views(
                 "w": round((c.bbox_px[2] - c.bbox_px[0]) * scale, 1),
                 "h": round((c.bbox_px[3] - c.bbox_px[1]) * scale, 1),
                 "card": index.get(c.cell_id),
-                "title": f"{g.display}, {100 * c.confidence:.0f} %: {c.cell_id}",
+                "title": f"{g.display}, {_named_by(c)}: {c.cell_id}",
+                "person": c.label_reviewed is not None,
                 "colour": colours[g.class_],
             }
             for g in result.galleries
@@ -333,6 +367,6 @@ def _rs_bar(result: Result) -> dict[str, Any] | None:
         "top": top,
         "low": round(100 * rs.ci_low / top, 2),
         "high": round(100 * min(rs.ci_high, top) / top, 2),
-        "at": None if rs.rs_pct is None else round(100 * rs.rs_pct / top, 2),
+        "at": None if rs.rs_pct is None or rs.pct_blocked else round(100 * rs.rs_pct / top, 2),
         "limits": [{"pct": x, "at": round(100 * x / top, 2)} for x in rs.limits if x <= top],
     }

@@ -79,4 +79,10 @@ class RunInfo:
     expected_config_sha256: str | None = None  # of a validated configuration, where the laboratory has one
     known_classes: tuple[str, ...] | None = None  # of the classifier; None: read off the probabilities
     min_confidence: float | None = None  # the classifier's calibrated figure
+    virtual_min_confidence: float | None = None  # that of virtual cells; None: the same
     painted: PaintedTarget | None = None  # of virtual cells, where the settings name no target
+
+    def doubt_below(self, *, virtual: bool) -> float | None:
+        """The confidence below which a cell of real or of virtual stain is in doubt; None: not known."""
+        own = self.virtual_min_confidence if virtual else None
+        return self.min_confidence if own is None else own

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pipeline.result import Result
+from pipeline.result_counts import Row
 
 WIDTH = 78
 
@@ -12,6 +15,12 @@ def render_text(result: Result) -> str:
     lines = [*_head(result), *_flags(result), *_iron(result), *_differential(result)]
     lines += [*_ratios(result), *_not_assessed(result), *_problems(result)]
     return "\n".join(clean(line).rstrip() for line in lines).rstrip()
+
+
+def shown_decimals(rows: Iterable[Row]) -> int:
+    """Decimals that the percentages have: as many as the rows need, at least one."""
+    texts = [f"{r.pct:.4f}".rstrip("0") for r in rows if r.pct is not None]
+    return max([1, *(len(t.split(".")[1]) for t in texts)])
 
 
 def clean(text: str) -> str:
@@ -45,16 +54,18 @@ def _iron(r: Result) -> list[str]:
     if rs is None:
         return []
     evidence = "Perls" if rs.evidence == "perls" else "VIRTUAL Perls, not a stain"
-    pct = "not known" if rs.rs_pct is None else f"{rs.rs_pct:.1f} %"
+    pct = "withheld, too few erythroblasts" if rs.pct_blocked else _or_unknown(rs.rs_pct)
+    # A virtual figure is corrected for what the generator makes up: it is not the quotient of the counts.
+    joint = ", from" if rs.support or rs.pct_blocked else " ="
     lines = [
-        f"Ring sideroblasts ({evidence}): {pct} = {rs.type3} / {rs.n_erythroblasts} erythroblasts, "
+        f"Ring sideroblasts ({evidence}): {pct}{joint} {rs.type3} / {rs.n_erythroblasts} erythroblasts, "
         f"{100 * r.method.level:g} % interval {rs.ci_low:.1f}-{rs.ci_high:.1f} %",
         f"  types 0/1/2/3: {rs.type0}/{rs.type1}/{rs.type2}/{rs.type3}, indeterminate {rs.indeterminate}",
     ]
     if rs.reader is not None:
         lines.append(
-            f"  with reader error {rs.reader.ci_low:.1f}-{rs.reader.ci_high:.1f} %, "
-            f"corrected {_or_unknown(rs.reader.rs_pct)}"
+            f"  with reader error {rs.reader.ci_low:.1f}-{rs.reader.ci_high:.1f} %"
+            + ("" if rs.pct_blocked else f", corrected {_or_unknown(rs.reader.rs_pct)}")
         )
     if rs.agreement is not None:
         a = rs.agreement
@@ -63,14 +74,18 @@ def _iron(r: Result) -> list[str]:
     if rs.support is not None:
         said = "supported" if rs.support.supported else "NOT SUPPORTED BY THE IMAGE, no figure is given"
         lines += _wrap(f"  {said}: {rs.support.why}", 4)
-    for s in rs.standings:
+    for s in () if rs.pct_blocked else rs.standings:
         words = {"below": "below", "at_or_over": "at or over", "spans": "open at", "unknown": "not known at"}
         more = (
             f" (about {s.more_cells:,} more cells would settle it)"
             if s.standing == "spans" and s.more_cells
             else ""
         )
-        lines.append(f"  {words[s.standing]} {s.limit:g} %{more}")
+        alone = "by sampling alone " if rs.reader is not None else ""
+        lines.append(f"  {alone}{words[s.standing]} {s.limit:g} %{more}")
+    for s in rs.reader.standings if rs.reader is not None and not rs.pct_blocked else ():
+        if s.standing == "spans":
+            lines.append(f"  with reader error open at {s.limit:g} %")
     return [*lines, ""]
 
 
@@ -82,14 +97,22 @@ def _differential(r: Result) -> list[str]:
     d = r.differential
     level = f"{100 * r.method.level:g} % interval"
     lines = [f"{'class':<38}{'n':>6}{'%':>8}  {level:<16}{'fields':<14}"]
+    decimals = shown_decimals(d.rows)
     for row in (*d.rows, *d.groups):
         n = row.n_ai if row.n_reviewed is None else row.n_reviewed
-        pct = "-" if row.pct is None or d.pct_blocked else f"{row.pct:.1f}"
+        pct = "-" if row.pct is None or d.pct_blocked else f"{row.pct:.{decimals}f}"
         boot = (
             "" if row.boot_low is None or row.boot_high is None else f"{row.boot_low:.1f}-{row.boot_high:.1f}"
         )
         name = row.display if row in d.rows else f"  all {row.display.lower()}"
         lines.append(f"{name:<38}{n:>6}{pct:>8}  {f'{row.ci_low:.1f}-{row.ci_high:.1f}':<16}{boot:<14}")
+    for person in d.named_by_person:
+        inside = f", counted among {person.counted_in.replace('_', ' ')}" if person.counted_in else ""
+        lines += _wrap(
+            f"{person.display:<38}{person.n:>6}{'-':>8}  named by a person, the model cannot; "
+            f"{d.n_reviewed} of {d.n_detected} cells reviewed{inside}",
+            54,
+        )
     if d.pct_blocked:
         lines.append("Percentages are withheld: too few cells were counted.")
     out = ", ".join(f"{e.display.lower()} {e.n}" for e in d.excluded if e.n)
@@ -103,6 +126,7 @@ def _ratios(r: Result) -> list[str]:
     if r.me_ratio is not None:
         m = r.me_ratio
         value = "none" if m.value is None else f"{m.value:.2f} ({m.ci_low:.2f}-{m.ci_high:.2f})"
+        value = f"withheld ({m.withheld})" if m.withheld else value
         lines.append(f"M:E {value}, {m.myeloid} myeloid, {m.erythroid} erythroid; {r.method.me_convention}")
     if r.per_100_wbc is not None:
         p = r.per_100_wbc

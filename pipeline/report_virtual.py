@@ -48,7 +48,8 @@ def virtual_galleries(
         members.sort(key=lambda m: (m[1].stain_confidence or 0.0, m[0].cell_id))
         if not members:
             continue
-        update = {"virtual": True, "virtual_stain": "Perls"}
+        # A person named the cell, not the iron that was drawn for it.
+        update = {"virtual": True, "virtual_stain": "Perls", "label_reviewed": None}
         galleries.append(
             Gallery(
                 class_="virtual_perls_" + rs_type,

@@ -125,6 +125,9 @@ class Method(Part):
     min_confidence: float | None = Field(
         None, description="calibrated confidence below which a cell is in doubt; null: the model states none"
     )
+    virtual_min_confidence: float | None = Field(
+        None, description="the same of cells read from a virtual stain; null: min_confidence"
+    )
 
 
 class GalleryCell(Part):
@@ -143,6 +146,7 @@ class GalleryCell(Part):
     rs_type: str | None = None
     rs_type_second: str | None = None
     virtual_stain: Stain | None = Field(None, description="the stain that the shown virtual image imitates")
+    label_ai: str | None = Field(None, description="the model's class; null where it was not classified")
     label_reviewed: str | None = None
 
 

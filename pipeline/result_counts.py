@@ -50,6 +50,15 @@ class Excluded(Part):
     n: int
 
 
+class NamedByPerson(Part):
+    """A class that the classifier cannot say, of which a person named some cells: a count, and no share."""
+
+    class_: str = Field(alias="class")
+    display: str
+    n: int
+    counted_in: str | None = Field(description="the row that holds these cells; null: none does")
+
+
 class Differential(Part):
     n_detected: int = Field(description="n_denominator + n_excluded")
     n_denominator: int
@@ -59,6 +68,11 @@ class Differential(Part):
     rows: tuple[Row, ...]
     groups: tuple[Row, ...] = Field(description="parents with all that lies below them; not to be added")
     excluded: tuple[Excluded, ...]
+    n_fields: int = Field(0, description="fields that hold cells of the denominator")
+    n_reviewed: int = Field(0, description="of the cells found, those that a person named")
+    named_by_person: tuple[NamedByPerson, ...] = Field(
+        (), description="in the denominator, but unknown to the classifier; empty where a person named all"
+    )
 
 
 class Per100Wbc(Part):
@@ -86,6 +100,7 @@ class MeRatio(Part):
     ci_high: float | None
     loinc: str | None
     loinc_verified: bool
+    withheld: str | None = Field(None, description="why no ratio is given; null where nothing forbids it")
 
 
 class LimitStanding(Part):
@@ -121,7 +136,9 @@ class ReaderInterval(Part):
     ci_high: Pct
     sensitivity: float = Field(description="share of ring sideroblasts read as such, of those counted")
     specificity: float = Field(description="share of other erythroblasts read as other, of those counted")
-    precision: float = Field(description="share of what is counted that is an erythroblast")
+    precision: float | None = Field(
+        description="share of what is counted that is an erythroblast; null where that was not measured"
+    )
     n_measured: int = Field(description="erythroblasts of known type that the errors were measured on")
     measured_on: str
     standings: tuple[LimitStanding, ...]
@@ -151,6 +168,10 @@ class Sideroblasts(Part):
     type2: int
     type3: int
     indeterminate: int
+    target: int = Field(100, description="erythroblasts that the percentage is to rest on")
+    pct_blocked: bool = Field(
+        False, description="true: under half the target, the percentage must not be reported"
+    )
     rs_pct: Pct | None
     ci_low: Pct
     ci_high: Pct

@@ -144,6 +144,10 @@ class PatientSettings(Section):
     top_cells: int = Field(12, ge=0)  # shown in the report, by attention
 
 
+LimitPct = Annotated[float, Field(gt=0, lt=100)]
+Count = Annotated[int, Field(ge=0)]
+
+
 class CountingSettings(Section):
     """Denominators, intervals and the rules of the flags (CLINICAL.md)."""
 
@@ -152,14 +156,29 @@ class CountingSettings(Section):
     interval: Literal["clopper-pearson", "wilson"] = "clopper-pearson"  # of proportions
     level: float = Field(0.95, gt=0.5, lt=1)  # of every interval
     bootstrap_draws: int = Field(2000, ge=0)  # over whole fields; 0: no interval between fields
-    bootstrap_seed: int = 20261121  # of those draws, so that a report comes out the same
-    rs_limits_pct: tuple[float, ...] = (5.0, 15.0)  # limits of ring sideroblasts that a result is held to
-    rs_reader_errors: tuple[int, int, int, int] | None = None  # a laboratory's own: see docs/sideroblasts.md
-    blast_limits_marrow_pct: tuple[float, ...] = (5.0, 10.0, 20.0)  # limits of blasts, in marrow
-    blast_limits_blood_pct: tuple[float, ...] = (2.0, 5.0, 20.0)  # the same, in blood
+    bootstrap_seed: int = Field(20261121, ge=0)  # of those draws, so that a report comes out the same
+    rs_target: int = Field(100, gt=0)  # erythroblasts that a percentage of ring sideroblasts is to rest on
+    rs_limits_pct: tuple[LimitPct, ...] = (5.0, 15.0)  # limits of ring sideroblasts that a result is held to
+    rs_reader_errors: tuple[Count, Count, Count, Count] | None = (
+        None  # a laboratory's own: see docs/sideroblasts.md
+    )
+    blast_limits_marrow_pct: tuple[LimitPct, ...] = (5.0, 10.0, 20.0)  # limits of blasts, in marrow
+    blast_limits_blood_pct: tuple[LimitPct, ...] = (2.0, 5.0, 20.0)  # the same, in blood
     monocytes_in_myeloid: bool = True  # of the M:E ratio
     blasts_in_myeloid: bool = False  # a blast's lineage is not known from its look
     pct_decimals: int = Field(1, ge=0, le=4)  # of percentages; together they are 100
+
+    @model_validator(mode="after")
+    def _reader_can_read(self) -> CountingSettings:
+        if self.rs_reader_errors is None:
+            return self
+        ring_read, ring_missed, other_read, other_wrong = self.rs_reader_errors
+        rings, others = ring_read + ring_missed, other_read + other_wrong
+        if rings == 0 or others == 0:
+            raise ValueError("rs_reader_errors needs rings and others that were read; leave it null without")
+        if ring_read / rings + other_read / others <= 1:
+            raise ValueError("rs_reader_errors tells of a reader no better than chance; check their order")
+        return self
 
 
 class ReportSettings(Section):

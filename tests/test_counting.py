@@ -144,7 +144,7 @@ def test_only_verified_loinc_codes_are_known_and_none_is_printed_for_marrow_perc
     blood = counted(BLOOD).differential
     assert {r.loinc for r in blood.rows if r.loinc} <= VERIFIED_LOINC
     assert all(r.loinc_verified == (r.loinc is not None) for r in blood.rows)
-    marrow = counted(BLOOD, "bone_marrow")
+    marrow = counted(BLOOD | {"erythroblast": 300}, "bone_marrow")
     assert all(r.loinc is None for r in marrow.differential.rows)
     assert marrow.me_ratio.loinc == "11138-5"
 
@@ -163,6 +163,99 @@ def test_a_reviewers_label_counts_and_the_models_is_kept_beside_it():
     assert (row(found, "blast").n_ai, row(found, "blast").n_reviewed) == (0, 1)
     assert (row(found, "neutrophil").n_ai, row(found, "neutrophil").n_reviewed) == (120, 119)
     assert row(found, "blast").pct == 0.5
+
+
+SHIPPED = tuple(k for k in KNOWN if k not in ("blast", "smudge", "artefact", "unidentified"))
+
+
+def renamed(label, n=1, of="lymphocyte", everything=False, counts=BLOOD):
+    """The count where a person names n cells otherwise, by a classifier of the shipped one's classes."""
+    cells, classes = cells_of(counts, known=SHIPPED)
+    said = {c.cell_id: c.label for c in classes} if everything else {}
+    said |= {c.cell_id: label for c in [c for c in classes if c.label == of][:n]}
+    return count(a_case(), cells, classes, FAST, known_classes=SHIPPED, reviewed=said)
+
+
+def test_one_cell_that_a_person_named_measures_no_share_of_a_class_that_the_model_cannot_name():
+    found = renamed("blast")
+    d = found.differential
+    assert all(r.class_ != "blast" for r in d.rows)
+    (person,) = d.named_by_person
+    assert (person.class_, person.n, person.counted_in) == ("blast", 1, None)
+    assert (d.n_denominator, d.n_reviewed, sum(r.n_reviewed for r in d.rows)) == (200, 1, 199)
+    assert sum(round(10 * r.pct) for r in d.rows) == 995
+    assert not found.knows("blast")
+    notes = {n.code: n for n in found.not_assessed}
+    assert "Blasts" in notes["CLASS_UNKNOWN_TO_MODEL"].what
+    assert "blasts: 1" in notes["NAMED_BY_PERSON"].why
+    assert "1 of 200 cells" in notes["NAMED_BY_PERSON"].why
+
+
+def test_a_child_that_only_a_person_can_name_counts_in_its_parents_row_and_has_no_code_of_its_own():
+    found = renamed("neutrophil_band", 3, "neutrophil")
+    d = found.differential
+    assert (row(found, "neutrophil").n_reviewed, row(found, "neutrophil").pct) == (120, 60.0)
+    assert row(found, "neutrophil").loinc == "26511-6"
+    (person,) = d.named_by_person
+    assert (person.class_, person.n, person.counted_in) == ("neutrophil_band", 3, "neutrophil")
+    assert (d.groups, sum(round(10 * r.pct) for r in d.rows)) == ((), 1000)
+    assert "26508-2" not in d.model_dump_json()
+
+
+def test_smudge_cells_that_a_person_named_give_no_rate_per_hundred_white_cells():
+    rates = renamed("smudge").per_100_wbc
+    assert (rates.smudge, rates.smudge_ci_high, rates.smudge_loinc, rates.n_smudge) == (None, None, None, 1)
+
+
+def test_a_class_has_its_share_where_a_person_named_every_cell():
+    found = renamed("blast", everything=True)
+    assert (row(found, "blast").n_reviewed, row(found, "blast").pct) == (1, 0.5)
+    assert row(found, "blast").loinc == "26446-5"
+    assert found.differential.named_by_person == ()
+    assert "Blasts" not in next(n for n in found.not_assessed if n.code == "CLASS_UNKNOWN_TO_MODEL").what
+
+
+MARROW = {"neutrophil": 300, "lymphocyte": 50, "erythroblast": 150}
+
+
+@pytest.mark.parametrize(
+    ("counts", "made_for", "said"),
+    [
+        (MARROW, {"of-blood": ("blood",)}, "of-blood was not made for bone marrow"),
+        (MARROW, {}, "no classifier states"),
+        ({"neutrophil": 100, "erythroblast": 50}, {"of-both": ("blood", "bone_marrow")}, "under half"),
+        ({"neutrophil": 100, "erythroblast": 50}, {"of-blood": ("blood",)}, "for bone marrow; 150 cells"),
+    ],
+)
+def test_no_me_ratio_is_given_by_a_classifier_of_blood_or_of_too_few_cells(counts, made_for, said):
+    found = counted(counts, "bone_marrow", made_for=made_for)
+    ratio = found.me_ratio
+    assert (ratio.value, ratio.ci_low, ratio.ci_high, ratio.loinc) == (None, None, None, None)
+    assert not ratio.loinc_verified
+    assert ratio.erythroid == counts["erythroblast"]
+    assert said in ratio.withheld
+    assert said in next(n.why for n in found.not_assessed if n.code == "ME_RATIO_WITHHELD")
+
+
+def test_a_classifier_that_was_made_for_marrow_gives_the_me_ratio_its_code():
+    ratio = counted(MARROW, "bone_marrow", made_for={"of-both": ("blood", "bone_marrow")}).me_ratio
+    assert (ratio.value, ratio.loinc, ratio.withheld) == (2.0, "11138-5", None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"), [(1, "ONE_FIELD"), (2, "FEW_FIELDS"), (9, "FEW_FIELDS"), (10, None)]
+)
+def test_an_interval_between_few_fields_is_said_to_be_too_narrow(fields, code):
+    found = count(a_case(fields), *cells_of(BLOOD, fields), FAST, known_classes=KNOWN)
+    assert {n.code for n in found.not_assessed} & {"ONE_FIELD", "FEW_FIELDS"} == ({code} if code else set())
+
+
+def test_a_field_without_cells_of_the_denominator_is_none_to_compare():
+    cells, classes = both(cells_of(BLOOD, 1), cells_of({"platelet": 3}, 2, start=500))
+    found = count(a_case(2), cells, classes, FAST, known_classes=KNOWN)
+    assert found.differential.n_fields == 1
+    assert any(n.code == "ONE_FIELD" for n in found.not_assessed)
+    assert all(r.boot_low is None for r in found.differential.rows)
 
 
 def test_a_class_of_no_cell_or_an_unknown_label_is_refused_by_name():

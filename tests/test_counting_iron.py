@@ -61,6 +61,7 @@ def test_a_laboratorys_own_errors_take_the_place_of_the_cards() -> None:
     assert (found.reader.sensitivity, found.reader.specificity) == (0.9, 0.9)
     assert found.reader.rs_pct == pytest.approx(12.5)  # (0.2 + 0.9 - 1) / (0.9 + 0.9 - 1)
     assert "laboratory" in found.reader.measured_on
+    assert found.reader.precision is None  # false cells are not asked for
 
 
 def test_what_was_never_measured_has_no_such_interval() -> None:

@@ -94,12 +94,14 @@ def test_the_least_sure_are_explained_and_no_more_than_the_settings_allow():
         cells_of({"lymphocyte": 1}, ood=0.999, start=5),
         cells_of({"erythroblast": 2}, confidence=0.2, stain="Perls", start=6),
     )
-    ids = in_doubt(found, classes, 0.5, 4)
+    ids = in_doubt(found, classes, (0.5, 0.5), 4)
     labels = {c.cell_id: c.label for c in classes}
     assert [labels[i] for i in ids] == ["monocyte", "monocyte", "neutrophil", "neutrophil"]
-    assert "lymphocyte" in [labels[i] for i in in_doubt(found, classes, 0.5, 9)]
-    assert [labels[i] for i in in_doubt(found, classes, None, 9)] == ["lymphocyte"]
-    assert in_doubt(found, classes, 0.5, 0) == []
+    assert "lymphocyte" in [labels[i] for i in in_doubt(found, classes, (0.5, 0.5), 9)]
+    assert [labels[i] for i in in_doubt(found, classes, (None, None), 9)] == ["lymphocyte"]
+    assert in_doubt(found, classes, (0.5, 0.5), 0) == []
+    virtual = tuple(c.model_copy(update={"virtual": c.label == "monocyte"}) for c in classes)
+    assert "monocyte" not in [labels[i] for i in in_doubt(found, virtual, (0.5, 0.0), 9)]
 
 
 def test_the_confidence_is_the_cards_unless_the_settings_say_otherwise():
@@ -183,7 +185,7 @@ def test_a_stage_that_is_switched_off_leaves_no_failure_and_no_record_behind(run
     }
     case_run = replace(case_run, settings=case_run.settings.model_copy(update=off))
     assert explanation(case_run, found, classes, "patches", "") == ()
-    assert patient(case_run, found, "patches") is None
+    assert patient(case_run, a_case(), found, "patches") is None
     assert virtual_perls(case_run, a_case(), found, classes, "patches") == classes
     assert case_run.ledger.items(stage)["case"]["status"] == "retired"
     assert not case_run.store.exists(case_run.record_key(stage, "case"))

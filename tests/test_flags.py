@@ -119,6 +119,7 @@ CASES = {
         lambda: flags(counts={"neutrophil": 100}),
     ),
     "NEAR_LIMIT_RS": ("review", lambda: iron(t0=88, t3=12), lambda: iron(t0=198, t3=1)),
+    "RS_LOW_COUNT": ("review", lambda: iron(t0=98, t3=1), lambda: iron(t0=98, t3=2)),
     "NEAR_LIMIT_BLAST": (
         "review",
         lambda: flags(counts=BLOOD | {"blast": 5}),
@@ -212,7 +213,7 @@ def test_a_flag_fires_where_its_rule_holds_and_only_there(code):
 
 def test_the_table_holds_every_flag_of_the_conventions_once():
     assert sorted(r.code for r in RULES) == sorted(CASES)
-    assert len(RULES) == 25
+    assert len(RULES) == 26
 
 
 def test_blocking_flags_stand_first():
@@ -231,6 +232,50 @@ def test_near_a_limit_the_flag_says_how_many_more_cells_settle_it():
     assert "15 % stays open, about 455 more erythroblasts would settle it" in flag.message
     assert flag.value == 12.0
     assert "cannot be settled" in iron(t0=85, t3=15)["NEAR_LIMIT_RS"].message
+
+
+def test_a_percentage_of_ring_sideroblasts_of_under_half_the_target_blocks_and_tells_no_figure():
+    raised = iron(t3=2)
+    assert raised["RS_LOW_COUNT"].severity == "block"
+    assert iron(t0=48, t3=2)["RS_LOW_COUNT"].severity == "review"
+    raised = iron(t0=20, t3=2)
+    assert "9.1 %" not in raised["NEAR_LIMIT_RS"].message.split("interval")[0]
+    assert raised["NEAR_LIMIT_RS"].value is None
+
+
+def test_a_limit_that_reader_error_alone_leaves_open_is_flagged():
+    def near(errors):
+        settings = Settings(counting=CountingSettings(bootstrap_draws=0, rs_reader_errors=errors))
+        images = (image("F1"), image("P1", stain="Perls", slide="s2"))
+        read = both(
+            cells_of({"erythroblast": 90}, 1, rs_type="0", stain="Perls"),
+            cells_of({"erythroblast": 12}, 1, rs_type="3", stain="Perls", start=1000),
+        )
+        case = a_case(specimen="bone_marrow", images=images, mode="mgg_perls")
+        return {f.code: f for f in a_result(case=case, read=read, settings=settings).flags}["NEAR_LIMIT_RS"]
+
+    message = near((45, 5, 90, 10)).message
+    sampling, reading = message.split("with reader error")
+    assert "by sampling alone" in sampling
+    assert "15 % stays open" in sampling
+    assert "5 % stays open" not in sampling.replace("15 % stays open", "")
+    assert "5 % cannot be settled" in reading
+
+
+def test_stained_cells_are_not_held_to_the_confidence_of_virtual_ones():
+    read = both(
+        cells_of({"neutrophil": 100}, confidence=0.65),
+        cells_of({"neutrophil": 100}, confidence=0.75, virtual=True, modality="dic", start=500),
+    )
+
+    def doubted(stained, virtual):
+        run = a_run(min_confidence=stained, virtual_min_confidence=virtual)
+        return flags(read=read, run=run).get("LOW_CONFIDENCE")
+
+    assert doubted(0.6, 0.7) is None
+    assert doubted(0.7, 0.6).value == 50.0
+    assert "0.60 or 0.70, each of its own classifier" in doubted(0.7, 0.6).message
+    assert doubted(0.7, None).value == 50.0
 
 
 @pytest.mark.parametrize(("limit", "blasts"), [(2, 4), (5, 10), (20, 40)])

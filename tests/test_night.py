@@ -98,6 +98,13 @@ def test_a_report_outside_the_store_is_no_link(report: str) -> None:
     assert "javascript:" not in render_night(night)
 
 
+def test_the_page_says_which_report_was_withdrawn() -> None:
+    night = a_night()
+    assert ">withdrawn<" not in render_night(night)
+    night["cases"][0]["report_status"] = "cancelled"
+    assert '<span class="bad">withdrawn</span>' in render_night(night)
+
+
 def test_a_night_is_written_as_json_and_as_a_page_and_is_the_latest(tmp_path: Path) -> None:
     store = Store(tmp_path)
     night = a_night(store.url)

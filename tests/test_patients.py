@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.patient_stage import why_not_shown
+from flows.patient_stage import why_not, why_not_shown
 from phantoms.patients import PATTERNS, draw_composition, phantom_patient
 from pipeline.errors import BadInput, BadModelPackage
+from tests.report_cases import a_case
 
 CLASSES = ("rare", "common", "plain")
 
@@ -207,8 +208,19 @@ def test_cells_unlike_those_learned_from_are_not_read_and_the_reason_is_told(rea
     assert not reading(other).familiar
     # The order of features says what a cell is: the same numbers in other places are another kind of cell.
     assert not reading(np.roll(few_cells_decide(7)[0].embeddings, 4, axis=1)).familiar
-    said = why_not_shown(None, (), reading(other))
+    said = why_not_shown(None, a_case(), (), reading(other))
     assert "unlike those that patterns learned from" in said
+
+
+@pytest.mark.parametrize("specimen", ["bone_marrow", "blood", None])
+def test_a_specimen_that_is_not_on_the_readers_card_is_refused_with_the_reason(specimen):
+    from types import SimpleNamespace
+
+    from pipeline.settings import Settings
+
+    why = why_not(SimpleNamespace(settings=Settings()), a_case(specimen=specimen), ())
+    refused = "patient-patterns was made for blood, and this is bone marrow"
+    assert (why == refused) == (specimen == "bone_marrow")
 
 
 def test_the_shipped_reader_knows_its_phantoms_from_noise():

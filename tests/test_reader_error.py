@@ -29,6 +29,14 @@ def test_the_estimate_undoes_known_errors_exactly() -> None:
     assert corrected_estimate(round(share * n), n, e) == pytest.approx(p, abs=1e-6)
 
 
+def test_doubt_of_false_cells_reaches_to_both_ends_where_more_of_them_than_of_all_cells_are_rings() -> None:
+    # Taken towards none for the low limit and towards many for the high one, they gave 0.0086 and 0.0265.
+    mixed = ReaderErrors(95, 5, 190, 10, false_cells=10, false_rings=5)
+    assert corrected_interval(15, 100, mixed)[0] < 0.0075
+    mostly_rings = ReaderErrors(95, 5, 190, 10, false_cells=18, false_rings=17)
+    assert corrected_interval(5, 100, mostly_rings)[1] > 0.028
+
+
 def test_reader_error_widens_the_interval_and_a_larger_measurement_narrows_it() -> None:
     widths = []
     for scale in (0.2, 1, 20):

@@ -185,3 +185,16 @@ def test_a_print_of_the_page_leaves_out_the_tools_and_breaks_no_class_name(opene
     assert names.first.bounding_box()["height"] < 60
     assert not page.locator(".tools").is_visible()
     assert page.locator(".flag").first.is_visible()
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_what_is_folded_on_the_page_is_printed(browser, hostile_page, scripts):
+    context = browser.new_context(java_script_enabled=scripts)
+    page = context.new_page()
+    page.goto(hostile_page.as_uri())
+    folded = page.locator("details table").first
+    seen = "e => e.checkVisibility({contentVisibilityAuto: true, visibilityProperty: true})"
+    assert not folded.evaluate(seen)
+    page.emulate_media(media="print")
+    assert folded.evaluate(seen)
+    context.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -19,10 +20,22 @@ from pipeline.report_images import (
     reduced,
 )
 from pipeline.report_inputs import Quality
-from pipeline.result import USE_LABEL
+from pipeline.report_text import render_text
+from pipeline.result import USE_LABEL, AuditEntry
 from pipeline.settings import CountingSettings, ReportSettings, Settings
 from pipeline.types import Problem
-from tests.report_cases import BLOOD, a_case, a_picture, a_result, both, cells_of, good_quality, image
+from tests.report_cases import (
+    BLOOD,
+    KNOWN,
+    a_case,
+    a_picture,
+    a_result,
+    a_run,
+    both,
+    cells_of,
+    good_quality,
+    image,
+)
 
 QUICK = Settings(counting=CountingSettings(bootstrap_draws=100))
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
@@ -120,6 +133,136 @@ def test_percentages_of_too_few_cells_are_withheld():
     assert "Percentages are withheld" in html
     assert "74.0" not in html
     assert 'class="pct"' not in html
+
+
+def test_a_class_that_only_a_person_can_name_stands_as_a_count_and_the_page_says_whose():
+    known = tuple(k for k in KNOWN if k != "blast")
+    cells, classes = cells_of(BLOOD, known=known)
+    said = {next(c.cell_id for c in classes if c.label == "lymphocyte"): "blast"}
+    run = a_run(known_classes=known)
+    result = a_result(settings=QUICK, read=(cells, classes), reviewed=said, run=run)
+    html = render_html(result, {})
+    assert "named by a person; the model cannot. 1 of 200 cells reviewed" in html
+    assert "0.5 %" not in html
+    assert "named by a person (model: lymphocyte 95 %)" in html
+    assert "<span>LY 95 %</span>" in html
+    assert {f.code for f in result.flags} & {"BLAST_PRESENT", "NEAR_LIMIT_BLAST"} == {"BLAST_PRESENT"}
+    assert "named by a person" in render_text(result)
+
+
+def test_a_cell_that_a_person_named_is_marked_in_its_field_and_carries_no_confidence_of_that_name():
+    cells, classes = cells_of(BLOOD)
+    said = {next(c.cell_id for c in classes if c.label == "lymphocyte" and "/F1/" in c.cell_id): "blast"}
+    html = render_html(a_result(settings=QUICK, read=(cells, classes), reviewed=said), {}, [overview()])
+    assert "<title>Blasts, named by a person (model: lymphocyte 95 %)" in html
+    assert html.count('stroke-dasharray="5 3"') == 1
+    assert "Blasts, confidence" not in html
+
+
+def withdrawn(reason="wrong patient"):
+    when = datetime(2026, 1, 3, 4, 5, tzinfo=UTC)
+    change = {"target": "report", "old": "final", "new": "cancelled"}
+    entry = AuditEntry(ts=when, actor="Dr. Y", action="cancel", reason=reason, **change)
+    result = a_result(settings=QUICK, status="cancelled").model_copy(update={"audit": (entry,)})
+    return render_html(result, {})
+
+
+def test_a_withdrawn_report_says_so_first_with_person_time_and_reason_and_strikes_its_figures():
+    html = withdrawn()
+    banner = html[html.index('class="banner"') : html.index("<h1>")]
+    for told in ("Withdrawn", "Dr. Y", "2026-01-03 04:05 UTC", "wrong patient"):
+        assert told in banner
+    assert '<body class="withdrawn"' in html
+    assert 'class="banner"' not in page()
+    assert HOSTILE not in withdrawn(HOSTILE)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("preliminary", "a qualified person has not released it"),
+        ("amended", "was released and has changed since"),
+        ("cancelled", "was withdrawn by a person"),
+    ],
+)
+def test_each_status_that_is_not_final_has_its_own_sentence(status, said):
+    result = a_result(settings=QUICK, status=status)
+    message = next(f.message for f in result.flags if f.code == "NOT_REVIEWED")
+    assert said in message
+    assert (status == "preliminary") == ("has not released it" in message)
+
+
+def test_every_printed_page_carries_case_status_and_use_and_no_text_of_the_case_ends_the_rule():
+    html = render_html(a_result(settings=QUICK, case=a_case(case_id='K";}</style><b>x')), {})
+    rule = html[html.index("@bottom-left") : html.index("@bottom-right")]
+    assert rule.count('"') == 2
+    assert "<" not in rule
+    assert "preliminary" in rule
+
+
+def test_blocking_flags_stand_before_the_figure_of_ring_sideroblasts():
+    html, _ = iron_page(12, 88)
+    assert html.index('id="h-flags"') < html.index('id="h-rs"') < html.index('id="h-dx"')
+
+
+def test_a_withheld_me_ratio_shows_its_reason_and_no_figure():
+    counts = {"neutrophil": 400, "erythroblast": 100}
+    html = page(counts, case=a_case(specimen="bone_marrow"))
+    assert "withheld: leukocyte-classes was not made for bone marrow" in html
+    assert "<b>4.00</b>" not in html
+
+
+def test_an_interval_between_few_fields_is_greyed():
+    assert "too narrow here: 5 fields" in page()
+    assert "too narrow here" not in page(case=a_case(12), read=cells_of(BLOOD, 12))
+
+
+def iron_page(rings, others, settings=QUICK, **change):
+    images = (*(image(f"F{i + 1}") for i in range(5)), image("P1", stain="Perls", slide="s2"))
+    read = both(
+        cells_of({"neutrophil": 300}),
+        cells_of({"erythroblast": others}, rs_type="0", stain="Perls", start=1000, **change),
+        cells_of({"erythroblast": rings}, rs_type="3", stain="Perls", start=2000, **change),
+    )
+    case = a_case(specimen="bone_marrow", images=images, mode="mgg_perls")
+    result = a_result(settings=settings, case=case, read=read)
+    return render_html(result, {}), render_text(result)
+
+
+def test_two_rings_of_two_erythroblasts_are_no_hundred_percent():
+    for text in iron_page(2, 0):
+        assert "withheld" in text
+        assert "100.0 % =" not in text
+        assert ">100.0 %<" not in text
+        assert "the whole interval" not in text
+        assert "at or over 15" not in text
+    assert "At least 50 of the 100 erythroblasts aimed at are needed" in iron_page(2, 0)[0]
+
+
+def test_where_reader_error_is_known_a_limit_is_settled_by_sampling_alone_in_words():
+    html, text = iron_page(30, 80, rs_method="marrow-perls + rule")
+    assert "By sampling alone: at or over <b>15 %</b>" in html
+    assert "by sampling alone at or over 15 %" in text
+
+
+def test_a_laboratorys_own_errors_claim_no_precision():
+    own = Settings(counting=CountingSettings(bootstrap_draws=0, rs_reader_errors=(45, 5, 90, 10)))
+    html, _ = iron_page(30, 80, own)
+    assert "was not measured" in html
+    assert "100.0 % of what is counted" not in html
+
+
+def test_the_page_names_the_interval_of_rates_as_the_settings_do():
+    score = Settings(counting=CountingSettings(bootstrap_draws=0, interval="wilson"))
+    html = render_html(a_result(settings=score), {})
+    assert "carry the Wilson interval" in html
+    assert "exact interval" not in html
+
+
+def test_the_text_has_the_decimals_that_the_settings_ask_for():
+    two = Settings(counting=CountingSettings(bootstrap_draws=0, pct_decimals=2))
+    text = render_text(a_result({"neutrophil": 130, "lymphocyte": 73}, settings=two))
+    assert "64.04" in text
 
 
 def test_ring_sideroblasts_stand_before_the_differential_with_their_evidence():

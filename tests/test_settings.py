@@ -58,6 +58,13 @@ def test_every_environment_variable_stands_in_the_documentation() -> None:
         ({"report": {"max_bytes": 0}}, "report.max_bytes"),
         ({"detection": None}, "'detection'"),
         ({"detection": [1]}, "'detection'"),
+        ({"counting": {"bootstrap_seed": -1}}, "counting.bootstrap_seed"),
+        ({"counting": {"rs_limits_pct": [5, 150]}}, "counting.rs_limits_pct.1"),
+        ({"counting": {"rs_limits_pct": [-3]}}, "counting.rs_limits_pct.0"),
+        ({"counting": {"blast_limits_blood_pct": [0]}}, "counting.blast_limits_blood_pct.0"),
+        ({"counting": {"rs_reader_errors": [-1, 0, 5, 0]}}, "counting.rs_reader_errors.0"),
+        ({"counting": {"rs_reader_errors": [0, 0, 0, 0]}}, "rings and others that were read"),
+        ({"counting": {"rs_reader_errors": [5, 45, 10, 90]}}, "no better than chance"),
     ],
 )
 def test_settings_that_no_case_could_be_run_with_are_refused(values: dict, said: str) -> None:

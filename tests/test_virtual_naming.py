@@ -15,7 +15,7 @@ from PIL import Image
 from classifiers.base import Classified
 from flows.cli import main
 from flows.execute import up_to_date
-from flows.naming import calibrated_confidence, check_painter, known_classes, namers
+from flows.naming import calibrated_confidence, check_painter, known_classes, namers, virtual_confidence
 from pipeline.errors import BadInput
 from pipeline.settings import ClassificationSettings, Settings, StainingSettings
 from pipeline.virtual_naming import namer_of, train_virtual_classifier
@@ -267,14 +267,16 @@ def test_stained_and_virtual_cells_have_their_own_classifier():
     assert alone.namer(virtual=True) == "a"
 
 
-def test_a_mixed_case_takes_the_stricter_threshold_and_the_classes_of_both(trained):
+def test_a_mixed_case_holds_each_cell_to_the_threshold_of_its_own_classifier(trained):
     stained, _ = both(cells_of({"neutrophil": 2}))
     virtual = tuple(c.model_copy(update={"modality": "dic", "stain": "unstained"}) for c in stained)
     own = Settings(classification=ClassificationSettings(virtual_classifier=str(trained)))
     real, read = find_package("leukocyte-classes").card, read_package(trained).card
     limits = [c.parameters["min_confidence"] for c in (real, read)]
     assert [calibrated_confidence(own, cells) for cells in (stained, virtual)] == limits
-    assert calibrated_confidence(own, stained + virtual) == max(limits)
+    assert limits[0] != limits[1]
+    assert calibrated_confidence(own, stained + virtual) == limits[0]
+    assert virtual_confidence(own, stained + virtual) == virtual_confidence(own, virtual) == limits[1]
     assert namers(own, stained + virtual) == (real.name, str(trained))
     assert namers(own, ()) == namers(own, stained) == (real.name,)
     assert known_classes(own, stained + virtual) == real.classes

@@ -98,6 +98,8 @@ def test_a_supported_figure_is_corrected_and_still_says_virtual():
     assert "no iron was stained" in section
     assert "phantom cases" in section
     assert f"{iron.rs_pct:.1f} %" in section
+    text = render_text(result)
+    assert f"{iron.rs_pct:.1f} %, from 60 / 100" in text  # corrected: not the quotient of the counts
 
 
 def test_the_ratio_says_so_where_another_model_chose_the_erythroblasts():
