@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from flows import reporting
-from flows.auditing import RESULT, note
+from flows.auditing import RESULT, check_record, note
 from flows.cluster import Workers
-from flows.findings import as_made, kept_findings
+from flows.findings import FINDINGS, as_made, kept_findings
 from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.review_acts import acts_of
-from flows.runs import open_run
+from flows.runs import database_url, open_run
 from flows.status import open_existing
 from pipeline.errors import BadInput
 from pipeline.review import Act, check_corrections, review_state
@@ -44,6 +44,7 @@ def review_case(
     not those of the result under review.
     """
     from pipeline.intake import check_case_id
+    from storage.results_db import ResultsDatabase
 
     reviewer = check_reviewer(reviewer)
     if not (corrections or sign or cancel):
@@ -54,14 +55,13 @@ def review_case(
         raise BadInput("a report is withdrawn for a reason; give --reason.")
     open_existing(store)
     with Workers() as workers:
-        run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
+        run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id), action="report")
         findings = kept_findings(run)
         run = as_made(run, findings, settings)
         check_corrections(case_id, findings.cells, corrections)
         with run.store.writing(case_id):
-            wrong = AuditLog(run.store, case_id).verify()
-            if wrong:
-                raise BadInput(f"{case_id}: the audit log does not hold ({wrong[0]}) Nothing was changed.")
+            with ResultsDatabase(database_url(run.store.url)) as database:
+                check_record(run.store, case_id, built_on=(RESULT, FINDINGS), database=database)
             _is_current(run, findings)
             run.ledger.begin()
             if corrections:
