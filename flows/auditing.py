@@ -116,9 +116,9 @@ def check_record(
     wrong = _log_faults(store, case_id) or _against_database(store, case_id, database)
     if wrong:
         raise RecordUnsound(
-            f"{case_id}: the audit log does not hold ({wrong[0].rstrip('.')}), and nothing was changed; "
-            f"restore {store.url_of(case_id)} from a copy of the store, or remove it to begin anew without "
-            "its signatures."
+            f"{case_id}: the audit log does not hold ({wrong[0].rstrip('.')}), and nothing was changed; see "
+            f"that SMEARFLOW_AUDIT_KEY is the laboratory's, then restore {store.url_of(case_id)} from a copy "
+            "of the store, or remove it to begin anew without its signatures."
         )
     told = told_by(AuditLog(store, case_id).entries())
     for name, sha in there.items():
@@ -141,14 +141,14 @@ def _sha256(store: Store, key: str) -> str | None:
 
 def _log_faults(store: Store, case_id: str) -> list[str]:
     """What is wrong with a case's log by itself, and that it is missing where the case has a report."""
-    if _has_log(store, case_id):
-        return AuditLog(store, case_id).verify()
-    missing = _has_result(store, case_id) or _was_reported(store, case_id)
-    return ["the log is missing, though the case was reported."] if missing else []
+    reported = _has_result(store, case_id) or _was_reported(store, case_id)
+    if reported and not _has_log(store, case_id):
+        return ["the log is missing, though the case was reported."]
+    return AuditLog(store, case_id).verify()
 
 
 def _against_database(store: Store, case_id: str, database: ResultsDatabase | None) -> list[str]:
-    """Whether a log whose end was cut off was longer when the results database was last written."""
+    """What a log lacks that it had when the results database was last written: its end was cut off."""
     head = database.log_head(pseudonym(case_id)) if database is not None else None
     entries = AuditLog(store, case_id).entries()
     if head is None or not entries or head.start != entries[0].seal:  # of a log that was begun anew
@@ -241,4 +241,10 @@ def _verify(store: Store, case_id: str, database: ResultsDatabase | None) -> lis
             wrong.append(f"{name} is not the file that the last run or review wrote.")
     if RESULT not in told.last and _has_result(store, case_id):
         wrong.append(f"{RESULT} is not the file that the last run or review wrote.")
-    return wrong + _against_database(store, case_id, database)
+    wrong += _against_database(store, case_id, database)
+    head = database.log_head(pseudonym(case_id)) if database is not None else None
+    entries = AuditLog(store, case_id).entries()
+    # Told, but no run is refused for it: a trial on another store, into the same database, does the same.
+    if head is not None and told.last and head.start != entries[0].seal:
+        wrong.append("the results database knows another log of this case, or another store's.")
+    return wrong

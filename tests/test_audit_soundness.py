@@ -87,7 +87,7 @@ def test_a_case_that_was_tampered_with_is_refused_by_every_command_and_never_loo
             lambda: review_case(CASE, store, reviewer="Dr. X", sign=True),
         )
         for command in commands:
-            with pytest.raises(RecordUnsound, match=f"{CASE}: .*nothing was changed; restore") as caught:
+            with pytest.raises(RecordUnsound, match=f"{CASE}: .*nothing was changed; .*restore") as caught:
                 command()
             assert "\n" not in str(caught.value)
             assert _unlocked(store) == before
@@ -123,6 +123,33 @@ def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_the_results_datab
     ):
         with pytest.raises(RecordUnsound, match="the results database knows an entry 5"):
             command()
+
+
+def test_a_log_that_was_replaced_altogether_is_found_by_the_results_database(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = str(tmp_path / "other")
+    _report(other)
+    _review(other, "--sign")
+    shutil.rmtree(Path(store) / CASE)
+    shutil.copytree(Path(other) / CASE, Path(store) / CASE)
+    monkeypatch.setenv("SMEARFLOW_AUDIT_KEY", "k3y")  # an unkeyed log may be older than the key
+    (found,) = audit_cases(store, verify=True)
+    assert found["wrong"] == ["the results database knows another log of this case, or another store's."]
+
+
+def test_a_run_without_the_key_of_the_log_is_refused_and_adds_nothing(
+    store: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("SMEARFLOW_AUDIT_KEY", "k3y")
+        _review(store, "--sign")
+        before = _files(store)
+    with pytest.raises(RecordUnsound, match="set SMEARFLOW_AUDIT_KEY"):
+        up_to_date(folder, store)
+    monkeypatch.setenv("SMEARFLOW_AUDIT_KEY", "k3y")
+    assert _files(store) == before
+    assert _holds(store)
 
 
 def test_a_case_that_was_removed_begins_anew(store: str) -> None:
