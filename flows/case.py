@@ -18,9 +18,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows import stages
-from flows.auditing import note
+from flows.auditing import check_record, note
 from flows.cluster import Workers
-from flows.execute import CaseOutcome, execute, summary
+from flows.execute import CaseOutcome, end_failed, execute, summary
 from flows.records import CaseRun
 from flows.runs import configured, open_run
 from pipeline.settings import NightSettings
@@ -91,18 +91,15 @@ def process_case(
 
     `action` is what the audit log calls it.
     """
-    run = open_run(case_dir, store, settings, workers, pixel_size_um)
+    run = open_run(case_dir, store, settings, workers, pixel_size_um, action=action)
     with run.store.writing(run.case_id):
-        run.store.sweep(run.case_id)
         run.ledger.begin(str(run.case_dir))
         try:
+            check_record(run.store, run.case_id)
+            run.store.sweep(run.case_id)
             outcome = execute(run, as_task)
         except BaseException as error:
-            try:
-                run.end(error)
-                note(run, action, error=error)
-            except Exception as second:  # of a full disk, say; the first error is the one to be told
-                log.error("%s: the ledger could not be written: %s", run.case_id, second)
+            end_failed(run, error)
             raise
         run.end()
         note(run, action)

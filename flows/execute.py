@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,13 +19,16 @@ from flows import (
     unit_stages,
     virtual_perls_stage,
 )
-from flows.auditing import note
+from flows.auditing import check_record, note
 from flows.cluster import Workers
 from flows.failures import worth_another_try
 from flows.findings import gather
 from flows.records import CaseRun, WorkNeeded
 from flows.runs import open_run
+from storage.audit import Action
 from storage.store import CaseBusy
+
+log = logging.getLogger("smearflow.case")
 
 
 @dataclass(frozen=True)
@@ -87,23 +91,46 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     )
 
 
+def end_failed(run: CaseRun, error: BaseException) -> None:
+    """Close a run that failed, in ledger and audit log; to be called with the case's lock held."""
+    try:
+        run.end(error)
+        note(run, run.action, error=error)
+    except Exception as second:  # of a full disk, say; the first error is the one to be told
+        log.error("%s: the ledger could not be written: %s", run.case_id, second)
+
+
 def up_to_date(
-    case_dir: Path, store: str, settings: dict[str, Any] | None = None, pixel_size_um: float | None = None
+    case_dir: Path,
+    store: str,
+    settings: dict[str, Any] | None = None,
+    pixel_size_um: float | None = None,
+    *,
+    action: Action = "run",
+    last_word: bool = True,
 ) -> CaseOutcome | None:
-    """The kept outcome where nothing has to be computed, else None; needs no server and no cluster."""
+    """The kept outcome where nothing has to be computed, else None; needs no server and no cluster.
+
+    An error ends the run in the case's ledger, unless the caller will try again (`last_word`), and is raised.
+    """
     with Workers() as workers:
-        run = open_run(case_dir, store, settings, workers, pixel_size_um, allow_work=False)
+        run = open_run(case_dir, store, settings, workers, pixel_size_um, allow_work=False, action=action)
         try:
+            check_record(run.store, run.case_id)
             outcome = execute(run)
         except WorkNeeded:
             return None
+        except Exception as error:
+            if last_word:
+                _leave_trace(run, error)
+            raise
         with (
             contextlib.suppress(CaseBusy),
             run.store.writing(run.case_id),
         ):  # the busy one writes its own line
             run.ledger.begin(str(run.case_dir))
             run.end()
-            note(run, "run")
+            note(run, action)
         return outcome
 
 
@@ -121,6 +148,18 @@ def tried(case: str, attempt: Callable[[], CaseOutcome | None]) -> tuple[dict[st
     if outcome is None:
         return None, False
     return {**summary(outcome), "seconds_total": round(time.perf_counter() - started, 2)}, False
+
+
+def _leave_trace(run: CaseRun, error: Exception) -> None:
+    """A failed run in the ledger, so that `status` and `retry` know of the case."""
+    try:
+        with run.store.writing(run.case_id):
+            run.ledger.begin(str(run.case_dir))
+            end_failed(run, error)
+    except CaseBusy:  # the busy one writes its own line
+        return
+    except Exception as second:  # as in end_failed
+        log.error("%s: the ledger could not be written: %s", run.case_id, second)
 
 
 def summary(outcome: CaseOutcome) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def run_case(
     """
     from flows.execute import up_to_date
 
-    done = up_to_date(case_dir, store, settings, pixel_size_um)
+    done = up_to_date(case_dir, store, settings, pixel_size_um, action=action)
     if done is not None:
         return done
     from prefect import flow

@@ -78,7 +78,8 @@ class _Cases:
         return row, again
 
     def _kept(self, folder: Path) -> CaseOutcome | None:
-        return up_to_date(own_folder(folder), self.store, self.settings)
+        # What fails here is tried again tonight, and then leaves its word.
+        return up_to_date(own_folder(folder), self.store, self.settings, last_word=False)
 
     def process(self, todo: list[Path], workers: Workers) -> None:
         """Process cases; those that the machine failed or another run holds are tried again at the end."""

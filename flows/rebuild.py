@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flows.auditing import note
+from flows.auditing import RESULT, check_record, note
 from flows.cluster import Workers
 from flows.runs import open_run
 from flows.status import open_existing
@@ -16,14 +16,15 @@ def rebuild(case_id: str, store: str, settings: dict[str, Any] | None = None) ->
 
     Of the settings those of counting and report count; raises BadInput where another was not so in the run.
     """
-    from flows.findings import as_made, kept_findings
+    from flows.findings import FINDINGS, as_made, kept_findings
     from flows.reporting import report
     from pipeline.intake import check_case_id
 
     open_existing(store)
     with Workers() as workers:
-        run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
+        run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id), action="report")
         with run.store.writing(run.case_id):
+            check_record(run.store, run.case_id, built_on=(RESULT, FINDINGS))
             findings = kept_findings(run)
             run = as_made(run, findings, settings)
             run.ledger.begin()

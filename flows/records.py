@@ -20,6 +20,7 @@ from flows.cluster import ClusterGone, Workers
 from flows.failures import Interrupted, StageFailed, fault_of, killed_its_worker
 from pipeline.errors import SmearflowError
 from pipeline.settings import Settings
+from storage.audit import Action
 from storage.fingerprint import fingerprint
 from storage.ledger import Ledger
 from storage.store import Store
@@ -68,6 +69,8 @@ class CaseRun:
     ledger: Ledger
     pixel_size_um: float | None = None
     allow_work: bool = True
+    action: Action = "run"  # what the audit log calls it
+    announced: bool = False  # whether the log has its line already
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
@@ -81,7 +84,11 @@ class CaseRun:
     def end(self, error: BaseException | None = None) -> None:
         """Close this run in the ledger."""
         self.ledger.end_run(
-            computed=self.computed, reused=self.reused, seconds=self.stage_seconds, error=error
+            computed=self.computed,
+            reused=self.reused,
+            seconds=self.stage_seconds,
+            error=error,
+            action=self.action,
         )
 
     def kept(self, stage: str, key: str, expected: str) -> Outcome | None:

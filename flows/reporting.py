@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from flows import stages
-from flows.auditing import RESULT
+from flows.auditing import RESULT, announce, check_record, told_by
 from flows.findings import FINDINGS, Findings
 from flows.identity import deidentified, deidentified_text, pseudonym
 from flows.provenance import source_commit
@@ -22,7 +22,7 @@ from flows.report_pictures import (
     thumbnails,
 )
 from flows.review_acts import acts_of
-from flows.runs import settings_mark
+from flows.runs import database_url, settings_mark
 from pipeline.review import (
     Act,
     ReviewState,
@@ -32,6 +32,7 @@ from pipeline.review import (
     review_part,
     review_state,
 )
+from storage.audit import AuditLog
 from storage.clock import now
 from storage.fingerprint import fingerprint
 
@@ -40,20 +41,32 @@ PAGE, TABLE = "report.html", "cells.parquet"
 
 def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
     """The result of the case: written where anything it is made of has changed, else the kept one."""
-    acts, content, mark = report_marks(run, findings)
+    from storage.results_db import ResultsDatabase
+
+    with ResultsDatabase(database_url(run.store.url)) as database:
+        check_record(run.store, run.case_id, database=database)
+        acts, content, mark = report_marks(run, findings)
+        # The results database may have been restored or lost.
+        has_row = database.has(pseudonym(run.case_id), mark)
+    told = told_by(AuditLog(run.store, run.case_id).entries())
 
     def compute() -> dict[str, Any]:
         return {"sha256": write_report(run, findings, mark, acts, content)}
 
     def intact() -> bool:
         kept = run.kept("report", "case", mark)
-        if kept is None or kept.output is None:
+        if kept is None or kept.output is None or not has_row:
+            return False
+        # The record could be forged with the files; what the log announced last could not.
+        hashes = kept.output["sha256"]
+        if told.last.get(RESULT) != hashes.get(RESULT) or told.mark not in (None, mark):
             return False
         return all(
-            run.store.exists(f"{run.case_id}/{name}")
+            told.last.get(name, sha) == sha
+            and run.store.exists(f"{run.case_id}/{name}")
             and hashlib.sha256(run.store.read_bytes(f"{run.case_id}/{name}")).hexdigest() == sha
-            for name, sha in kept.output["sha256"].items()
-        ) and _has_row(run, mark)
+            for name, sha in hashes.items()
+        )
 
     run.run_here("report", mark, compute, intact=intact)
     result: dict[str, Any] = run.store.read_json(f"{run.case_id}/{RESULT}")
@@ -65,15 +78,6 @@ def report_marks(run: CaseRun, findings: Findings) -> tuple[list[Act], str, str]
     acts = acts_of(run.store, run.case_id)
     content = content_mark(run, findings, review_state(acts))
     return acts, content, fingerprint("reviewed", content, acts) if acts else content
-
-
-def _has_row(run: CaseRun, mark: str) -> bool:
-    """Whether the results database still has the row of this report (it may have been restored or lost)."""
-    from flows.runs import database_url
-    from storage.results_db import ResultsDatabase
-
-    with ResultsDatabase(database_url(run.store.url)) as database:
-        return database.has(pseudonym(run.case_id), mark)
 
 
 def report_mark(run: CaseRun, findings: Findings) -> str:
@@ -100,7 +104,6 @@ def write_report(
     run: CaseRun, findings: Findings, mark: str, acts: Sequence[Act] = (), content: str | None = None
 ) -> dict[str, str]:
     """Write everything that a person reads; returns the sha256 of each file."""
-    from flows.runs import database_url
     from pipeline.report import build_result
     from pipeline.report_cells import cells_table, parquet_bytes
     from pipeline.report_html import render_html
@@ -172,9 +175,12 @@ def write_report(
         ).encode(),
         TABLE: parquet_bytes(cells_table(findings.cells, findings.classes, made_by.known_classes, reviewed)),
     }
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    head = announce(run, hashes, mark)
     for name, data in files.items():
         run.store.write_bytes(f"{run.case_id}/{name}", data)
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     with ResultsDatabase(database_url(run.store.url)) as database:
-        database.record(result.model_dump(mode="json"), fingerprint=mark, result_sha256=hashes[RESULT])
+        database.record(
+            result.model_dump(mode="json"), fingerprint=mark, result_sha256=hashes[RESULT], log_head=head
+        )
     return hashes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flows.auditing import check_record
 from flows.status import CaseStatus, cases_of_store, leaves_out, open_existing, status_of_case
 from pipeline.errors import BadInput
 from storage.store import Store
@@ -77,7 +78,9 @@ def retry_one(
     def attempt() -> CaseOutcome:
         nonlocal forgotten
         folder = folder_of(status, inbox)
-        forgotten = forget_verdicts(Store(store_url), status.case)
+        opened = Store(store_url)
+        check_record(opened, status.case)
+        forgotten = forget_verdicts(opened, status.case)
         found: CaseOutcome = run_case(folder, store_url, settings, action="retry", **how)
         return found
 

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from flows import reporting
-from flows.auditing import RESULT, note
+from flows.auditing import RESULT, check_record, note
 from flows.cluster import Workers
-from flows.findings import as_made, kept_findings
+from flows.findings import FINDINGS, as_made, kept_findings
 from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.review_acts import acts_of
-from flows.runs import open_run
+from flows.runs import database_url, open_run
 from flows.status import open_existing
 from pipeline.errors import BadInput
 from pipeline.review import Act, check_corrections, review_state
 from storage.audit import AuditLog, Change
 
 MAX_NAME = 120
+MIN_ID = 8  # characters of a report's id
 
 
 def review_case(
@@ -36,14 +37,17 @@ def review_case(
     reason: str = "",
     sign: bool = False,
     cancel: bool = False,
+    report: str | None = None,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Keep a reviewer's corrections (cell id, class), sign or withdraw the report, and write it anew.
 
-    Raises BadInput where a cell, class or name is wrong, or where the settings or the pseudonym key are
-    not those of the result under review.
+    `report` is the id of the report that was read.  Raises BadInput where it is not the current one, where a
+    cell, class or name is wrong, where a signature needs a reason (`reasons_to_hesitate`), or where the
+    settings or the pseudonym key are not those of the result under review.
     """
     from pipeline.intake import check_case_id
+    from storage.results_db import ResultsDatabase
 
     reviewer = check_reviewer(reviewer)
     if not (corrections or sign or cancel):
@@ -54,15 +58,19 @@ def review_case(
         raise BadInput("a report is withdrawn for a reason; give --reason.")
     open_existing(store)
     with Workers() as workers:
-        run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id))
+        run = open_run(Path("."), store, settings, workers, case_id=check_case_id(case_id), action="report")
         findings = kept_findings(run)
         run = as_made(run, findings, settings)
         check_corrections(case_id, findings.cells, corrections)
         with run.store.writing(case_id):
-            wrong = AuditLog(run.store, case_id).verify()
-            if wrong:
-                raise BadInput(f"{case_id}: the audit log does not hold ({wrong[0]}) Nothing was changed.")
-            _is_current(run, findings)
+            with ResultsDatabase(database_url(run.store.url)) as database:
+                check_record(run.store, case_id, built_on=(RESULT, FINDINGS), database=database)
+            kept = _is_current(run, findings, report)
+            why = reasons_to_hesitate(run, findings, kept) if sign and not reason else []
+            if why:
+                raise BadInput(
+                    f"{case_id}: {'; '.join(why)}: look at the report again, and sign it with --reason."
+                )
             run.ledger.begin()
             if corrections:
                 _correct(run, findings, reviewer, corrections, reason)
@@ -91,9 +99,16 @@ def check_reviewer(name: str) -> str:
     return name
 
 
-def _is_current(run: CaseRun, findings: Any) -> None:
-    """Refuse a review that would count anew by other rules, or under another name, by the way."""
-    kept = run.store.read_json(f"{run.case_id}/{RESULT}")
+def _is_current(run: CaseRun, findings: Any, report: str | None) -> dict[str, Any]:
+    """The result under review; refuses a review of another report than the one that was read, and one that
+    would count anew by other rules, or under another name, by the way.
+    """
+    kept: dict[str, Any] = run.store.read_json(f"{run.case_id}/{RESULT}")
+    if report is not None and not _names(report, kept["report_uuid"]):
+        raise BadInput(
+            f"{run.case_id}: its report is now {kept['report_uuid']} ({kept['status']}), not the one that "
+            "was read; read it, and give its id as --report."
+        )
     if kept["case"]["pseudo_id"] != pseudonym(run.case_id):
         raise BadInput(
             f"{run.case_id}: its report has another pseudonym; set SMEARFLOW_PSEUDONYM_KEY as the run did."
@@ -103,6 +118,30 @@ def _is_current(run: CaseRun, findings: Any) -> None:
             f"{run.case_id}: its report was made with other settings or by another version; give the same "
             "--config as the run did, or write it anew first with 'smearflow report'."
         )
+    return kept
+
+
+def _names(given: str, report_uuid: str) -> bool:
+    """Whether an id, or its first part, is that of a report."""
+    given = given.strip().lower()
+    return len(given) >= MIN_ID and report_uuid.startswith(given)
+
+
+def reasons_to_hesitate(run: CaseRun, findings: Any, result: dict[str, Any]) -> list[str]:
+    """What a signature may not pass over in silence: a flag that blocks the report, corrections that were
+    lost, and findings that are not those of the last signature.
+    """
+    why = [f"the flag {f['code']} blocks its report" for f in result["flags"] if f["severity"] == "block"]
+    lost = [n["what"] for n in result["not_assessed"] if n["code"] == "REVIEW_LOST"]
+    why += [f"{what} are lost" for what in lost]
+    acts = acts_of(run.store, run.case_id)
+    signed = max((n for n, act in enumerate(acts) if act.action == "sign"), default=None)
+    if signed is not None:
+        # The corrections of then on the findings of now: what was signed, unless these have changed.
+        then = review_state(acts[: signed + 1])
+        if reporting.content_mark(run, findings, then) != then.signed_content:
+            why.append("images, models, settings or software have changed since it was signed")
+    return why
 
 
 def _correct(

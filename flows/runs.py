@@ -10,6 +10,7 @@ from flows.cluster import Workers
 from flows.records import CaseRun
 from pipeline.errors import BadInput
 from pipeline.settings import NightSettings, Settings, load_settings
+from storage.audit import Action
 from storage.fingerprint import fingerprint
 from storage.store import Store, local_folder
 
@@ -48,8 +49,9 @@ def open_run(
     *,
     allow_work: bool = True,
     case_id: str | None = None,
+    action: Action = "run",
 ) -> CaseRun:
-    """A run of one case; the case's id is its folder's name."""
+    """A run of one case; the case's id is its folder's name, `action` what the audit log calls it."""
     from pipeline.intake import check_case_id
     from storage.ledger import Ledger
 
@@ -70,6 +72,7 @@ def open_run(
         ledger=Ledger(opened, case_id),
         pixel_size_um=pixel_size_um,
         allow_work=allow_work,
+        action=action,
     )
 
 

@@ -99,7 +99,8 @@ def status_of_case(store: Store, case: str) -> CaseStatus:
     if not isinstance(record.get("stages"), dict) or not isinstance(record.get("runs"), list):
         return CaseStatus(case, "damaged", error="the ledger is damaged; run the case again")
     holder, runs, current = store.holder(case), record["runs"], record.get("current")
-    last = runs[-1] if runs else {}
+    # A report that was made again says nothing of how the last run ended.
+    last = next((r for r in reversed(runs) if r.get("action") != "report"), runs[-1] if runs else {})
     error = last.get("error") or {}
     state: State
     if holder is not None:

@@ -180,13 +180,15 @@ class Ledger:
         reused: dict[str, int],
         seconds: dict[str, float] | None = None,
         error: BaseException | str | None = None,
+        action: str = "run",
     ) -> None:
-        """Close this run: how many items each stage computed and reused, and its seconds; saves.
+        """Close this run, by what it was (`run`, `retry`, `report`): how many items each stage computed and
+        reused, and its seconds; saves.
 
         A run that computed nothing leaves its line as well: it is the proof that nothing was done.
         """
         run = self._run
-        run.update(ended=stamp(), computed=dict(computed), reused=dict(reused))
+        run.update(ended=stamp(), action=action, computed=dict(computed), reused=dict(reused))
         if seconds:
             run["seconds"] = {stage: round(s, 3) for stage, s in seconds.items()}
         if error is not None:

@@ -1,7 +1,7 @@
 """The results database: one row a report, for tables across cases.
 
 SQLite by default, beside the cases, or any database that SQLAlchemy speaks to.  A report that is
-written again replaces its own row; nothing else is ever changed.
+written again replaces its own row, and is then the case's current one; nothing else is ever changed.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     DateTime,
     Engine,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    false,
     insert,
     select,
     update,
@@ -38,12 +40,13 @@ from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
     IntegrityError,
+    InternalError,
     NoSuchModuleError,
     OperationalError,
     ProgrammingError,
 )
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, SmearflowError
 from storage.migrations import bring_forward
 
 log = logging.getLogger("smearflow")
@@ -82,22 +85,50 @@ results = Table(
     Column("result_sha256", String(64), nullable=False),
     Column("reviewer", String(128)),
     Column("reviewed_at", DateTime(timezone=True)),
+    Column(
+        "current", Boolean, nullable=False, server_default=false()
+    ),  # of its case's rows, the one that holds
+    # Where the case's audit log stood: the seal of its first entry, how many it had, the seal of its last.
+    Column("audit_start", String(64)),
+    Column("audit_entries", Integer),
+    Column("audit_seal", String(64)),
     UniqueConstraint("case_id", "fingerprint"),
     Index("ix_results_case_created", "case_id", "created"),
 )
+
+
+class LogHead(NamedTuple):
+    """Where a case's audit log stood: the seal of its first entry, how many it had, the seal of the last."""
+
+    start: str
+    entries: int
+    seal: str
+
 
 ATTEMPTS = 8
 BUSY_TIMEOUT_S = 20.0
 T = TypeVar("T")
 
 
+class DatabaseAway(SmearflowError, ConnectionError):
+    """The results database is busy, away or out of disk: the machine's fault, which passes."""
+
+
+_BUSY = ("locked", "busy", "deadlock", "could not serialize", "connection", "closed", "timeout", "timed out")
+_DISK = ("disk i/o", "disk is full", "no space left", "could not extend", "starting up", "shutting down")
+
+
 def _is_busy(error: Exception) -> bool:
     text = str(error).lower()
     if "authentication failed" in text or "does not exist" in text:  # waiting mends neither
         return False
-    return any(
-        w in text for w in ("locked", "busy", "deadlock", "could not serialize", "connection", "closed")
-    )
+    return any(w in text for w in _BUSY)
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may go through later."""
+    text = str(error).lower()
+    return _is_busy(error) or any(w in text for w in (*_DISK, "resolve host", "translate host"))
 
 
 def masked_url(url: str | URL) -> str:
@@ -115,7 +146,8 @@ def masked_url(url: str | URL) -> str:
 class ResultsDatabase:
     """Results by URL, e.g. `sqlite:////stores/lab/results.db` or `postgresql+psycopg://…`.
 
-    Raises BadInput where the database cannot be opened.
+    Raises BadInput for a URL that is no database, a wrong password or a newer schema, and DatabaseAway, here
+    and in every call, where the database stays busy, is away or has no disk left.
     """
 
     def __init__(self, url: str | URL) -> None:
@@ -146,10 +178,15 @@ class ResultsDatabase:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return work()
-            except (OperationalError, IntegrityError, ProgrammingError) as error:
+            except (OperationalError, IntegrityError, ProgrammingError, InternalError) as error:
                 # Another process made the table, or wrote the same report, between two of our statements.
                 raced = isinstance(error, IntegrityError) or "already exists" in str(error).lower()
                 if attempt == ATTEMPTS or not (raced or _is_busy(error)):
+                    if _is_away(error):
+                        raise DatabaseAway(
+                            f"{self.url}: the results database does not answer ({_reason(error)}); see that "
+                            "it runs and has disk, and run again."
+                        ) from error
                     raise
                 pause = min(5.0, 0.05 * 2**attempt) * (0.5 + random.random())
                 log.info("results database busy (attempt %d of %d): %s", attempt, ATTEMPTS, _reason(error))
@@ -164,16 +201,32 @@ class ResultsDatabase:
     ) -> None:
         self.close()
 
-    def record(self, result: Mapping[str, Any], *, fingerprint: str, result_sha256: str) -> None:
+    def record(
+        self,
+        result: Mapping[str, Any],
+        *,
+        fingerprint: str,
+        result_sha256: str,
+        log_head: LogHead | None = None,
+    ) -> None:
         """Write the row of a result.json document, in place of an earlier one of the same report.
 
-        One transaction, so a reader sees the old row or the new one.
+        It is then the current row of its case.  One transaction, so a reader sees the old rows or the new.
         """
-        row = row_of(result, fingerprint, result_sha256)
-        same = (results.c.case_id == row["case_id"]) & (results.c.fingerprint == fingerprint)
+        start, entries, seal = log_head or (None, None, None)
+        row = {
+            **row_of(result, fingerprint, result_sha256),
+            "current": True,
+            "audit_start": start,
+            "audit_entries": entries,
+            "audit_seal": seal,
+        }
+        of_case = results.c.case_id == row["case_id"]
+        same = of_case & (results.c.fingerprint == fingerprint)
 
         def write() -> None:
             with self._engine.begin() as connection:
+                connection.execute(update(results).where(of_case & results.c.current).values(current=False))
                 changed = connection.execute(update(results).where(same).values(row))
                 if changed.rowcount == 0:
                     connection.execute(insert(results).values(row))
@@ -189,6 +242,18 @@ class ResultsDatabase:
         def read() -> list[dict[str, Any]]:
             with self._engine.connect() as connection:
                 return [dict(r._mapping) for r in connection.execute(query)]
+
+        return self._retry(read)
+
+    def log_head(self, case_id: str) -> LogHead | None:
+        """Where the audit log of a case stood when its current row was written; None where nothing tells."""
+        columns = (results.c.audit_start, results.c.audit_entries, results.c.audit_seal)
+        query = select(*columns).where((results.c.case_id == case_id) & results.c.current)
+
+        def read() -> LogHead | None:
+            with self._engine.connect() as connection:
+                row = connection.execute(query).first()
+                return None if row is None or row[0] is None else LogHead(*row)
 
         return self._retry(read)
 
@@ -227,6 +292,14 @@ def _moment(value: Any) -> Any:
     return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
+def _reportable(differential: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a differential, without percentages where too few cells were counted to report any."""
+    rows: list[dict[str, Any]] = differential["rows"]
+    if not differential.get("pct_blocked"):
+        return rows
+    return [{k: None if k.startswith("pct") else v for k, v in row.items()} for row in rows]
+
+
 def row_of(result: Mapping[str, Any], fingerprint: str, result_sha256: str) -> dict[str, Any]:
     """The row of a result.json document (docs/report.md)."""
     review = result.get("review") or {}
@@ -240,7 +313,7 @@ def row_of(result: Mapping[str, Any], fingerprint: str, result_sha256: str) -> d
         "specimen": result["case"].get("specimen"),
         "n_cells": result["differential"]["n_detected"],
         "n_denominator": result["differential"]["n_denominator"],
-        "differential": result["differential"]["rows"],
+        "differential": _reportable(result["differential"]),
         "rs_pct": iron.get("rs_pct"),
         "rs_ci_low": iron.get("ci_low"),
         "rs_ci_high": iron.get("ci_high"),

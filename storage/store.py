@@ -56,6 +56,7 @@ class Store:
     def __init__(self, url: str | Path) -> None:
         text = str(url)
         self.folder = local_folder(url)
+        self._leases: dict[str, ObjectLock] = {}  # by case that is being written, on an object store
         if self.folder is None:
             import fsspec
 
@@ -125,6 +126,7 @@ class Store:
     def write_bytes(self, key: str, data: bytes) -> None:
         """Write a document whole: a reader, and a run after a power cut, sees the old one or the new one."""
         if self.folder is None:
+            self._check_lease(key)
             self._fs.pipe_file(self._remote(key), data)
             return
         path = self.path(key)
@@ -135,6 +137,7 @@ class Store:
     def create_bytes(self, key: str, data: bytes) -> None:
         """Write a document that is not there yet, whole; raises FileExistsError where it is."""
         if self.folder is None:
+            self._check_lease(key)
             create(self._fs, self._remote(key), data)
             return
         path = self.path(key)
@@ -142,6 +145,12 @@ class Store:
         self.path(key)
         with draft_of(path, data) as draft:
             os.link(draft, path)  # unlike a rename, it fails where the name is taken
+
+    def _check_lease(self, key: str) -> None:
+        """Raise CaseBusy where the case of a key was ours to write and another run has taken it over."""
+        lock = self._leases.get(key.split("/", 1)[0])
+        if lock is not None:
+            lock.check()
 
     def read_text(self, key: str) -> str:
         return self.read_bytes(key).decode("utf-8")
@@ -183,6 +192,7 @@ class Store:
             else:
                 path.unlink(missing_ok=True)
             return
+        self._check_lease(key)
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._remote(key), recursive=True)
 
@@ -218,8 +228,12 @@ class Store:
         again two minutes after its process died.
         """
         if self.folder is None:
-            with held(self._fs, self._remote(f"{case_id}/.lock"), case_id):
-                yield
+            with held(self._fs, self._remote(f"{case_id}/.lock"), case_id) as lock:
+                self._leases[case_id] = lock
+                try:
+                    yield
+                finally:
+                    del self._leases[case_id]
             return
         import fcntl
 

@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -60,6 +61,8 @@ class ObjectLock:
         self._since = stamp()
         self._conditional = "s3" in (fs.protocol if isinstance(fs.protocol, tuple | list) else (fs.protocol,))
         self._etag: str | None = None
+        self._confirmed = time.monotonic()
+        self._turn = threading.Lock()  # the beat and a writer may renew at once
         self.lost = False
 
     def _content(self) -> bytes:
@@ -111,12 +114,14 @@ class ObjectLock:
             found = self._stored()
             if found == data:
                 self._etag = (self._info() or {}).get("ETag")
+                self._confirmed = time.monotonic()
                 return True
             if found is None or (self.read() or {}).get("owner") == self._owner:
                 raise
             return False
         if isinstance(answer, dict):
             self._etag = answer.get("ETag")
+        self._confirmed = time.monotonic()
         return True
 
     def _age_s(self) -> float | None:
@@ -189,6 +194,25 @@ class ObjectLock:
             )
         _honest.add(place)
 
+    def check(self) -> None:
+        """Raise CaseBusy where the case is another's by now; asks the store where no beat came through."""
+        if not self.lost and time.monotonic() - self._confirmed > self.lease_s / 2:
+            with self._turn:
+                self.renew()
+        if self.lost:
+            raise self.taken_over()
+
+    def taken_over(self) -> CaseBusy:
+        return CaseBusy(
+            f"{self._case_id}: another run took this case over, since nothing was heard of this one for "
+            f"{self.lease_s:g} s; the result is the other's, wait for it."
+        )
+
+    def beat(self) -> None:
+        with self._turn:
+            if not self.lost:
+                self.renew()
+
     def renew(self) -> None:
         """Show that the owner lives; notes where the lock was taken over meanwhile."""
         condition = {"IfMatch": self._etag} if self._conditional and self._etag else {}
@@ -216,26 +240,26 @@ class ObjectLock:
 
 
 @contextlib.contextmanager
-def held(fs: Any, path: str, case_id: str, lease_s: float = LEASE_S) -> Iterator[None]:
-    """Hold the lock while the body runs; raises CaseBusy, at its end too where it was lost meanwhile."""
+def held(fs: Any, path: str, case_id: str, lease_s: float = LEASE_S) -> Iterator[ObjectLock]:
+    """Hold the lock while the body runs, which asks it before each write (`ObjectLock.check`).
+
+    Raises CaseBusy, at the end too where the lock was lost meanwhile.
+    """
     lock = ObjectLock(fs, path, case_id, lease_s)
     lock.acquire()
     stop = threading.Event()
 
     def beat() -> None:
         while not stop.wait(lease_s / 4) and not lock.lost:
-            lock.renew()
+            lock.beat()
 
     thread = threading.Thread(target=beat, name=f"lock of {case_id}", daemon=True)
     thread.start()
     try:
-        yield
+        yield lock
     finally:
         stop.set()
         thread.join()
         lock.release()
     if lock.lost:
-        raise CaseBusy(
-            f"{case_id}: another run took this case over, since nothing was heard of this one for "
-            f"{lease_s:g} s; what it wrote is the result."
-        )
+        raise lock.taken_over()

@@ -237,6 +237,38 @@ def test_a_correction_does_not_pass_to_another_cell_of_the_same_number(store: st
     assert _result(store)["status"] == "final"
 
 
+def test_a_signature_is_for_the_report_that_was_read(store: str) -> None:
+    read = _result(store)["report_uuid"]
+    _report(store, shift=30.0)
+    now = _result(store)["report_uuid"]
+    assert now != read
+    for other in (read, read[:8], now[:7], ""):
+        with pytest.raises(BadInput, match=f"its report is now {now}.*--report") as caught:
+            _review(store, "--sign", "--report", other)
+        assert "\n" not in str(caught.value)
+    assert _result(store)["status"] == "preliminary"
+    assert _review(store, "--sign", "--report", now[:8].upper())["status"] == "final"
+    page = (Path(store) / CASE / "report.html").read_text()
+    assert _result(store)["report_uuid"] in page
+
+
+def test_a_signature_over_new_images_and_lost_corrections_needs_a_reason(store: str) -> None:
+    _review(store, "--cell", _cell("lymphocyte"), "--class", "monocyte", "--sign")
+    _report(store, shift=30.0)
+    with pytest.raises(BadInput, match=r"1 of .* are lost; images, models.*have changed.*--reason") as caught:
+        _review(store, "--sign")
+    assert "\n" not in str(caught.value)
+    assert _result(store)["status"] == "amended"
+    assert _review(store, "--sign", "--reason", "read anew")["status"] == "corrected"
+
+
+def test_a_signature_over_a_flag_that_blocks_the_report_needs_a_reason(store: str) -> None:
+    _report(store, {"neutrophil": 20})
+    with pytest.raises(BadInput, match=r"the flag VERY_LOW_COUNT blocks its report: .*--reason"):
+        _review(store, "--sign")
+    assert _review(store, "--sign", "--reason", "leukopenia, all that was there")["status"] == "final"
+
+
 def test_a_review_that_was_killed_before_its_result_is_put_right_by_the_next_run(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
+from flows.failures import fault_of, worth_another_try
 from pipeline.errors import BadInput
 from storage import results_db
-from storage.results_db import ResultsDatabase
+from storage.results_db import DatabaseAway, LogHead, ResultsDatabase
 
 
 def _result(case_id: str = "C1", uuid: str = "u1") -> dict[str, Any]:
@@ -63,6 +65,33 @@ def test_a_result_becomes_a_row_and_the_same_report_replaces_it(url: str) -> Non
         assert len(database.rows()) == 3
 
 
+def test_the_last_report_of_a_case_is_its_current_row_and_knows_where_the_log_stood(url: str) -> None:
+    with ResultsDatabase(url) as database:
+        for mark, status in (("f", "final"), ("g", "cancelled"), ("f", "final")):
+            head = LogHead("s", len(mark), f"seal of {mark}")
+            result = {**_result(), "status": status}
+            database.record(result, fingerprint=mark, result_sha256="a", log_head=head)
+        database.record(_result("C2"), fingerprint="h", result_sha256="b")
+        assert [(r["fingerprint"], r["current"]) for r in database.rows("C1")] == [("f", True), ("g", False)]
+        assert database.rows("C2")[0]["current"]
+        assert database.log_head("C1") == LogHead("s", 1, "seal of f")
+        assert database.log_head("C2") is None
+
+
+def test_percentages_that_must_not_be_reported_are_not_in_the_database(url: str) -> None:
+    few = _result()
+    few["differential"] = {
+        "n_detected": 3,
+        "n_denominator": 3,
+        "pct_blocked": True,
+        "rows": [{"class": "blast", "n_ai": 1, "pct": 33.3, "ci_low": 0.8}],
+    }
+    with ResultsDatabase(url) as database:
+        database.record(few, fingerprint="f", result_sha256="a")
+        (row,) = database.rows()
+    assert row["differential"] == [{"class": "blast", "n_ai": 1, "pct": None, "ci_low": 0.8}]
+
+
 def test_names_cannot_inject_sql(url: str) -> None:
     evil = "x'); DROP TABLE results; --"
     with ResultsDatabase(url) as database:
@@ -89,18 +118,19 @@ def test_a_locked_database_is_waited_for(url: str, tmp_path: Path) -> None:
         assert len(database.rows()) == 1
 
 
-def test_a_database_that_stays_locked_ends_in_the_original_error(
+def test_a_database_that_stays_locked_ends_in_the_original_error_and_is_tried_again_by_the_night(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sqlalchemy.exc import OperationalError
-
     monkeypatch.setattr(results_db, "BUSY_TIMEOUT_S", 0.01)
     monkeypatch.setattr(results_db, "ATTEMPTS", 2)
     with ResultsDatabase(url) as database:
         other = sqlite3.connect(tmp_path / "results.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(OperationalError, match="locked"):
+        with pytest.raises(DatabaseAway, match="locked") as caught:
             database.record(_result(), fingerprint="f", result_sha256="a")
+        assert isinstance(caught.value.__cause__, OperationalError)
+        assert fault_of(caught.value) == "machine"
+        assert worth_another_try(caught.value)
         other.execute("COMMIT")
         other.close()
 

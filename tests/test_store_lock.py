@@ -164,6 +164,35 @@ def test_a_network_that_fails_for_a_while_costs_no_lock(
     assert len(failures) == 2
 
 
+def test_a_run_whose_case_was_taken_over_writes_no_more_documents(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_lock.ObjectLock, "beat", lambda self: None)  # asleep
+    asleep = Store(store.url)
+    monkeypatch.setattr(
+        "storage.store.held", lambda fs, path, case: store_lock.held(fs, path, case, lease_s=0.5)
+    )
+    run = asleep.writing("C1")
+    run.__enter__()
+    asleep.write_bytes("C1/result.json", b"before")
+    time.sleep(2.1)
+    asleep.write_bytes("C1/result.json", b"slow, and still alone")
+    time.sleep(2.1)
+    _lock(store).acquire()
+    for write in (
+        lambda: asleep.write_bytes("C1/result.json", b"late"),
+        lambda: asleep.create_bytes("C1/audit/000001.json", b"late"),
+        lambda: asleep.delete("C1/result.json"),
+    ):
+        with pytest.raises(CaseBusy, match="the result is the other's"):
+            write()
+    asleep.write_bytes("C2/result.json", b"of another case")
+    with pytest.raises(CaseBusy, match="another run took this case over"):
+        run.__exit__(None, None, None)
+    assert store.read_bytes("C1/result.json") == b"slow, and still alone"
+    asleep.write_bytes("C1/result.json", b"not as a run")
+
+
 def test_a_run_whose_case_was_taken_over_hears_of_it_at_its_end(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

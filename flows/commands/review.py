@@ -18,8 +18,9 @@ from pipeline.errors import BadInput
 @click.option("--cell", "cells", multiple=True, help="Id of a cell to correct; once for each --class.")
 @click.option("--class", "classes", multiple=True, help="Its canonical class (docs/classification.md).")
 @click.option("--from", "table", type=click.Path(path_type=Path), help="CSV of corrections: cell_id,class.")
-@click.option("--reason", default="", help="Why; stands in the report's audit.")
+@click.option("--reason", default="", help="Why; stands in the report's audit, and a signature may need it.")
 @click.option("--sign", is_flag=True, help="Release the report: final, or corrected after a first release.")
+@click.option("--report", help="Id of the report that was read (or its first 8 characters); must be current.")
 @click.option("--cancel", is_flag=True, help="Withdraw the report; needs --reason.")
 @config_option
 @json_option
@@ -32,6 +33,7 @@ def command(
     table: Path | None,
     reason: str,
     sign: bool,
+    report: str | None,
     cancel: bool,
     config: Path | None,
     as_json: bool,
@@ -59,6 +61,7 @@ def command(
             reason=reason,
             sign=sign,
             cancel=cancel,
+            report=report,
             settings=values,
         )
         show(

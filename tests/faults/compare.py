@@ -12,6 +12,7 @@ from sqlalchemy import create_engine, text
 # The story of how a result came to be differs between runs; the lock is empty.
 STORY = {"ledger.json", ".lock"}
 STORY_FOLDERS = {"audit"}
+TOLD = {"id", "created", "result_sha256", "audit_start", "audit_entries", "audit_seal"}  # of a row
 _CREATED = re.compile(rb'"created": "[^"]*"')
 _SHOWN = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d UTC")
 
@@ -51,10 +52,7 @@ def _rows(database: Path, case_id: str) -> str:
             rows = connection.execute(
                 text("select * from results where case_id = :case order by fingerprint"), {"case": case_id}
             )
-            plain = [
-                {k: v for k, v in r._mapping.items() if k not in ("id", "created", "result_sha256")}
-                for r in rows
-            ]
+            plain = [{k: v for k, v in r._mapping.items() if k not in TOLD} for r in rows]
     finally:
         engine.dispose()
     return json.dumps(plain, sort_keys=True, default=str)
