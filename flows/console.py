@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,13 +197,34 @@ def output_folder(out: str | Path) -> Path:
     return folder
 
 
-def unique_output(folder: Path, source: Path, suffix: str, taken: set[Path]) -> Path:
-    """`<folder>/<stem><suffix>`, numbered where two inputs share a name, so that none overwrites another."""
+FileIds = frozenset[tuple[int, int]]
+
+
+def file_ids(paths: Iterable[str | Path]) -> FileIds:
+    """Device and number of each file that is there: the same by whatever path or link it is reached."""
+    found = set()
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            stat = os.stat(path)
+            found.add((stat.st_dev, stat.st_ino))
+    return frozenset(found)
+
+
+def unique_output(folder: Path, source: Path, suffix: str, taken: set[Path], inputs: FileIds) -> Path:
+    """`<folder>/<stem><suffix>`, numbered where two inputs share a name, so that none overwrites another.
+
+    Raises BadInput where it is itself one of the `inputs` of the command (`file_ids`).
+    """
     candidate = folder / f"{source.stem}{suffix}"
     number = 2
     while candidate in taken:
         candidate = folder / f"{source.stem}-{number}{suffix}"
         number += 1
+    if file_ids([candidate]) & inputs:
+        raise BadInput(
+            f"{source}: what is made of it would be written over {candidate}, an image of this command; name "
+            "another folder for the output."
+        )
     taken.add(candidate)
     return candidate
 

@@ -11,6 +11,7 @@ from flows.console import (
     as_rgb,
     config_option,
     each_image,
+    file_ids,
     finish,
     json_option,
     not_blank,
@@ -58,13 +59,14 @@ def command(
     classifier = explainable(load("classifier", model or settings.classifier))
     folder = output_folder(out)
     taken: set[Path] = set()
+    inputs = file_ids(images)
 
     def one(path: Path) -> dict[str, Any]:
+        target = unique_output(folder, path, ".png", taken, inputs)
         image = as_rgb(read_rgb_or_grey(path))
         size = pixel_size or image_info(path).pixel_size_um
         named = classify_patches(image[None], size, classifier, settings).cells([str(path)])[0]
         found = explain(classifier, image, size, label or named.label, method)
-        target = unique_output(folder, path, ".png", taken)
         write_png(target, draw(image, found))
         return {
             "file": str(path),

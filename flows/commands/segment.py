@@ -11,6 +11,7 @@ from flows.console import (
     as_rgb,
     config_option,
     each_image,
+    file_ids,
     finish,
     json_option,
     not_blank,
@@ -47,11 +48,12 @@ def command(
     segmenter = load("segmenter", model or load_settings(config).classification.segmenter)
     folder = output_folder(out)
     taken: set[Path] = set()
+    inputs = file_ids(images)
 
     def one(path: Path) -> dict[str, Any]:
+        target = unique_output(folder, path, ".png", taken, inputs)
         size = pixel_size or image_info(path).pixel_size_um
         labels = segment_image(segmenter, as_rgb(read_rgb_or_grey(path)), size)
-        target = unique_output(folder, path, ".png", taken)
         write_png(target, labels)
         return {"file": str(path), "output": str(target)}
 

@@ -10,6 +10,7 @@ import click
 from flows.console import (
     config_option,
     each_image,
+    file_ids,
     finish,
     json_option,
     not_blank,
@@ -62,8 +63,10 @@ def command(
     least = min_stain_confidence(stainer, settings.min_confidence)
     folder = output_folder(out)
     taken: set[Path] = set()
+    inputs = file_ids(images)
 
     def one(path: Path) -> dict[str, Any]:
+        written = unique_output(folder, path, "_virtual.png", taken, inputs)
         size, source = stated_pixel_size(image_info(path), pixel_size)
         if size is None:
             size, source = wanted, "assumed: the stainer's" if wanted else "not needed"
@@ -76,7 +79,6 @@ def command(
             image, confidence, uncertainty, _map = stain_at(
                 stainer, given, target or settings.target, size, wanted
             )
-        written = unique_output(folder, path, "_virtual.png", taken)
         write_png(written, image)
         if confidence < least:
             click.echo(
