@@ -61,6 +61,21 @@ def explainable(classifier: Classifier) -> Explainable:
     return classifier
 
 
+def classes_of(classifier: Classifier, label: str) -> list[int]:
+    """The indices of a classifier's classes that a label, perhaps a parent, stands for.
+
+    Raises BadInput where there is none.
+    """
+    from classifiers.taxonomy import is_a
+
+    chosen = [i for i, name in enumerate(classifier.classes) if is_a(name, label)]
+    if not chosen:
+        raise BadInput(
+            f"'{label}' is no class of {classifier.name}; it names {', '.join(classifier.classes)}."
+        )
+    return chosen
+
+
 def explain(
     classifier: Explainable,
     patch: np.ndarray,
@@ -73,8 +88,6 @@ def explain(
     patch (H, W, 3) uint8, as for `classify`; a label that is a parent stands for all classes below it.
     Raises UnknownName for a method, BadInput for a label that the classifier cannot give.
     """
-    from classifiers.taxonomy import is_a
-
     if method not in METHODS:
         raise UnknownName("attribution method", method, list(METHODS))
     given = classifier.attribution_input(patch, pixel_size_um)
@@ -82,11 +95,7 @@ def explain(
         probabilities = given.probabilities(given.view[None])[0]
     if label is None:
         label = classifier.classes[int(probabilities.argmax())]
-    chosen = [i for i, name in enumerate(classifier.classes) if is_a(name, label)]
-    if not chosen:
-        raise BadInput(
-            f"'{label}' is no class of {classifier.name}; it names {', '.join(classifier.classes)}."
-        )
+    chosen = classes_of(classifier, label)
     heat = attribution(given, chosen, method)
     x, y, side = given.frame
     return Explanation(

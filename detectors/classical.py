@@ -16,6 +16,7 @@ import numpy as np
 from detectors.boxes import suppress
 from detectors.yolo_onnx import check_image
 from pipeline.errors import BadInput
+from storage.images import is_blank
 from storage.images_info import check_pixel_size
 
 WORK_UM = 0.25  # pixel size worked at
@@ -41,7 +42,7 @@ class ClassicalDetector:
         height, width = image.shape[:2]
         if min(height, width) < 1:
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-        if _is_blank(image):
+        if is_blank(image):
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         if _is_grey(image):
             raise BadInput(
@@ -175,13 +176,6 @@ def _split_touching(mask: np.ndarray) -> Any:
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     cut = watershed(-depth, markers, mask=area[labels] > 130.0)
     return np.where(cut > 0, cut + count, labels * (area[labels] <= 130.0))
-
-
-def _is_blank(image: np.ndarray) -> bool:
-    """One colour all over: empty glass, of which no stain can be asked."""
-    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 100_000)))
-    thin = np.asarray(image[::step, ::step]).reshape(-1, 3)
-    return bool((np.percentile(thin, 99.9, axis=0) - np.percentile(thin, 0.1, axis=0)).max() <= 8)
 
 
 def _is_grey(image: np.ndarray) -> bool:

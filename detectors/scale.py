@@ -14,7 +14,7 @@ import numpy as np
 
 from detectors.datasets import LEUKOCYTE, LEUKOCYTE_UM, RED_CELL, RED_CELL_UM, inner, sides_px
 from pipeline.errors import BadInput
-from storage.images import varies_in_colour
+from storage.images import luminance, varies_in_colour
 
 DEFAULT_DETECTORS = {"brightfield": "leukocyte-brightfield", "dic": "leukocyte-dic"}
 HYPOTHESES_UM = tuple(float(v) for v in 0.036 * 1.65 ** np.arange(-1, 7))  # 0.022 ... 0.73 µm
@@ -26,6 +26,9 @@ SURE_LN = (
     0.18  # to both sides of the stated scale: what red cells of any smear measure, and nothing to look into
 )
 DOUBT_LN = float(np.log(1.35))  # from which on a stated scale is called wrong
+SURE_PX = 160  # in smaller windows a leukocyte in grey can pass for relief
+FINE_PX = 16.0  # sigma; a sixteenth of a patch of 256 px
+MAX_COARSE = 0.2  # of the variance, without the fine structure: DIC 0.05-0.17, of stain in grey 0.22-0.83
 LEUKOCYTE_WEIGHT = 2.0  # a leukocyte says less of the scale than a red cell, but is surer to be one
 
 
@@ -71,6 +74,21 @@ def guess_modality(image: np.ndarray) -> str:
     low, high = np.percentile(pixels, [1, 99])
     below, above = mode - low, high - mode
     return "dic" if above > 0.35 * below else "brightfield"
+
+
+def is_surely_dic(image: np.ndarray) -> bool:
+    """Whether an image is taken for DIC (`guess_modality`) and shows relief and nothing else.
+
+    The bright and dark flanks of relief even each other out: without its fine structure DIC is flat, an
+    image of stain is not.  Where one cell fills the image neither can be told, and it is not sure.
+    """
+    import cv2
+
+    if min(image.shape[:2]) < SURE_PX or guess_modality(image) != "dic":
+        return False
+    grey = luminance(np.asarray(image)).astype(np.float32)
+    smooth = cv2.GaussianBlur(grey, (0, 0), min(min(grey.shape) / 16, FINE_PX))
+    return bool(smooth.var() < MAX_COARSE * grey.var())
 
 
 def infer_pixel_size_um(

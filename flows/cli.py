@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import click
 
@@ -35,8 +37,41 @@ COMMANDS = {
 }
 
 
+class OneSentence(click.UsageError):
+    """A line that click cannot read, said in one sentence as all bad input is; exit status 2."""
+
+    def __init__(self, error: click.UsageError) -> None:
+        super().__init__(error.message, error.ctx)
+        self.said = " ".join(error.format_message().split()).rstrip(".")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        from flows.console import one_line
+
+        command = self.ctx.command_path if self.ctx else "smearflow"
+        click.echo(f"smearflow: {one_line(self.said)}; {command} --help says what it takes.", file, err=True)
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turn click's own errors of use into one sentence; a bare `smearflow train` still shows its help."""
+    try:
+        yield
+    except (click.exceptions.NoArgsIsHelpError, OneSentence):
+        raise
+    except click.UsageError as error:
+        raise OneSentence(error) from error
+
+
 class LazyGroup(click.Group):
     """A click group whose commands live in `flows.commands.<module>` and load when asked for."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with one_sentence():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with one_sentence():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

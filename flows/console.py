@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from storage.json_text import json_text
 
 if TYPE_CHECKING:
     from storage.images_info import ImageInfo
+    from storage.registry import Task
 
 SEEDS = click.IntRange(0, LARGEST_SEED)
 MIN_SIDE_PX = 16  # a nucleus of 5 µm at 0.3 µm a pixel; nothing smaller can be named
@@ -118,16 +119,36 @@ def existing(path: str | Path, kind: str = "file") -> Path:
     found = Path(path)
     if not found.exists():
         raise BadInput(f"{path}: there is no such {kind}; check the path.")
+    if kind == "file" and found.is_dir():
+        raise BadInput(f"{path}: this is a folder; name a file, such as one of those in it.")
+    if kind == "folder" and found.is_file():
+        raise BadInput(f"{path}: this is a file; name a folder, such as the one that it lies in.")
     if (kind == "file") != found.is_file():
-        raise BadInput(f"{path}: a {kind} is needed here.")
+        raise BadInput(f"{path}: this is no {kind} but a device or a pipe; name a {kind}.")
     return found
 
 
-def read_rgb_or_grey(path: Path) -> Any:
-    """Read a brightfield image file as (H, W) or (H, W, 3) uint8."""
-    from storage.images import to_uint8
+def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> Any:
+    """Read a brightfield image file as (H, W) or (H, W, 3) uint8, for a model where one is named.
 
-    return to_uint8(_read_pixels(path))
+    Raises BadInput for a blank image, and for DIC where the model was not made for it.
+    """
+    from detectors.scale import is_surely_dic
+    from storage.images import is_blank, is_noise, to_uint8
+    from storage.registry import modalities
+
+    pixels = _read_pixels(path)
+    image = to_uint8(pixels)
+    for shows_none, what in ((is_blank, "blank"), (is_noise, "nothing but noise")):
+        if shows_none(image):
+            raise BadInput(f"{path}: the image is {what}; hand in one that shows a cell.")
+    made_for = modalities(task, model) if task else ()
+    if made_for and "dic" not in made_for and is_surely_dic(pixels):
+        raise BadInput(
+            f"{path}: it shows no stain, but grey relief as DIC does, and '{model}' was made for "
+            f"{' and '.join(made_for)} images; stain it first (smearflow stain), or name another model."
+        )
+    return image
 
 
 def read_with_modality(path: Path, modality: str | None, *, grey: str | None = None) -> tuple[Any, str]:
@@ -176,6 +197,21 @@ def say_notes(path: Path, info: ImageInfo) -> None:
         click.echo(one_line(f"{path}: {note}."), err=True)
 
 
+def unfamiliar(path: Path, ood: float) -> dict[str, Any]:
+    """What a result says of its `ood`; said on stderr, too, where it is above the limit of a run's flags."""
+    from pipeline.flags_counts import OOD_PERCENTILE
+
+    above = ood > OOD_PERCENTILE
+    if above:
+        say = (
+            f"{path}: it looks unlike the cells that the classifier learned from (ood {ood:.2f}, over "
+            f"{OOD_PERCENTILE:g}); do not rely on its class (is it one stained cell, in the middle, of the "
+            "right pixel size?)."
+        )
+        click.echo(one_line(say), err=True)
+    return {"ood": round(float(ood), 6), "ood_limit": OOD_PERCENTILE, "above_ood_limit": bool(above)}
+
+
 def output_folder(out: str | Path) -> Path:
     """Make the output folder and try to write there, or say why it cannot be: before any work is lost."""
     import tempfile
@@ -197,13 +233,34 @@ def output_folder(out: str | Path) -> Path:
     return folder
 
 
-def unique_output(folder: Path, source: Path, suffix: str, taken: set[Path]) -> Path:
-    """`<folder>/<stem><suffix>`, numbered where two inputs share a name, so that none overwrites another."""
+FileIds = frozenset[tuple[int, int]]
+
+
+def file_ids(paths: Iterable[str | Path]) -> FileIds:
+    """Device and number of each file that is there: the same by whatever path or link it is reached."""
+    found = set()
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            stat = os.stat(path)
+            found.add((stat.st_dev, stat.st_ino))
+    return frozenset(found)
+
+
+def unique_output(folder: Path, source: Path, suffix: str, taken: set[Path], inputs: FileIds) -> Path:
+    """`<folder>/<stem><suffix>`, numbered where two inputs share a name, so that none overwrites another.
+
+    Raises BadInput where it is itself one of the `inputs` of the command (`file_ids`).
+    """
     candidate = folder / f"{source.stem}{suffix}"
     number = 2
     while candidate in taken:
         candidate = folder / f"{source.stem}-{number}{suffix}"
         number += 1
+    if file_ids([candidate]) & inputs:
+        raise BadInput(
+            f"{source}: what is made of it would be written over {candidate}, an image of this command; name "
+            "another folder for the output."
+        )
     taken.add(candidate)
     return candidate
 

@@ -123,7 +123,10 @@ def _listed(folder: Path, domain: str) -> list[tuple[Path, str]]:
             return found
     place = folder / domain
     if not place.is_dir():
-        raise BadInput(f"{folder} has neither a folder '{domain}' nor a labels.csv that names that source.")
+        raise BadInput(
+            f"{folder} has neither a folder '{domain}' nor a labels.csv that names that source; name a "
+            "folder that has, or another recipe."
+        )
     files = sorted(p for p in place.rglob("*") if is_image(p))
     files = [p for p in files if not p.stem.endswith("_mask")]
     return [(p, "" if p.parent == place else p.parent.name) for p in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,29 @@ def read_set(data_dir: Path, options: DataOptions) -> StainSet:
     else:
         raise BadInput(f"data kind '{options.kind}' is not known; choose domains or computed-dic.")
     return named(found, options.labeller) if options.labeller else found
+
+
+def check_parts(data: StainSet, data_dir: Path, options: DataOptions) -> None:
+    """Raises BadInput where nothing is held out to choose a checkpoint by, or nothing is left to learn from."""
+    held = options if options.kind == "domains" else DataOptions()  # smears are always split so
+    for split, share in (("train", held.train_share), ("validation", held.validation_share)):
+        part = data.part(split)
+        for cells, here in ((data.target, part.target), (data.source, part.source)):
+            if len(here):
+                continue
+            n = len(set(cells.groups))
+            enough = (
+                f"give {_surely_one(share)} or more" if 0 < share < 1 else "raise the recipe's share of it"
+            )
+            raise BadInput(
+                f"{data_dir}: of its {n} different images of '{cells.domain}' none falls to the {split} part, "
+                f"which takes {100 * share:g} % by the hash of the names; {enough}."
+            )
+
+
+def _surely_one(share: float) -> int:
+    """How many draws have one of a `share` in 99 of 100 cases."""
+    return math.ceil(math.log(0.01) / math.log(1 - share))
 
 
 def named(data: StainSet, labeller: str) -> StainSet:

@@ -21,7 +21,7 @@ from stainers.gan_export import VIEWS, CardText, Error, export_dic, export_pictu
 from stainers.gan_records import run_on_picture
 from stainers.gan_training import GanRun, Progress, Score
 from stainers.networks import PolarityNet
-from stainers.picture_data import DataOptions, accuracy_score, read_set
+from stainers.picture_data import DataOptions, accuracy_score, check_parts, read_set
 from stainers.picture_stainer import grey_picture
 from storage.packages import ModelPackage
 
@@ -184,6 +184,7 @@ def train_folder(
     """Read the recipe's data set from a folder, train, write `out_dir`/package; returns its metrics."""
     options: DataOptions = recipe.data
     data = read_set(data_dir, options)
+    check_parts(data, data_dir, options)  # before minutes of training the polarity network
     polarity = None
     if options.kind == "computed-dic":
         from stainers.data import load_smears

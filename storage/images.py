@@ -188,6 +188,30 @@ def varies_in_colour(image: np.ndarray) -> bool:
     return float(np.percentile(away, 98)) > max(6.0, 0.12 * grey_range)
 
 
+def is_blank(image: np.ndarray) -> bool:
+    """Whether an image (H, W[, C]) uint8 is of one colour all over: empty glass, a shut shutter.
+
+    The least that a cell's surroundings span is 25 levels (1,359 windows of 96 px around leukocytes).
+    """
+    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 100_000)))
+    thin = np.asarray(image[::step, ::step])
+    thin = thin.reshape(thin.shape[0] * thin.shape[1], -1)
+    return bool((np.percentile(thin, 99.9, axis=0) - np.percentile(thin, 0.1, axis=0)).max() <= 8)
+
+
+def is_noise(image: np.ndarray) -> bool:
+    """Whether an image (H, W[, C]) uint8 is strong noise: no pixel is like its neighbour, as a lens makes it.
+
+    Smears and DIC have a correlation of 0.72 to 0.99, DIC in noise of 20 levels 0.49.
+    """
+    grey = luminance(image[..., :3] if image.ndim == 3 else image).astype(np.float32)
+    step = max(1, int(np.sqrt(grey.size / 250_000)))
+    here, beside = grey[::step, :-1:step].ravel(), grey[::step, 1::step].ravel()
+    if min(here.std(), beside.std()) < 16:  # empty glass as a camera sees it
+        return False
+    return bool(np.corrcoef(here, beside)[0, 1] < 0.2)
+
+
 def luminance(image: np.ndarray) -> np.ndarray:
     """The luminance (H, W) of an image (H, W[, 3]), of its type; DIC of a colour camera is read so."""
     if image.ndim == 2:

@@ -292,3 +292,28 @@ def test_a_transfer_without_pairs_is_judged_by_a_classifier_before_and_after(tmp
     own = NormalizerStainer("macenko", stainer.fitted, name="n", targets=("theirs",))
     with pytest.raises(BadInput, match="own target"):
         evaluate_transfer(own, tmp_path, tmp_path, classify=classify)
+
+
+@pytest.mark.parametrize("kind", ["computed-dic", "domains"])
+def test_a_set_without_a_validation_part_is_refused_with_numbers_before_anything_is_trained(
+    kind, tmp_path, monkeypatch
+):
+    from stainers.families import train_by_recipe
+    from tests.stainer_scenes import smear_folder
+    from tests.test_storage_tables import write_cells
+
+    monkeypatch.setattr("stainers.polarity.train_polarity", lambda *_: pytest.fail("trained already"))
+    recipe = tmp_path / "own.yaml"
+    if kind == "domains":
+        folder, target = write_cells(tmp_path / "few", 1), "theirs"
+        recipe.write_text("architecture: cyclegan\ndata: {source: mine, target: theirs}\n")
+    else:
+        folder, target = smear_folder(tmp_path / "few", 2), "bccd"
+        recipe.write_text(
+            "architecture: pix2pixhd-ac\ndata: {kind: computed-dic, target: bccd, size_px: 64}\n"
+        )
+    said = (
+        rf"few: of its \d different images of '{target}' none falls to the validation part, which takes 8 %"
+    )
+    with pytest.raises(BadInput, match=rf"{said} .*; give 56 or more\.$"):
+        train_by_recipe(folder, tmp_path / "out", recipe)

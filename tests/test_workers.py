@@ -165,6 +165,6 @@ def test_a_missing_parameter_names_its_variable(monkeypatch: pytest.MonkeyPatch)
 
 def test_two_inputs_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     taken: set[Path] = set()
-    first = unique_output(tmp_path, Path("a/x.png"), ".png", taken)
-    second = unique_output(tmp_path, Path("b/x.png"), ".png", taken)
+    first = unique_output(tmp_path, Path("a/x.png"), ".png", taken, frozenset())
+    second = unique_output(tmp_path, Path("b/x.png"), ".png", taken, frozenset())
     assert first != second

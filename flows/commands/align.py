@@ -9,12 +9,14 @@ import click
 from flows.console import (
     config_option,
     existing,
+    file_ids,
     json_option,
     one_line,
     output,
     output_folder,
     pixel_size_option,
     say_notes,
+    unique_output,
 )
 
 
@@ -84,7 +86,10 @@ def command(
         show(document, text)
         if picture is not None:  # after the answer, which a folder that takes no picture must not cost
             drawn = quality_picture(dic_image, bf_image, found)
-            write_png(output_folder(picture) / f"{brightfield.stem}-alignment.png", drawn)
+            inputs = file_ids([brightfield, dic])
+            write_png(
+                unique_output(output_folder(picture), brightfield, "-alignment.png", set(), inputs), drawn
+            )
 
 
 def _pixel_sizes(

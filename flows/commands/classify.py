@@ -12,10 +12,12 @@ from flows.console import (
     each_image,
     finish,
     json_option,
+    one_line,
     output,
     pixel_size_option,
     read_rgb_or_grey,
     stated_pixel_size,
+    unfamiliar,
 )
 
 
@@ -35,24 +37,25 @@ def command(
     from storage.registry import load
 
     settings = load_settings(config).classification
-    classifier = load("classifier", model or settings.classifier)
+    name = model or settings.classifier
+    classifier = load("classifier", name)
 
     def one(path: Path) -> dict[str, Any]:
-        image = as_rgb(read_rgb_or_grey(path))
+        image = as_rgb(read_rgb_or_grey(path, "classifier", name))
         size, _source = stated_pixel_size(path, pixel_size)
         found = classify_patches(image[None], size, classifier, settings).cells([str(path)])[0]
         return {
             "file": str(path),
             "class": found.label,
             "probabilities": {k: round(float(v), 6) for k, v in found.probabilities.items()},
-            "ood": round(float(found.ood), 6),
+            **unfamiliar(path, found.ood),
         }
 
     with output(as_json) as show:
         results, refused = each_image(images, "classify", one)
         text = "\n".join(
-            f"{r['file']}: {r['class']} (p {max(r['probabilities'].values()):.2f}"
-            f"{', unlike the training cells' if r['ood'] > 0.99 else ''})"
+            f"{one_line(r['file'])}: {r['class']} (p {max(r['probabilities'].values()):.2f}"
+            f"{', unlike the training cells' if r['above_ood_limit'] else ''})"
             for r in results
         )
         show(results, text)

@@ -48,14 +48,25 @@ def command(
     from detectors.scale import contradicted_scale, infer_pixel_size_um
     from pipeline.errors import BadInput
     from pipeline.settings import detection_threshold, load_settings
+    from storage.images import is_noise
     from storage.registry import modalities
 
     settings = load_settings(config).detection
+    reads: tuple[str, ...] = ()
+    if model is not None:  # a wrong name is said once, before any image is read
+        reads = modalities("detector", model)
+        leukocyte_detector(model, painted=settings.dic_painted)
+    if modality and reads and modality not in reads:
+        raise BadInput(
+            f"--modality {modality}: '{model}' was made for {' and '.join(reads)} images; leave out --model, "
+            "or name another."
+        )
 
     def one(path: Path) -> dict[str, Any]:
         # Of a grey image the modality is a guess, and who names a model for DIC knows better.
-        for_dic = model is not None and modalities("detector", model) == ("dic",)
-        image, kind = read_with_modality(path, modality, grey="dic" if for_dic else None)
+        image, kind = read_with_modality(path, modality, grey="dic" if reads == ("dic",) else None)
+        if is_noise(image):
+            raise BadInput(f"{path}: the image is nothing but noise; hand in one of a smear.")
         name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
         made_for = modalities("detector", name)
         if made_for and kind not in made_for:
@@ -67,7 +78,8 @@ def command(
         if size is None:
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
-            click.echo(f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how}).", err=True)
+            say = f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how})."
+            click.echo(one_line(say), err=True)
         detector = leukocyte_detector(name, painted=settings.dic_painted)
         other = None
         if kind == "brightfield" and source in ("file", "command line") and hasattr(detector, "look"):
@@ -97,7 +109,7 @@ def command(
             cut = threshold if threshold is not None else detection_threshold(settings, r["modality"])
             number = sum(x >= cut for x in r["scores"])
             lines.append(
-                f"{r['file']}: {number} leukocyte{'' if number == 1 else 's'} ({r['modality']}, "
+                one_line(r["file"]) + f": {number} leukocyte{'' if number == 1 else 's'} ({r['modality']}, "
                 f"{r['pixel_size_um']:.3f} µm/px, {r['pixel_size_source']})"
             )
         show(results, "\n".join(lines))

@@ -10,14 +10,17 @@ import click
 from flows.console import (
     config_option,
     each_image,
+    file_ids,
     finish,
     json_option,
     not_blank,
+    one_line,
     output,
     output_folder,
     pixel_size_option,
     read_rgb_or_grey,
     stated_pixel_size,
+    unfamiliar,
     unique_output,
 )
 
@@ -47,7 +50,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Show which pixels speak for (orange) and against (blue) the class of the cell in each image."""
-    from classifiers.explaining import draw, explain, explainable
+    from classifiers.explaining import classes_of, draw, explain, explainable
     from pipeline.classification import classify_patches
     from pipeline.settings import load_settings
     from storage.images import as_rgb
@@ -55,23 +58,27 @@ def command(
     from storage.whole_files import write_png
 
     settings = load_settings(config).classification
-    classifier = explainable(load("classifier", model or settings.classifier))
+    name = model or settings.classifier
+    classifier = explainable(load("classifier", name))
+    if label is not None:
+        classes_of(classifier, label)
     folder = output_folder(out)
     taken: set[Path] = set()
+    inputs = file_ids(images)
 
     def one(path: Path) -> dict[str, Any]:
-        image = as_rgb(read_rgb_or_grey(path))
+        target = unique_output(folder, path, ".png", taken, inputs)
+        image = as_rgb(read_rgb_or_grey(path, "classifier", name))
         size, _source = stated_pixel_size(path, pixel_size)
         named = classify_patches(image[None], size, classifier, settings).cells([str(path)])[0]
         found = explain(classifier, image, size, label or named.label, method)
-        target = unique_output(folder, path, ".png", taken)
         write_png(target, draw(image, found))
         return {
             "file": str(path),
             "class": named.label,
             "explained": found.label,
             "probability": round(found.probability, 6),
-            "ood": round(float(named.ood), 6),
+            **unfamiliar(path, named.ood),
             "output": str(target),
             "method": found.method,
             "model": classifier.name,
@@ -84,7 +91,8 @@ def command(
         show(
             results,
             "\n".join(
-                f"{r['file']}: {r['explained']} (p {r['probability']:.2f}) -> {r['output']}" for r in results
+                one_line(f"{r['file']}: {r['explained']} (p {r['probability']:.2f}) -> {r['output']}")
+                for r in results
             ),
         )
     finish(refused)

@@ -10,9 +10,11 @@ import click
 from flows.console import (
     config_option,
     each_image,
+    file_ids,
     finish,
     json_option,
     not_blank,
+    one_line,
     output,
     output_folder,
     pixel_size_option,
@@ -44,18 +46,20 @@ def command(
     from storage.registry import load
     from storage.whole_files import write_png
 
-    segmenter = load("segmenter", model or load_settings(config).classification.segmenter)
+    name = model or load_settings(config).classification.segmenter
+    segmenter = load("segmenter", name)
     folder = output_folder(out)
     taken: set[Path] = set()
+    inputs = file_ids(images)
 
     def one(path: Path) -> dict[str, Any]:
+        target = unique_output(folder, path, ".png", taken, inputs)
         size, _source = stated_pixel_size(path, pixel_size)
-        labels = segment_image(segmenter, as_rgb(read_rgb_or_grey(path)), size)
-        target = unique_output(folder, path, ".png", taken)
+        labels = segment_image(segmenter, as_rgb(read_rgb_or_grey(path, "segmenter", name)), size)
         write_png(target, labels)
         return {"file": str(path), "output": str(target)}
 
     with output(as_json) as show:
         results, refused = each_image(images, "segment", one)
-        show(results, "\n".join(f"{r['file']} -> {r['output']}" for r in results))
+        show(results, "\n".join(one_line(f"{r['file']} -> {r['output']}") for r in results))
     finish(refused)

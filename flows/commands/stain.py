@@ -10,9 +10,11 @@ import click
 from flows.console import (
     config_option,
     each_image,
+    file_ids,
     finish,
     json_option,
     not_blank,
+    one_line,
     output,
     output_folder,
     pixel_size_option,
@@ -49,6 +51,7 @@ def command(
     from pipeline.staining import min_stain_confidence
     from stainers import stain_image
     from stainers.at_scale import stain_at
+    from stainers.patch_stainer import target_index
     from storage.packages import find_package
     from storage.registry import load, modalities
     from storage.whole_files import write_png
@@ -56,18 +59,19 @@ def command(
     settings = load_settings(config).staining
     name = model or settings.dic_stainer
     stainer, reads = load("stainer", name), modalities("stainer", name)
+    target_index(stainer.name, stainer.targets, target or settings.target)  # said once, before any image
     package = find_package(name)
     wanted = None if package is None else package.card.pixel_size_um  # None: it takes any
     least = min_stain_confidence(stainer, settings.min_confidence)
     folder = output_folder(out)
     taken: set[Path] = set()
+    inputs = file_ids(images)
 
     def one(path: Path) -> dict[str, Any]:
+        written = unique_output(folder, path, "_virtual.png", taken, inputs)
         size, source = stated_pixel_size(path, pixel_size)
         if size is None:
             size, source = wanted, "assumed: the stainer's" if wanted else "not needed"
-        if source.startswith("assumed"):
-            click.echo(f"{path}: no pixel size; {size:g} µm a pixel is assumed (--pixel-size).", err=True)
         given = read_with_modality(path, reads[0] if len(reads) == 1 else None)[0]
         if size is None or wanted is None:
             image, confidence, uncertainty, _map = stain_image(stainer, given, target or settings.target)
@@ -75,14 +79,16 @@ def command(
             image, confidence, uncertainty, _map = stain_at(
                 stainer, given, target or settings.target, size, wanted
             )
-        written = unique_output(folder, path, "_virtual.png", taken)
         write_png(written, image)
+        if source.startswith("assumed"):
+            say = f"{path}: no pixel size; {size:g} µm a pixel is assumed (--pixel-size)."
+            click.echo(one_line(say), err=True)
         if confidence < least:
-            click.echo(
+            say = (
                 f"{path}: confidence {confidence:.2f} is below the stainer's threshold of {least:.2f}; do "
-                "not rely on this picture (is it the right kind of image, sharp, of the right pixel size?).",
-                err=True,
+                "not rely on this picture (is it the right kind of image, sharp, of the right pixel size?)."
             )
+            click.echo(one_line(say), err=True)
         return {
             "file": str(path),
             "output": str(written),
@@ -99,6 +105,7 @@ def command(
         lines = []
         for r in results:
             doubt = f", below the stainer's threshold {least:.2f}" if r["below_threshold"] else ""
-            lines.append(f"{r['file']} -> {r['output']} (confidence {r['confidence']:.2f}{doubt})")
+            said = f"{r['file']} -> {r['output']} (confidence {r['confidence']:.2f}{doubt})"
+            lines.append(one_line(said))
         show(results, "\n".join(lines))
     finish(refused)
