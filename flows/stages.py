@@ -30,7 +30,7 @@ VERSIONS = {
     "registration": 5,
     "detection": 8,
     "cells": 2,
-    "patches": 1,
+    "patches": 2,
     "target": 1,
     "staining": 6,
     "classification": 5,

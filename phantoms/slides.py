@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -146,16 +146,20 @@ def _view(region: tuple[int, int, int, int], edge: int) -> FieldView:
 
 def write_repeated_pyramid(
     path: Path,
-    pattern: Array,
+    pattern: Array | Sequence[tuple[float, Array]],
     side_px: int,
     pixel_size_um: float,
     *,
+    height_px: int | None = None,
     levels: int = 3,
     downsample: int = 4,
     tile_px: int = 256,
     quality: int = 80,
 ) -> Path:
     """Write a slide of `side_px` squared that repeats a pattern (H, W, 3) uint8, in a file no larger than it.
+
+    Several patterns, all of one shape, stand side by side as (share of the width, pattern); `height_px` makes
+    a slide that is no square.
 
     Every tile of a TIFF has its own offset, and here those of equal tiles are the same: 40,000 x 40,000 px
     take a few megabytes and a second to write, while a reader decodes every tile as of any other slide
@@ -164,30 +168,35 @@ def write_repeated_pyramid(
     """
     import cv2
 
+    parts = [(1.0, pattern)] if isinstance(pattern, np.ndarray) else list(pattern)
+    shape = parts[0][1].shape
+    high_px = height_px or side_px
     period = tile_px * downsample ** (levels - 1)
-    if pattern.shape[0] % period or pattern.shape[1] % period or side_px < period:
-        raise BadInput(
-            f"a repeated pattern has sides that are multiples of {period} px, not {pattern.shape[:2]}."
-        )
+    same = all(p.shape == shape for _, p in parts)
+    if not same or shape[0] % period or shape[1] % period or min(side_px, high_px) < period:
+        raise BadInput(f"a repeated pattern has sides that are multiples of {period} px, not {shape[:2]}.")
+    ends = np.cumsum([share for share, _ in parts]) / sum(share for share, _ in parts)
     data = bytearray(struct.pack("<2sHI", b"II", 42, 0))
     link = 4  # where the offset of the next directory is to be written
     for level in range(levels):
-        side = side_px // downsample**level
-        size = (pattern.shape[1] // downsample**level, pattern.shape[0] // downsample**level)
-        image = cv2.resize(pattern, size, interpolation=cv2.INTER_AREA) if level else pattern
+        side, high = side_px // downsample**level, high_px // downsample**level
+        size = (shape[1] // downsample**level, shape[0] // downsample**level)
         across, down = size[0] // tile_px, size[1] // tile_px
-        places = np.empty((down, across), np.uint32)
-        lengths = np.empty((down, across), np.uint32)
-        for y in range(down):
-            for x in range(across):
-                tile = image[y * tile_px : (y + 1) * tile_px, x * tile_px : (x + 1) * tile_px, ::-1]
-                _, jpeg = cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, quality])
-                places[y, x], lengths[y, x] = len(data), len(jpeg)
-                data += jpeg.tobytes() + b"\0" * (len(jpeg) % 2)
-        n = -(-side // tile_px)
-        rows, columns = np.arange(n) % down, np.arange(n) % across
+        places = np.empty((len(parts), down, across), np.uint32)
+        lengths = np.empty((len(parts), down, across), np.uint32)
+        for k, (_, part) in enumerate(parts):
+            image = cv2.resize(part, size, interpolation=cv2.INTER_AREA) if level else part
+            for y in range(down):
+                for x in range(across):
+                    tile = image[y * tile_px : (y + 1) * tile_px, x * tile_px : (x + 1) * tile_px, ::-1]
+                    _, jpeg = cv2.imencode(".jpg", tile, [cv2.IMWRITE_JPEG_QUALITY, quality])
+                    places[k, y, x], lengths[k, y, x] = len(data), len(jpeg)
+                    data += jpeg.tobytes() + b"\0" * (len(jpeg) % 2)
+        columns = np.arange(-(-side // tile_px))
+        which = np.searchsorted(ends, np.minimum((columns + 0.5) * tile_px / side, 1.0))
+        rows = np.arange(-(-high // tile_px))[:, None] % down
         text = (
-            f"Aperio Image Library v1\r\n{side}x{side} [0,0 {side}x{side}] ({tile_px}x{tile_px}) Q={quality}"
+            f"Aperio Image Library v1\r\n{side}x{high} [0,0 {side}x{high}] ({tile_px}x{tile_px}) Q={quality}"
         )
         if level == 0:
             text += f"|AppMag = {round(10 / pixel_size_um)}|MPP = {pixel_size_um:g}"
@@ -197,7 +206,7 @@ def write_repeated_pyramid(
             [
                 (254, 4, [0]),
                 (256, 4, [side]),
-                (257, 4, [side]),
+                (257, 4, [high]),
                 (258, 3, [8, 8, 8]),
                 (259, 3, [7]),
                 (262, 3, [6]),
@@ -206,8 +215,8 @@ def write_repeated_pyramid(
                 (284, 3, [1]),
                 (322, 4, [tile_px]),
                 (323, 4, [tile_px]),
-                (324, 4, places[np.ix_(rows, columns)].ravel()),
-                (325, 4, lengths[np.ix_(rows, columns)].ravel()),
+                (324, 4, places[which, rows, columns % across].ravel()),
+                (325, 4, lengths[which, rows, columns % across].ravel()),
                 (530, 3, [2, 2]),
             ],
         )

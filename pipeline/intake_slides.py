@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from pipeline.intake_manifest import Declaration, Source
 from pipeline.intake_sources import Inspected, no_pixel_size, problem_of, scale_of
 from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.types import FieldImage, Problem, SlideChoice, SlideRegion
+
+if TYPE_CHECKING:
+    from storage.slides import SlideField
 
 KeepPicture = Callable[[np.ndarray], str]
 
@@ -86,6 +90,7 @@ def inspect_slide(
             return no_pixel_size(source)
         size, origin, problems = scale
         reader.pixel_size_um = size
+        reader.check()
         chosen = choose_fields(
             reader, settings, positions_of(source, settings), by_stained_area=source.stain == "Perls"
         )
@@ -101,6 +106,8 @@ def inspect_slide(
         return Inspected(problems=(*problems, problem_of(source, "EMPTY_SLIDE", message)), picture=picture)
     if not chosen.monolayer:
         problems.append(_no_monolayer(source, settings, len(chosen.fields)))
+    if damaged := [c.field for c in chosen.candidates if c.damaged]:
+        problems.append(_damaged(source, damaged, len(chosen.candidates)))
     prefix = f"{source.field}-" if source.field else ""
     images = tuple(
         FieldImage(
@@ -139,6 +146,14 @@ def inspect_slide(
         picture=picture,
     )
     return Inspected(images=images, problems=tuple(problems), choice=choice, picture=picture)
+
+
+def _damaged(source: Source, fields: list[SlideField], n: int) -> Problem:
+    message = (
+        f"{source.file}: {len(fields)} of {n} fields with stained material cannot be decoded, the first at "
+        f"{fields[0].x_px}, {fields[0].y_px} px; they are not read. Copy the slide again."
+    )
+    return problem_of(source, "DAMAGED_SLIDE", message, fatal=False)
 
 
 def _no_monolayer(source: Source, settings: IntakeSettings, n: int) -> Problem:

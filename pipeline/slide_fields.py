@@ -2,40 +2,43 @@
 
 Every field of a grid that is not background is a candidate.  A piece in the middle of each is looked at
 and scored (`pipeline.smear_quality`): one layer of red cells, apart, in focus.  On a large slide a part
-of the candidates is looked at first, evenly spread, and the rest where it found the best.
+of the candidates is looked at first, spread over the slide and over every thickness, and the rest where it
+found the best.  A piece that is damaged costs its field, not the slide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, UnreadableImage
 from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.smear_quality import PROBE_UM, SmearQuality, monolayer_score, smear_quality
 from pipeline.types import FieldChoice
-from storage.slide_grid import FieldGrid, candidate_fields, field_grid, glass_colour, optical_density
+from storage.slide_grid import FieldGrid, candidate_fields, darkness, field_grid, glass_colour
 from storage.slides import SlideField, SlideReader
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PROBE_WIDTH_UM, PROBE_HEIGHT_UM = 256.0, 192.0  # some four hundred red cells
 MAX_PROBES = 600  # about half a minute
+THICKNESSES = 10  # classes that are looked at, however little of the slide one takes
 NEIGHBOURS = 6  # scored candidates that foretell another's score
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A field that could be read; `score` is None where it was not looked at, `density` its mean optical
-    density on the thumbnail (the smear's thickness)."""
+    """A field that could be read; `score` is None where it was not looked at or is damaged, `density` its
+    mean optical density on the overview (the smear's thickness)."""
 
     field: SlideField
     density: float
     quality: SmearQuality | None = None
     score: float | None = None
+    damaged: bool = False  # it was looked at, and could not be decoded
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Chosen:
 
     fields: tuple[SlideField, ...]
     candidates: tuple[Candidate, ...]
-    thumbnail: Array
+    overview: Array
     how: FieldChoice
     monolayer: bool  # whether any field reached the least score; True where it was not asked
 
@@ -55,35 +58,42 @@ def choose_fields(
     positions: Sequence[FieldPosition] = (),
     *,
     by_stained_area: bool = False,
+    overview: Array | None = None,
 ) -> Chosen:
     """The fields of an opened slide of known pixel size.
 
     `positions` name them by hand; else `settings.slide_field_choice` says how they are ranked.  With
-    `by_stained_area` (a Perls slide, whose red cells hardly show) the stained area ranks them.
-    Raises BadInput for a position outside the slide, UnreadableImage for a damaged one.
+    `by_stained_area` (a Perls slide, whose red cells hardly show) the stained area ranks them.  `overview`
+    is the slide's where it was read already.  None is chosen of a slide that shows only glass.
+    Raises BadInput for a position outside the slide, UnreadableImage where no candidate can be decoded.
     """
-    thumbnail = reader.thumbnail()
+    overview = reader.overview() if overview is None else overview
     if positions:
-        return Chosen(fields_by_hand(reader, settings, positions), (), thumbnail, "by hand", True)
+        return Chosen(fields_by_hand(reader, settings, positions), (), overview, "by hand", True)
     grid = _grid(reader, settings)
-    glass = glass_colour(thumbnail)
-    density = optical_density(thumbnail, glass).mean(axis=2)
+    glass = glass_colour(overview)
+    density = darkness(overview, glass)
     candidates = [
         Candidate(f, _mean_density(density, reader, f))
-        for f in candidate_fields(reader, grid, thumbnail, settings.min_tissue_fraction)
+        for f in candidate_fields(reader, grid, overview, settings.min_tissue_fraction)
     ]
     if by_stained_area or settings.slide_field_choice == "stained area":
-        best = sorted(candidates, key=lambda c: (-c.field.tissue_fraction, c.field.y_px, c.field.x_px))
-        taken = [c.field for c in best[: settings.max_slide_fields]]
-        return Chosen(_in_order(taken), tuple(candidates), thumbnail, "stained area", True)
+        best = sorted(candidates, key=lambda c: (-c.field.tissue_fraction, -c.density, *_corner(c)))
+        best = _decoded(reader, best, glass, settings.max_slide_fields)
+        taken = [c.field for c in best if not c.damaged][: settings.max_slide_fields]
+        return Chosen(_in_order(taken), tuple(best), overview, "stained area", True)
     scored = score_candidates(reader, candidates, glass, max(MAX_PROBES, 4 * settings.max_slide_fields))
     ranked = sorted(
-        (c for c in scored if c.score is not None),
-        key=lambda c: (-(c.score or 0.0), -c.field.tissue_fraction, c.field.y_px, c.field.x_px),
+        (c for c in scored if c.quality is not None and c.quality.coverage > 0),
+        key=lambda c: (-(c.score or 0.0), -c.field.tissue_fraction, *_corner(c)),
     )
     fit = [c for c in ranked if (c.score or 0.0) >= settings.min_field_score]
     taken = [c.field for c in (fit or ranked)[: settings.max_slide_fields]]
-    return Chosen(_in_order(taken), tuple(scored), thumbnail, "monolayer", bool(fit) or not ranked)
+    return Chosen(_in_order(taken), tuple(scored), overview, "monolayer", bool(fit) or not ranked)
+
+
+def _corner(candidate: Candidate) -> tuple[int, int]:
+    return candidate.field.y_px, candidate.field.x_px
 
 
 def _grid(reader: SlideReader, settings: IntakeSettings) -> FieldGrid:
@@ -142,29 +152,60 @@ def probe(reader: SlideReader, field: SlideField, glass: Array) -> SmearQuality:
 def score_candidates(
     reader: SlideReader, candidates: Sequence[Candidate], glass: Array, max_probes: int
 ) -> list[Candidate]:
-    """The candidates with quality and score, at most `max_probes` of them looked at."""
-    seen: dict[int, SmearQuality] = {}
+    """The candidates with quality and score, at most `max_probes` of them looked at.
+
+    Raises UnreadableImage where not one of them can be decoded.
+    """
+    seen: dict[int, SmearQuality | UnreadableImage] = {}
 
     def look(indices: Sequence[int]) -> None:
         for i in indices:
-            seen[i] = probe(reader, candidates[i].field, glass)
+            try:
+                seen[i] = probe(reader, candidates[i].field, glass)
+            except UnreadableImage as error:
+                seen[i] = error
 
     if len(candidates) <= max_probes:
         look(range(len(candidates)))
     else:
-        look(_spread(candidates, max_probes // 2))
+        first = {*_spread(candidates, max_probes // 3), *_of_every_thickness(candidates, max_probes // 6)}
+        look(sorted(first))
         # In three rounds, so that what the first finds guides the next.
         for share in (3, 2, 1):
             room = (max_probes - len(seen)) // share
-            promise = _promise(candidates, {i: q.layer for i, q in seen.items()})
+            promise = _promise(candidates, seen)
             look(sorted(promise, key=lambda i: (-promise[i], i))[:room])
+    found = {i: q for i, q in seen.items() if isinstance(q, SmearQuality)}
+    for error in seen.values():
+        if not found and isinstance(error, UnreadableImage):
+            raise error
     # What the slide reaches, not what one lucky field does; by fields that show single cells where any do.
-    sharp = [q.sharpness for q in seen.values() if q.layer > 0.1] or [q.sharpness for q in seen.values()]
+    sharp = [q.sharpness for q in found.values() if q.layer > 0.1] or [q.sharpness for q in found.values()]
     sharpest = float(np.percentile(sharp, 90)) if sharp else 0.0
     return [
-        Candidate(c.field, c.density, seen[i], monolayer_score(seen[i], sharpest)) if i in seen else c
+        replace(c, quality=found[i], score=monolayer_score(found[i], sharpest))
+        if i in found
+        else replace(c, damaged=i in seen)
         for i, c in enumerate(candidates)
     ]
+
+
+def _decoded(reader: SlideReader, ranked: Sequence[Candidate], glass: Array, count: int) -> list[Candidate]:
+    """The candidates, those marked that cannot be decoded, until `count` can; UnreadableImage if none can."""
+    checked: list[Candidate] = []
+    bad: UnreadableImage | None = None
+    for c in ranked:
+        if sum(not d.damaged for d in checked) == count:
+            break
+        try:
+            probe(reader, c.field, glass)
+            checked.append(c)
+        except UnreadableImage as error:
+            checked.append(replace(c, damaged=True))
+            bad = error
+    if bad is not None and all(c.damaged for c in checked):
+        raise bad
+    return [*checked, *ranked[len(checked) :]]
 
 
 def _spread(candidates: Sequence[Candidate], count: int) -> list[int]:
@@ -184,18 +225,37 @@ def _spread(candidates: Sequence[Candidate], count: int) -> list[int]:
         step += 1
 
 
-def _promise(candidates: Sequence[Candidate], known: dict[int, float]) -> dict[int, float]:
+def _of_every_thickness(candidates: Sequence[Candidate], count: int) -> list[int]:
+    """Indices of candidates of every thickness, an even choice of each: a class that covers little of the
+    slide may be the one that is read."""
+    density = np.array([c.density for c in candidates])
+    edges = np.linspace(density.min(), density.max(), THICKNESSES + 1)[1:-1]
+    classes = np.digitize(density, edges)
+    picked: list[int] = []
+    for k in range(THICKNESSES):
+        members = np.flatnonzero(classes == k)
+        at = np.linspace(0, len(members) - 1, min(len(members), count // THICKNESSES)).round().astype(int)
+        picked += members[at].tolist()
+    return picked
+
+
+def _promise(
+    candidates: Sequence[Candidate], seen: dict[int, SmearQuality | UnreadableImage]
+) -> dict[int, float]:
     """Expected score of each candidate not looked at: of its neighbours on the slide of like thickness."""
     place = np.array([(c.field.x_px, c.field.y_px) for c in candidates], float)
     place /= max(1.0, float(np.median([c.field.width_px for c in candidates])))
     thickness = np.array([[c.density] for c in candidates])
     spread = float(thickness.std()) or 1.0
     at = np.concatenate([place, 3.0 * thickness / spread], axis=1)  # a field's width weighs a third of it
-    index = np.array(sorted(known))
-    values = np.array([known[i] for i in index])
+    known = {i: q.layer for i, q in sorted(seen.items()) if isinstance(q, SmearQuality)}
+    index, values = np.array([*known], int), np.array([*known.values()])
     promise: dict[int, float] = {}
     for i in range(len(candidates)):
-        if i in known:
+        if i in seen:
+            continue
+        if not known:
+            promise[i] = 0.0
             continue
         distance = ((at[index] - at[i]) ** 2).sum(axis=1)
         near = np.argsort(distance, kind="stable")[:NEIGHBOURS]

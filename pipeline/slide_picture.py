@@ -17,17 +17,17 @@ STRIP_PX = 26
 def draw_choice(chosen: Chosen, width_px: int, height_px: int) -> Array:
     """(H, W, 3) uint8 RGB: the slide, the scores as heat over it, the chosen fields framed.
 
-    `width_px` and `height_px` are the slide's at full resolution.  The slide's thumbnail is reduced from the
+    `width_px` and `height_px` are the slide's at full resolution.  Its overview is reduced from the
     image of the tissue itself; label and macro image are never read.
     """
     import cv2
 
-    scale = min(1.0, LONGEST_PX / max(chosen.thumbnail.shape[:2]))
+    scale = min(1.0, LONGEST_PX / max(chosen.overview.shape[:2]))
     size = (
-        max(1, round(chosen.thumbnail.shape[1] * scale)),
-        max(1, round(chosen.thumbnail.shape[0] * scale)),
+        max(1, round(chosen.overview.shape[1] * scale)),
+        max(1, round(chosen.overview.shape[0] * scale)),
     )
-    picture = cv2.resize(chosen.thumbnail, size, interpolation=cv2.INTER_AREA)
+    picture = cv2.resize(chosen.overview, size, interpolation=cv2.INTER_AREA)
     across, down = size[0] / width_px, size[1] / height_px
 
     def corners(x: int, y: int, w: int, h: int) -> tuple[int, int, int, int]:

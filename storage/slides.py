@@ -5,6 +5,7 @@ Only the slide image itself is ever read; label and macro images, which carry id
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,9 @@ THUMBNAIL_PX = 2048
 # A slide without reduced levels is read strip by strip for its thumbnail; beyond this it takes minutes.
 MAX_THUMBNAIL_READ_PX = 4_000_000_000
 _STRIP_PX = 16_000_000
+_DAMAGED_PX = 128  # sides of what is given up at once around a damaged tile
+OVERVIEW_UM = 8.0  # a pixel: about a red cell, so that one layer of them is still cells and gaps
+MAX_OVERVIEW_PX, MAX_OVERVIEW_READ_PX = 8192, 400_000_000  # a slide of 65 mm; some ten seconds
 # Resampling by less than this blurs and gains nothing.
 SAME_SCALE = 0.02
 
@@ -75,6 +79,7 @@ class SlideReader:
         import openslide
 
         self.path = Path(path)
+        self._lost: UnreadableImage | None = None  # why the file could not be opened again
         companions(self.path)  # nothing outside the slide's folder is opened
         try:
             self._slide: Any = openslide.OpenSlide(str(self.path))
@@ -111,13 +116,32 @@ class SlideReader:
         fine = [i for i, d in enumerate(self._downsamples) if d <= downsample * (1 + SAME_SCALE)]
         return max(fine, key=lambda i: self._downsamples[i]) if fine else 0
 
+    def _corner(self, level: int, x_px: int, y_px: int) -> tuple[int, int]:
+        """What OpenSlide takes for a corner (x, y) in pixels of a level: pixels of level 0.
+
+        Before the slide's edge it drops the fraction of a level's pixel, so there it is rounded outwards.
+        """
+        x, y = x_px * self._downsamples[level], y_px * self._downsamples[level]
+        return round(x) if x >= 0 else math.floor(x), round(y) if y >= 0 else math.floor(y)
+
     def _read_level(self, x_px: int, y_px: int, level: int, width: int, height: int) -> np.ndarray:
         import openslide
 
+        if self._lost is not None:
+            raise self._lost
         try:
             rgba = np.asarray(self._slide.read_region((x_px, y_px), level, (width, height)))
         except (openslide.OpenSlideError, OSError) as error:
-            raise self._bad(error) from error
+            bad = self._bad(error)
+            # After one error OpenSlide refuses every call; a damaged tile is to cost no other.
+            self._slide.close()
+            try:
+                self._slide = openslide.OpenSlide(str(self.path))
+            except (openslide.OpenSlideError, OSError) as gone:
+                self._lost = bad = self._bad(gone)
+            raise bad from error
+        if (rgba[..., 3] == 255).all():
+            return np.ascontiguousarray(rgba[..., :3])
         alpha = rgba[..., 3:4].astype(np.uint16)
         # What the scanner did not image is transparent: glass, so white.
         blended = (rgba[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha) + 127) // 255
@@ -143,10 +167,12 @@ class SlideReader:
         first_x, first_y = int(np.floor(left)) - margin, int(np.floor(top)) - margin
         read_w = int(np.ceil(width_px / down_x)) + 2 * margin + 2
         read_h = int(np.ceil(height_px / down_y)) + 2 * margin + 2
-        block = self._read_level(round(first_x * down_x), round(first_y * down_y), level, read_w, read_h)
-        # OpenSlide takes the corner in level-0 pixels; what rounding moved it by is taken back here.
-        moved_x = round(first_x * down_x) / down_x
-        moved_y = round(first_y * down_y) / down_y
+        # OpenSlide takes the corner in level-0 pixels and turns it into the level's by one factor, the mean
+        # of both axes': on a long slide another than the axis's own.  What rounding moves is taken back here.
+        factor = self._downsamples[level]
+        corner_x, corner_y = self._corner(level, first_x, first_y)
+        block = self._read_level(corner_x, corner_y, level, read_w, read_h)
+        moved_x, moved_y = max(corner_x / factor, min(first_x, 0)), max(corner_y / factor, min(first_y, 0))
         step_x, step_y = scale_x / down_x, scale_y / down_y
         if max(step_x, step_y) > 1.5:
             # Average before decimating, else single pixels stand for their neighbourhood.
@@ -201,17 +227,40 @@ class SlideReader:
         return self.pixel_size_um
 
     def check(self) -> None:
-        """Decode a small piece of every level; raises UnreadableImage where a level cannot be decoded.
+        """Decode small pieces of every level; raises UnreadableImage where all of a level's are damaged.
 
         A damaged file often opens: its header is whole, and the error comes with the first tile.
         """
         for level, (width, height) in enumerate(self._level_sizes):
             w, h = min(width, 64), min(height, 64)
-            down_x, down_y = self.width_px / width, self.height_px / height
-            self._read_level(round((width - w) // 2 * down_x), round((height - h) // 2 * down_y), level, w, h)
+            # The middle first: of a sound slide it is the only one that is read.
+            for across, down in ((2, 2), (1, 1), (3, 3), (3, 1), (1, 3), (2, 1), (2, 3), (1, 2), (3, 2)):
+                corner = self._corner(level, (width - w) * across // 4, (height - h) * down // 4)
+                try:
+                    self._read_level(*corner, level, w, h)
+                    break
+                except UnreadableImage as error:
+                    bad = error
+            else:
+                raise bad
+
+    def overview(self) -> np.ndarray:
+        """The whole slide (H, W, 3) uint8 at OVERVIEW_UM a pixel, where cells and gaps still tell apart;
+        coarser where that would cost a level too large to read.  Needs `pixel_size_um`.
+        """
+        side = max(self.width_px, self.height_px)
+        wanted = max(1, min(round(side * self.need_pixel_size() / OVERVIEW_UM), side))
+        width, height = self._level_sizes[self._level_for(side / wanted)]
+        fits = wanted <= THUMBNAIL_PX or (
+            wanted <= MAX_OVERVIEW_PX and width * height <= MAX_OVERVIEW_READ_PX
+        )
+        return self.thumbnail(wanted if fits else THUMBNAIL_PX)
 
     def thumbnail(self, longest_px: int = THUMBNAIL_PX) -> np.ndarray:
-        """The whole slide, (H, W, 3) uint8, at most `longest_px` on its longer side, in bounded memory."""
+        """The whole slide, (H, W, 3) uint8, at most `longest_px` on its longer side, in bounded memory.
+
+        A damaged place is read from the next finer level, and is black where that is damaged as well.
+        """
         import cv2
 
         factor = max(1.0, max(self.width_px, self.height_px) / longest_px)
@@ -222,15 +271,48 @@ class SlideReader:
             raise refuse(
                 self.path, "has no reduced levels and is too large to be searched", "save it with a pyramid"
             )
-        down = self.height_px / level_h
         out = np.empty((out_h, out_w, 3), np.uint8)
         rows = max(1, int(out_h * _STRIP_PX / max(_STRIP_PX, level_w * level_h)))
         for first in range(0, out_h, rows):
             last = min(out_h, first + rows)
             top, bottom = round(first * level_h / out_h), round(last * level_h / out_h)
-            strip = self._read_level(0, round(top * down), level, level_w, max(1, bottom - top))
+            strip = self._read_around_damage(level, 0, top, level_w, max(1, bottom - top))
             out[first:last] = cv2.resize(strip, (out_w, last - first), interpolation=cv2.INTER_AREA)
         return out
+
+    def _read_around_damage(self, level: int, x: int, y: int, width: int, height: int) -> np.ndarray:
+        """A rectangle of a level, (height, width, 3) uint8, in the level's own pixels.
+
+        What is damaged is cut up, then read from the next finer level, and black where that is damaged, too:
+        no glass, which is not looked at.
+        """
+        import cv2
+
+        try:
+            return self._read_level(*self._corner(level, x, y), level, width, height)
+        except UnreadableImage:
+            if self._lost is not None:
+                raise
+        if max(width, height) > _DAMAGED_PX:
+            out = np.empty((height, width, 3), np.uint8)
+            across, down = (-(-v // 2) if v > _DAMAGED_PX else v for v in (width, height))
+            for y0 in range(0, height, down):
+                for x0 in range(0, width, across):
+                    w, h = min(across, width - x0), min(down, height - y0)
+                    out[y0 : y0 + h, x0 : x0 + w] = self._read_around_damage(level, x + x0, y + y0, w, h)
+            return out
+        finer = [i for i, d in enumerate(self._downsamples) if d < self._downsamples[level]]
+        if finer:
+            below = max(finer, key=lambda i: self._downsamples[i])
+            sizes = zip(self._level_sizes[below], self._level_sizes[level], strict=True)
+            more_x, more_y = (fine / coarse for fine, coarse in sizes)
+            corner = self._corner(below, round(x * more_x), round(y * more_y))
+            try:
+                block = self._read_level(*corner, below, round(width * more_x), round(height * more_y))
+                return np.asarray(cv2.resize(block, (width, height), interpolation=cv2.INTER_AREA))
+            except UnreadableImage:
+                pass
+        return np.zeros((height, width, 3), np.uint8)
 
 
 def _pixel_size(properties: Any) -> float | None:

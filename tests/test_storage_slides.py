@@ -6,6 +6,7 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -96,6 +97,38 @@ def test_the_physical_scale_is_right_whatever_the_level(tmp_path: Path, target_u
     )
 
 
+def test_a_long_slide_is_read_at_its_place_whatever_its_levels_are_rounded_to(tmp_path: Path) -> None:
+    width, height, period = 40_013, 1_531, 256
+    wave = (127 + 100 * np.sin(2 * np.pi * (np.arange(width) + 0.5) / period)).astype(np.uint8)
+    path = tmp_path / "long.svs"
+    with tifffile.TiffWriter(path) as writer:
+        for factor in (1, 4, 16):
+            # Rounded down, the levels' factors differ along both axes: 16.005 and 16.116.
+            w, h = width // factor, height // factor
+            row = cv2.resize(wave[None], (w, 1), interpolation=cv2.INTER_AREA)[0]
+            text = f"Aperio Image Library v1\r\n{w}x{h} (256x256)" + ("|MPP = 0.1" if factor == 1 else "")
+            writer.write(
+                np.broadcast_to(row[None, :, None], (h, w, 3)).copy(),
+                tile=(256, 256),
+                photometric="rgb",
+                compression="zlib",
+                description=text,
+                metadata=None,
+            )
+    with SlideReader(path) as reader:
+        for x in (0, 20_001, 35_003):
+            for scale in (1, 5, 20):
+                n = 4096 // scale
+                found = reader.read_region_px(x, 256, n * scale, 64 * scale, n, 64)[32, :, 0] - 127.0
+                turns = np.exp(-2j * np.pi * (x + (np.arange(n) + 0.5) * scale) / period)
+                expected = np.sin(2 * np.pi * (x + (np.arange(n) + 0.5) * scale) / period)
+                off = np.angle((found * turns).sum() / (expected * turns).sum()) * period / 2 / np.pi
+                assert abs(off) < max(0.5, 0.1 * scale), (x, scale)
+        ends = reader.thumbnail(2000)[0, :, 0]
+    expected = cv2.resize(wave[None], (2000, 1), interpolation=cv2.INTER_AREA)[0]
+    assert np.abs(ends.astype(int) - expected).mean() < 8
+
+
 def test_beyond_the_slide_is_glass(slide: tuple[Path, np.ndarray]) -> None:
     with SlideReader(slide[0]) as reader:
         found = reader.read_region_px(1100, 800, 200, 200, 200, 200)
@@ -110,7 +143,7 @@ def _fields(reader: SlideReader, height_px: int, target_um: float) -> tuple[Slid
         target_pixel_size_um=target_um,
         overlap_um=10.0,
     )
-    return candidate_fields(reader, grid, reader.thumbnail(), 0.05)
+    return candidate_fields(reader, grid, reader.overview(), 0.05)
 
 
 def test_background_is_skipped(slide: tuple[Path, np.ndarray]) -> None:
@@ -129,7 +162,8 @@ def test_an_empty_slide_has_no_tissue_and_no_fields(tmp_path: Path) -> None:
     path = tmp_path / "a.svs"
     _slide(path, tissue=False)
     with SlideReader(path) as reader:
-        assert tissue_mask(reader.thumbnail()).mean() < 0.01
+        assert tissue_mask(reader.overview(), 8.0).mean() < 0.01
+        assert _fields(reader, 200, 0.5) == ()
 
 
 def test_a_slide_stands_in_for_fields(tmp_path: Path) -> None:
