@@ -127,7 +127,8 @@ def _ratios(r: Result) -> list[str]:
         m = r.me_ratio
         value = "none" if m.value is None else f"{m.value:.2f} ({m.ci_low:.2f}-{m.ci_high:.2f})"
         value = f"withheld ({m.withheld})" if m.withheld else value
-        lines.append(f"M:E {value}, {m.myeloid} myeloid, {m.erythroid} erythroid; {r.method.me_convention}")
+        told = f"M:E {value}, {m.myeloid} myeloid, {m.erythroid} erythroid; {r.method.me_convention}"
+        lines += _wrap(told, 2)
     if r.per_100_wbc is not None:
         p = r.per_100_wbc
         known = (("NRBC", p.nrbc), ("smudge cells", p.smudge), ("artefacts", p.artefact))
