@@ -72,7 +72,7 @@ def read_set(data_dir: Path, options: DataOptions) -> StainSet:
 
 
 def check_parts(data: StainSet, data_dir: Path, options: DataOptions) -> None:
-    """Raises BadInput where nothing is held out to choose a checkpoint by, or nothing is left to learn from."""
+    """Raises BadInput where there is nothing to learn from, or nothing to choose a checkpoint by."""
     held = options if options.kind == "domains" else DataOptions()  # smears are always split so
     for split, share in (("train", held.train_share), ("validation", held.validation_share)):
         part = data.part(split)
@@ -84,8 +84,8 @@ def check_parts(data: StainSet, data_dir: Path, options: DataOptions) -> None:
                 f"give {_surely_one(share)} or more" if 0 < share < 1 else "raise the recipe's share of it"
             )
             raise BadInput(
-                f"{data_dir}: of its {n} different images of '{cells.domain}' none falls to the {split} part, "
-                f"which takes {100 * share:g} % by the hash of the names; {enough}."
+                f"{data_dir}: of its {n} different images of '{cells.domain}' none falls to the {split} "
+                f"part, which takes {100 * share:g} % by the hash of the names; {enough}."
             )
 
 
