@@ -72,9 +72,12 @@ def read_set(data_dir: Path, options: DataOptions) -> StainSet:
 
 
 def check_parts(data: StainSet, data_dir: Path, options: DataOptions) -> None:
-    """Raises BadInput where there is nothing to learn from, or nothing to choose a checkpoint by."""
+    """Raises BadInput where a part is empty: to learn from, to choose a checkpoint by, for DIC to test."""
     held = options if options.kind == "domains" else DataOptions()  # smears are always split so
-    for split, share in (("train", held.train_share), ("validation", held.validation_share)):
+    shares = {"train": held.train_share, "validation": held.validation_share}
+    if data.source.modality == "dic":
+        shares["test"] = 1 - sum(shares.values())
+    for split, share in shares.items():
         part = data.part(split)
         for cells, here in ((data.target, part.target), (data.source, part.source)):
             if len(here):
