@@ -82,8 +82,12 @@ def _edges(bf: Array, df: Array, cover: Array) -> Array:
 
     # DIC is an image of edges already: what leaves the background lies on the outlines.
     grey = cv2.cvtColor(df, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    size = np.abs(cv2.GaussianBlur(grey - cv2.blur(grey, (101, 101)), (0, 0), 0.7))
+    # The background is that of what the DIC covers: the black beside it would pull the background down along
+    # the frame, and all of its rim would pass for an edge.
     inside = cv2.erode(cover.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    share = cv2.blur(inside.astype(np.float32), (101, 101))
+    background = cv2.blur(np.where(inside, grey, 0), (101, 101)) / np.maximum(share, 1e-6)
+    size = np.abs(cv2.GaussianBlur(np.where(inside, grey - background, 0), (0, 0), 0.7))
     limit = np.percentile(size[inside], 92) if inside.any() else np.inf
     out = (128 + bf.astype(np.int16) // 2).astype(np.uint8)
     out[(size > limit) & inside] = (200, 0, 160)

@@ -257,6 +257,7 @@ def evaluate_stainer(
         progress=progress,
         keep=lambda clean, spoilt: kept.append((clean, spoilt)),
     )
+    report["target_from"] = found.target_from
     report["judges"] = {
         k: m.name
         for k, m in (

@@ -22,6 +22,7 @@ from storage.tables import read_table
 Array = np.ndarray[Any, Any]
 
 CASE_PATCH_PX = 256
+BY_DATA, BY_USER, BY_DEFAULT = "the data", "--target", "the stainer's first"  # who says the target of a pair
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Pair:
 
     dic: Array
     stained: Array
-    target: str
+    target: str  # the stain to paint; "" until `find_pairs` knows it
     source: str  # image it was cut from: the unit of the bootstrap
     label: str = ""  # class of the cell where one is known
     shear_angle_deg: float | None = None
@@ -38,10 +39,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairSet:
-    """Pairs, and what they are: `measured_on` is printed with every figure."""
+    """Pairs, and what they are: `measured_on` is printed with every figure, and so is `target_from`, which
+    names who says the target of all of them, or of those whose stain the data does not name."""
 
     pairs: tuple[Pair, ...]
     measured_on: str
+    target_from: str = BY_DATA
 
 
 def computed_pairs(
@@ -91,15 +94,16 @@ def find_pairs(
     if wanted not in targets:
         raise BadInput(f"target '{wanted}' is none of this stainer's; choose one of: {', '.join(targets)}.")
     if place.is_file() or (place / "pairs.csv").is_file():
-        found = _listed(place if place.is_file() else place / "pairs.csv", wanted)
+        found = _listed(place if place.is_file() else place / "pairs.csv")
         measured_on = "pairs of a list"
     elif (place / "dic").is_dir() and (place / "stained").is_dir():
-        found, measured_on = _folders(place, wanted), "pairs of a folder"
+        found, measured_on = _folders(place), "pairs of a folder"
     elif (place / "manifest.csv").is_file():
-        found, measured_on = _case(place, wanted), "leukocytes of a case, aligned by its known matrices"
+        found, measured_on = _case(place), "leukocytes of a case, aligned by its known matrices"
     else:
         smears = [s for s in load_smears(place) if s.split == "test"]
-        if target is not None and not any(s.domain in targets for s in smears):
+        foreign = target is not None and not any(s.domain in targets for s in smears)
+        if target is not None and foreign:
             smears = [replace(s, domain=target) for s in smears]  # a stain that the stainer does not know
         if smears and not any(s.domain in targets for s in smears):
             raise BadInput(
@@ -108,12 +112,17 @@ def find_pairs(
             )
         smears = [s for s in smears if s.domain in targets]
         found, measured_on = computed_pairs(smears, seed=seed, limit=limit), "computed DIC"
+        if foreign:
+            found = [replace(p, target="") for p in found]
+    stated = BY_DEFAULT if target is None else BY_USER
+    target_from = BY_DATA if all(p.target for p in found) else stated
+    found = [p if p.target else replace(p, target=wanted) for p in found]
     unknown = sorted({p.target for p in found} - set(targets))
     if unknown:
         raise BadInput(f"{place}: targets {', '.join(unknown)} are none of: {', '.join(targets)}.")
     if not found:
         raise BadInput(f"{place}: no pairs of DIC and stain; docs/stain-evaluation.md says what it may hold.")
-    return PairSet(tuple(_limited(found, limit, seed)), measured_on)
+    return PairSet(tuple(_limited(found, limit, seed)), measured_on, target_from)
 
 
 def _limited(pairs: Sequence[Pair], limit: int, seed: int) -> list[Pair]:
@@ -184,7 +193,7 @@ def _no_numbers(truth: Path, name: str, key: str, why: str) -> BadInput:
     return BadInput(f"{truth}: field '{name}' needs {what} numbers as {key} ({why}); write the truth again.")
 
 
-def _folders(place: Path, target: str) -> list[Pair]:
+def _folders(place: Path) -> list[Pair]:
     def files(name: str) -> dict[str, Path]:
         return {p.stem: p for p in sorted((place / name).iterdir()) if is_image(p)}
 
@@ -192,16 +201,16 @@ def _folders(place: Path, target: str) -> list[Pair]:
     lonely = sorted(dic.keys() ^ stained.keys())
     if lonely:
         raise BadInput(f"{place}: '{lonely[0]}' is in one of dic/ and stained/ alone; give both or neither.")
-    return [_read_pair(dic[stem], stained[stem], target, stem) for stem in dic]
+    return [_read_pair(dic[stem], stained[stem], "", stem) for stem in dic]
 
 
-def _listed(table: Path, target: str) -> list[Pair]:
+def _listed(table: Path) -> list[Pair]:
     rows = read_table(table, ("dic", "stained"), filled=("dic", "stained"))
     return [
         _read_pair(
             table.parent / r["dic"],
             table.parent / r["stained"],
-            r.get("target") or target,
+            r.get("target") or "",
             r.get("source") or r["stained"],
             r.get("class") or "",
         )
@@ -209,7 +218,7 @@ def _listed(table: Path, target: str) -> list[Pair]:
     ]
 
 
-def _case(place: Path, target: str) -> list[Pair]:
+def _case(place: Path) -> list[Pair]:
     """Patches around the leukocytes of a case of known matrices; the DIC is brought to the brightfield."""
     import cv2
 
@@ -254,5 +263,5 @@ def _case(place: Path, target: str) -> list[Pair]:
                 continue
             patch = window(aligned, (x, y), CASE_PATCH_PX)[..., None]
             source = f"{place.name}/{name}/{i}"  # fields are laid out of many images: cells are the unit
-            pairs.append(Pair(patch, window(stained, (x, y), CASE_PATCH_PX), target, source))
+            pairs.append(Pair(patch, window(stained, (x, y), CASE_PATCH_PX), "", source))
     return pairs

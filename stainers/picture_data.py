@@ -72,9 +72,12 @@ def read_set(data_dir: Path, options: DataOptions) -> StainSet:
 
 
 def check_parts(data: StainSet, data_dir: Path, options: DataOptions) -> None:
-    """Raises BadInput where nothing is held out to choose a checkpoint by, or nothing is left to learn from."""
+    """Raises BadInput where a part is empty: to learn from, to choose a checkpoint by, for DIC to test."""
     held = options if options.kind == "domains" else DataOptions()  # smears are always split so
-    for split, share in (("train", held.train_share), ("validation", held.validation_share)):
+    shares = {"train": held.train_share, "validation": held.validation_share}
+    if data.source.modality == "dic":
+        shares["test"] = 1 - sum(shares.values())
+    for split, share in shares.items():
         part = data.part(split)
         for cells, here in ((data.target, part.target), (data.source, part.source)):
             if len(here):
@@ -84,8 +87,8 @@ def check_parts(data: StainSet, data_dir: Path, options: DataOptions) -> None:
                 f"give {_surely_one(share)} or more" if 0 < share < 1 else "raise the recipe's share of it"
             )
             raise BadInput(
-                f"{data_dir}: of its {n} different images of '{cells.domain}' none falls to the {split} part, "
-                f"which takes {100 * share:g} % by the hash of the names; {enough}."
+                f"{data_dir}: of its {n} different images of '{cells.domain}' none falls to the {split} "
+                f"part, which takes {100 * share:g} % by the hash of the names; {enough}."
             )
 
 

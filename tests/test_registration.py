@@ -252,6 +252,19 @@ def test_the_quality_picture_is_small_and_shows_a_misalignment(true_pair, aligne
     assert not np.array_equal(quality_picture(dic, brightfield, wrong), picture)
 
 
+def test_the_quality_picture_draws_no_edge_along_the_frame_of_the_dic():
+    from pipeline.registration_picture import _edges
+
+    rng = np.random.default_rng(0)
+    dic = np.repeat(rng.integers(118, 139, (300, 400, 1), dtype=np.uint8), 3, axis=2)
+    cover = np.zeros((300, 400), bool)
+    cover[:280, :340] = True
+    drawn = _edges(np.full_like(dic, 240), np.where(cover[..., None], dic, 0).astype(np.uint8), cover)
+    edges = (drawn == (200, 0, 160)).all(-1)
+    assert not edges[~cover].any()
+    assert edges[100:250, 300:335].mean() == pytest.approx(edges[100:250, 100:135].mean(), abs=0.04)
+
+
 def test_the_quality_picture_of_a_failed_pair_shows_both_images(true_pair):
     dic, brightfield, _ = true_pair
     failed = Registration(status="failed", reason="The two images do not agree.")

@@ -203,6 +203,13 @@ def test_the_command_line_measures_a_folder(tmp_path, monkeypatch):
         assert json.loads(done.stdout)["all"]["n"] == 3
         judge = find_package("leukocyte-classes").card
         assert json.loads(done.stdout)["labels"] == f"named by leukocyte-classes {judge.version}"
+        assert json.loads(done.stdout)["target_from"] == "the stainer's first"
+        assert "'bccd' was painted, the stainer's first target" in done.stderr
+        assert "give --target (bccd, raabin)" in done.stderr
+    told = ["stainer", str(folder), "--target", "raabin", "--out", str(tmp_path / "o"), "--json"]
+    done = CliRunner().invoke(command, told)
+    assert json.loads(done.stdout)["target_from"] == "--target"
+    assert "was painted" not in done.stderr
     twice = CliRunner().invoke(
         command, ["stainer", str(folder), "--pairs", str(folder), "--out", str(tmp_path / "o")]
     )

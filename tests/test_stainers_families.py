@@ -294,6 +294,17 @@ def test_a_transfer_without_pairs_is_judged_by_a_classifier_before_and_after(tmp
         evaluate_transfer(own, tmp_path, tmp_path, classify=classify)
 
 
+def test_a_set_of_dic_without_a_test_part_is_refused_with_its_folder(tmp_path):
+    from stainers.dic_sets import dic_set
+    from stainers.picture_data import DataOptions, check_parts
+
+    smears = dic_smears()
+    check_parts(dic_set(smears, "bccd", size_px=48), tmp_path, DataOptions(kind="computed-dic"))
+    untested = dic_set(smears[:4], "bccd", size_px=48)
+    with pytest.raises(BadInput, match=rf"{tmp_path}: of its 4 .* test part, which takes 12 % .* give 37 or"):
+        check_parts(untested, tmp_path, DataOptions(kind="computed-dic"))
+
+
 @pytest.mark.parametrize("kind", ["computed-dic", "domains"])
 def test_a_set_without_a_validation_part_is_refused_with_numbers_before_anything_is_trained(
     kind, tmp_path, monkeypatch

@@ -142,3 +142,13 @@ def test_a_case_without_a_known_matrix_is_refused(tmp_path):
 
 
 # the whole evaluation
+
+
+def test_who_says_the_target_of_pairs_is_kept(tmp_path):
+    root = write_folder(tmp_path)
+    assert find_pairs(root, TARGETS).target_from == "the stainer's first"
+    assert find_pairs(root, TARGETS, target="raabin").target_from == "--target"
+    (root / "pairs.csv").write_text("dic,stained,target\ndic/c0.png,stained/c0.png,raabin\n")
+    assert find_pairs(root, TARGETS).target_from == "the data"
+    (root / "pairs.csv").write_text("dic,stained\ndic/c0.png,stained/c0.png\n")
+    assert find_pairs(root, TARGETS).target_from == "the stainer's first"

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from flows.console import LABELLED_SCALE, existing, json_option, output, output_folder, pixel_size_option
+from flows.console import (
+    LABELLED_SCALE,
+    existing,
+    json_option,
+    one_line,
+    output,
+    output_folder,
+    pixel_size_option,
+)
 from storage.json_text import json_text
 
 
@@ -152,8 +160,9 @@ def stainer(
         judges = settings.classification
         name, own = model or settings.staining.dic_stainer, judges.virtual_classifier
         judge = find_package(judges.classifier)
+        painter = load("stainer", name)
         figures = evaluate_stainer(
-            load("stainer", name),
+            painter,
             place,
             out,
             target=target,
@@ -165,7 +174,21 @@ def stainer(
             modalities=modalities("stainer", name) or None,
             weights_dir=imagenet_weights,
         )
+        _say_target(place, figures, list(painter.targets))
         show(figures, json_text(figures) + f"\npictures in {out}")
+
+
+def _say_target(place: Path, figures: dict[str, Any], targets: list[str]) -> None:
+    """Where nobody said which of a stainer's targets the pairs are of: which was painted, on stderr."""
+    from stainers.pair_sources import BY_DEFAULT
+
+    if figures.get("target_from") != BY_DEFAULT or len(targets) < 2:
+        return
+    say = (
+        f"{place}: the pairs do not name their stain; '{targets[0]}' was painted, {BY_DEFAULT} target, and "
+        f"the errors are too large where they are of another; give --target ({', '.join(targets)})."
+    )
+    click.echo(one_line(say), err=True)
 
 
 @command.command(name="classifier")
