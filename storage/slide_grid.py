@@ -41,7 +41,7 @@ def _densities(glass: np.ndarray) -> np.ndarray:
 
 
 def darkness(image: np.ndarray, glass: np.ndarray) -> np.ndarray:
-    """(H, W) float32: the optical density of an image (H, W, 3) uint8 in the channel that is absorbed most."""
+    """(H, W) float32: optical density of an image (H, W, 3) uint8 in the channel that is absorbed most."""
     table = _densities(glass)
     red, green, blue = (table[:, c] for c in range(3))
     most = np.maximum(red[image[..., 0]], green[image[..., 1]])
