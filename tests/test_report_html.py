@@ -240,7 +240,7 @@ def test_two_rings_of_two_erythroblasts_are_no_hundred_percent():
 
 
 def test_where_reader_error_is_known_a_limit_is_settled_by_sampling_alone_in_words():
-    html, text = iron_page(30, 80, rs_method="marrow-perls + rule")
+    html, text = iron_page(30, 80, rs_finder="marrow-perls", rs_reader="rule")
     assert "By sampling alone: at or over <b>15 %</b>" in html
     assert "by sampling alone at or over 15 %" in text
 
