@@ -5,7 +5,6 @@ Labels are those of detectors.base plus IGNORE for pixels of which nothing is kn
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,12 @@ from detectors.base import BACKGROUND, CYTOPLASM, NUCLEUS, RED_CELL
 from detectors.segment_colour import background_colour, optical_density
 from pipeline.errors import BadInput
 from storage.near_duplicates import THUMBNAIL_PX, near_duplicate_groups
+from storage.tables import read_table
 
 IGNORE = 255
+MASK_VALUES = (0, 128, 255)  # background, cytoplasm, nucleus
+MASK_TOLERANCE = 10  # grey levels: what JPEG and editors that write 127 or 254 change
+MASK_BETWEEN = 0.05  # share of pixels that may hold anything else, as along outlines that were smoothed
 # Pixel sizes (µm) that put the red cells of each source at 7.5 µm; tecom shows few whole red cells,
 # so its figure rests on lymphocytes at 8-9 µm.  The training jitters the scale by far more than
 # these figures can be wrong.
@@ -41,7 +44,8 @@ def read_labelled_cells(data_dir: Path) -> list[LabelledCell]:
     """Read a folder with labels.csv (image, mask, source, class) or pairs `x.png` + `x_mask.png`.
 
     Masks hold 255 nucleus, 128 cytoplasm, 0 rest; the rest is split into red cells and background by
-    thresholding (thesis 4.4.4).  Raises BadInput naming the file that does not fit.
+    thresholding (thesis 4.4.4).  Raises BadInput naming the file that does not fit: a mask of another coding
+    or without a nucleus, too, for as background alone it would teach, and measure, nothing.
     """
     rows = _rows(data_dir)
     cells: list[LabelledCell] = []
@@ -50,6 +54,11 @@ def read_labelled_cells(data_dir: Path) -> list[LabelledCell]:
         size = SOURCE_PIXEL_SIZE_UM.get(source, 32.0 / max(image.shape[:2]))
         cells.append(
             LabelledCell(image_name, source, -1, size, image, labels_of(image, mask, size), cell_class)
+        )
+    if not any((c.labels == CYTOPLASM).any() for c in cells):
+        raise BadInput(
+            f"{data_dir}: none of its {len(cells)} masks has cytoplasm (128), so they are of whole cells or of "
+            "nuclei alone; give masks of both."
         )
     groups = same_cell_groups([c.image for c in cells])
     return [
@@ -61,12 +70,10 @@ def read_labelled_cells(data_dir: Path) -> list[LabelledCell]:
 def _rows(data_dir: Path) -> list[tuple[str, str, str, str]]:
     table = data_dir / "labels.csv"
     if table.is_file():
-        with table.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            missing = {"image", "mask"} - set(reader.fieldnames or ())
-            if missing:
-                raise BadInput(f"{table} lacks the column {sorted(missing)[0]}; it needs image and mask.")
-            return [(r["image"], r["mask"], r.get("source") or "", r.get("class") or "") for r in reader]
+        rows = read_table(table, ("image", "mask"), filled=("image", "mask"))
+        if not rows:
+            raise BadInput(f"{table} has no rows; give one for each cell: its image and its mask.")
+        return [(r["image"], r["mask"], r.get("source", ""), r.get("class", "")) for r in rows]
     masks = sorted(data_dir.rglob("*_mask.png")) if data_dir.is_dir() else []
     pairs = [(m.with_name(m.name.replace("_mask.png", ".png")), m) for m in masks]
     if not pairs:
@@ -83,7 +90,23 @@ def _read_pair(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarra
     if image.shape[:2] != mask.shape:
         size = f"{mask.shape[1]} x {mask.shape[0]}"
         raise BadInput(f"{mask_path} is {size} px, its image is not; redo the mask.")
+    _check_mask(mask_path, mask)
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), mask
+
+
+def _check_mask(path: Path, mask: np.ndarray) -> None:
+    """Raise BadInput where a mask (H, W) uint8 is of another coding than MASK_VALUES, or has no nucleus."""
+    distance = np.abs(mask[..., None].astype(np.int16) - np.array(MASK_VALUES, np.int16)).min(axis=-1)
+    values = np.unique(mask)
+    held = ", ".join(str(v) for v in values[:6]) + (f", … {values[-1]}" if len(values) > 6 else "")
+    want = "a mask holds 0 for the rest, 128 for cytoplasm and 255 for the nucleus"
+    if (distance > MASK_TOLERANCE).mean() > MASK_BETWEEN:
+        raise BadInput(f"{path} holds the grey values {held}, and {want}; recode the masks.")
+    if not (mask >= MASK_VALUES[-1] - MASK_TOLERANCE).any():
+        raise BadInput(
+            f"{path} shows no nucleus (it holds the grey values {held}, and {want}); recode the masks, or take "
+            "the cell out."
+        )
 
 
 def labels_of(image: np.ndarray, mask: np.ndarray, pixel_size_um: float) -> np.ndarray:

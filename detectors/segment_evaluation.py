@@ -23,6 +23,11 @@ def dice(predicted: np.ndarray, truth: np.ndarray) -> float:
     return 1.0 if total == 0 else 2 * int((predicted & truth).sum()) / total
 
 
+def dice_of(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Dice of two boolean masks; NaN where the truth is empty, for then there is nothing to be right about."""
+    return dice(predicted, truth) if truth.any() else float("nan")
+
+
 def bootstrap_mean(
     values: np.ndarray, groups: np.ndarray, seed: int = 1, draws: int = 2000
 ) -> tuple[float, float]:
@@ -40,29 +45,32 @@ def evaluate_cells(
 ) -> dict[str, Any]:
     """Dice per source of cell and nucleus: {source: {n, cell: {mean, ci_low, ci_high, p5}, nucleus: …}}.
 
-    The segmenter is not told the pixel size: the scale is read off each image, as on a file from elsewhere.
+    Cells of which the truth shows nothing count in no mean; figures of no cell at all are None.  The segmenter is not told the pixel size: the scale is read off each image, as on a file from elsewhere.
     """
     scores: dict[str, list[tuple[int, float, float]]] = {}
     for cell in cells:
         labels = segment_image(segmenter, cell.image, None)
         known = cell.labels <= 3
-        pair = [dice((labels >= low) & known, (cell.labels >= low) & known) for low in TARGETS.values()]
+        pair = [dice_of((labels >= low) & known, (cell.labels >= low) & known) for low in TARGETS.values()]
         scores.setdefault(cell.source or "unnamed", []).append((cell.group, *pair))
         if rows is not None:
-            rows.append({"image": cell.name, "source": cell.source} | dict(zip(COLUMNS, pair, strict=True)))
+            said = (None if np.isnan(v) else v for v in pair)
+            rows.append({"image": cell.name, "source": cell.source} | dict(zip(COLUMNS, said, strict=True)))
     out: dict[str, Any] = {}
     for source, found in sorted(scores.items()):
         table = np.array(found, float)
         out[source] = {"n": len(found)}
         for column, target in enumerate(TARGETS, start=1):
-            low, high = bootstrap_mean(table[:, column], table[:, 0])
-            out[source][target] = {
-                "mean": round(float(table[:, column].mean()), 4),
-                "ci_low": round(low, 4),
-                "ci_high": round(high, 4),
-                "p5": round(float(np.percentile(table[:, column], 5)), 4),
-            }
+            out[source][target] = _figures(*table[~np.isnan(table[:, column])][:, [column, 0]].T)
     return out
+
+
+def _figures(values: np.ndarray, groups: np.ndarray) -> dict[str, float | None]:
+    if not len(values):
+        return dict.fromkeys(("mean", "ci_low", "ci_high", "p5"))
+    low, high = bootstrap_mean(values, groups)
+    found = (float(values.mean()), low, high, float(np.percentile(values, 5)))
+    return {k: round(v, 4) for k, v in zip(("mean", "ci_low", "ci_high", "p5"), found, strict=True)}
 
 
 def evaluate_segmenter(
