@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from flows.console import LABELLED_SCALE, existing, json_option, output, output_folder, pixel_size_option
+from flows.console import (
+    LABELLED_SCALE,
+    MASKED_SCALE,
+    existing,
+    json_option,
+    output,
+    output_folder,
+    pixel_size_option,
+)
 from storage.json_text import json_text
 
 
@@ -81,23 +89,28 @@ def detector(
     is_flag=True,
     help="DATA is the folder that the model was trained on: measure only the part it never saw.",
 )
+@pixel_size_option(MASKED_SCALE)
 @options
-def segmenter(data: Path, out: Path, model: str | None, as_json: bool, held_out: bool) -> None:
+def segmenter(
+    data: Path, out: Path, model: str | None, as_json: bool, held_out: bool, pixel_size: float | None
+) -> None:
     """Dice of nucleus and whole cell on images with masks."""
     from detectors.segment_evaluation import evaluate_segmenter
-    from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from storage.packages import find_package
     from storage.registry import load
 
     name = model or Settings().classification.segmenter
-    seed = None
-    if held_out:
-        package = find_package(name)
-        seed = package.card.training.get("seed") if package is not None else None
-        if seed is None:
-            raise BadInput(f"{name}: its card names no seed of a split; leave out --held-out.")
-    _done(as_json, data, out, lambda: evaluate_segmenter(load("segmenter", name), data, out, seed))
+    package = find_package(name)
+    training = {} if package is None else package.card.training
+    _done(
+        as_json,
+        data,
+        out,
+        lambda: evaluate_segmenter(
+            load("segmenter", name), data, out, training if held_out else None, pixel_size_um=pixel_size
+        ),
+    )
 
 
 @command.command(name="stainer")

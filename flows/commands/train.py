@@ -10,6 +10,7 @@ import click
 
 from flows.console import (
     LABELLED_SCALE,
+    MASKED_SCALE,
     SEEDS,
     existing,
     json_option,
@@ -132,6 +133,7 @@ def detector(
     help="Boxed smears (YOLO-format folder) for the second stage [none: the first stage alone].",
 )
 @click.option("--second-epochs", type=click.IntRange(1), default=10, show_default=True)
+@pixel_size_option(MASKED_SCALE)
 @options(epochs=30)
 def segmenter(
     data: Path,
@@ -142,6 +144,7 @@ def segmenter(
     as_json: bool,
     boxes: Path | None,
     second_epochs: int,
+    pixel_size: float | None,
 ) -> None:
     """Train the nucleus / cytoplasm segmenter on images with masks; --boxes adds cells that it labels itself.
 
@@ -164,6 +167,7 @@ def segmenter(
             second_epochs=second_epochs,
             resume=resume,
             seed=seed,
+            pixel_size_um=pixel_size,
             progress=_say,
         ),
     )
