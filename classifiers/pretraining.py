@@ -231,6 +231,7 @@ def write_backbone(out_dir: Path, state: dict[str, Tensor], notes: dict[str, Any
     out_dir.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in state.items()}, str(out_dir / WEIGHTS))
     (out_dir / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    (out_dir / WEIGHTS).chmod((out_dir / NOTES).stat().st_mode)  # safetensors writes for its owner alone
 
 
 def how_pretrained(path: Path) -> dict[str, Any] | str:

@@ -101,10 +101,11 @@ def image_scale_um(
 def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list[Sample]:
     """Every image below `data_dir/images` with its labels, physical scale and near-duplicate group.
 
-    Images of one size are taken as one source; one in a folder train, val or test has that tag.  The
-    scale of an image is `pixel_size_um` where given, else its file's own, else its labelled red cells', else the median of its source, else its labelled
-    leukocytes', else inferred from its cells (`detectors.scale`), else the median of the folder.  Raises
-    BadInput where there is no image, no label file, or nothing to take a scale from.
+    Images of one size are taken as one source; one in a folder train, val or test has that tag.  The scale
+    of an image is `pixel_size_um` where given, else its file's own, else its labelled red cells', else the
+    median of its source, else its labelled leukocytes', else inferred from its cells (`detectors.scale`),
+    else the median of the folder.  Raises BadInput where there is no image, no label file, or nothing to
+    take a scale from.
     """
     import cv2
 

@@ -316,7 +316,7 @@ def train_detector(
     data = (f"{data_dir}: {len(parts['train'])} images", *(said_of(start) if start else ()))
     limits = ("trained by smearflow train detector; judge it before use", *about["remarks"])
     card = detector_card(name, recipe, data, {}, limits, training={"split": parted, **about})
-    folder = Path(out_dir) / "package" / name
+    folder = Path(out_dir) / "package"
     package = write_detector_package(Path(out_dir) / "best.pt", folder, card)
     if parts["test"]:
         look = dic_look if modality == "dic" else None

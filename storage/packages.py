@@ -148,6 +148,7 @@ def write_package(folder: Path, card: Mapping[str, Any], weights: Path | Mapping
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(target))
         full = ModelCard.model_validate({**card, "sha256": sha256_of(target)})
         (draft / "card.json").write_text(full.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        target.chmod((draft / "card.json").stat().st_mode)  # safetensors writes for its owner alone
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(draft, folder)
@@ -160,19 +161,24 @@ def package_roots() -> list[Path]:
     return [*extra, Path(__file__).resolve().parent.parent / "weights"]
 
 
+def _package_in(place: Path) -> Path | None:
+    """The package that a folder is, or that a training wrote to its `package`."""
+    return next((p for p in (place, place / "package") if (p / "card.json").is_file()), None)
+
+
 def list_packages() -> list[ModelPackage]:
     """Every package that can be found; the first of a name wins."""
     found: dict[str, ModelPackage] = {}
     for root in package_roots():
         if root.is_dir():
-            for folder in sorted(p for p in root.iterdir() if (p / "card.json").is_file()):
+            for folder in filter(None, map(_package_in, (root, *sorted(root.iterdir())))):
                 package = read_package(folder)
                 found.setdefault(package.name, package)
     return list(found.values())
 
 
 def find_package(name: str) -> ModelPackage | None:
-    """The package of a name, or of a folder's path; None where there is none."""
-    if (Path(name) / "card.json").is_file():
-        return read_package(Path(name))
+    """The package of a name, or of the path of its folder or of the OUT of a training; None without one."""
+    if (folder := _package_in(Path(name))) is not None:
+        return read_package(folder)
     return next((p for p in list_packages() if p.name == name), None)

@@ -26,8 +26,9 @@ SEED = 20261121
 def command() -> None:
     """Train a model on a folder of images and write a model package.
 
-    Training goes on from its last checkpoint with --resume.  The package in OUT can be named by its path
-    wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.
+    Training goes on from its last checkpoint with --resume.  OUT can be named wherever a model is named, or
+    put on the path list SMEARFLOW_WEIGHTS; the package is OUT itself, or OUT/package beside what the training
+    keeps (detectors, stainers).
     """
 
 
@@ -70,10 +71,17 @@ def _steps(step: int, total: int, losses: dict[str, float]) -> None:
 
 
 def _done(as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]]) -> None:
+    from storage.packages import find_package
+
     with output(as_json) as show:
         output_folder(out)
         metrics = train()
-        show({"model": what, "out": str(out), "metrics": metrics}, f"{what} written to {out}")
+        package = find_package(str(out))  # a backbone is none
+        place = None if package is None else str(package.folder)
+        show(
+            {"model": what, "out": str(out), "package": place, "metrics": metrics},
+            f"{what} written to {place or out}",
+        )
 
 
 @command.command(name="detector")
@@ -227,6 +235,7 @@ def classifier(
     """Train a cell classifier on class folders, on a folder with labels.csv, or on a public set."""
     from classifiers.timm_classifier import locator_weights
     from classifiers.training import train_classifier
+    from storage.packages import read_package
 
     existing(data, "folder")
     found = None if locator is None else locator_weights(locator)
@@ -244,7 +253,7 @@ def classifier(
             locator=found,
             report=_say,
         )
-        return {"package": str(package)}
+        return read_package(package).card.metrics
 
     _done(as_json, "classifier", out, train)
 
@@ -288,7 +297,7 @@ def virtual_classifier(
     from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from pipeline.virtual_naming import train_virtual_classifier
-    from storage.packages import ModelPackage
+    from storage.packages import ModelPackage, read_package
     from storage.registry import describe, load
 
     existing(data, "folder")
@@ -317,7 +326,7 @@ def virtual_classifier(
             resume=resume,
             report=_say,
         )
-        return {"package": str(package)}
+        return read_package(package).card.metrics
 
     _done(as_json, "virtual-classifier", out, train)
 
