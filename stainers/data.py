@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pipeline.errors import BadInput
 from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
 from storage.image_folders import label_path, read_rows, yolo_images
 from storage.near_duplicates import near_duplicate_groups
+from storage.tables import read_table
 
 if TYPE_CHECKING:
     from phantoms.optics import DicOptics
@@ -71,8 +73,17 @@ class Smear:
         return dic, optics
 
 
-def domain_of(width: int, height: int) -> str | None:
-    """The source of a TXL-PBC smear by its size in pixels; None where it is none of the three."""
+@cache
+def public_names() -> frozenset[str]:
+    """How the file names of TXL-PBC begin (eight hexadecimal digits), by which its smears are known."""
+    table = Path(__file__).with_name("txl_pbc.csv")
+    return frozenset(r["name_begins"] for r in read_table(table, ("name_begins",)))
+
+
+def domain_of(name: str, width: int, height: int) -> str | None:
+    """The source of a TXL-PBC smear by its size in pixels; None for a file of another name or size."""
+    if name[:8] not in public_names():
+        return None
     if (width, height) == (575, 575):
         return "raabin"
     if 358 <= width <= 370 and 358 <= height <= 370:
@@ -85,13 +96,14 @@ def domain_of(width: int, height: int) -> str | None:
 def own_domain(data_dir: Path) -> str:
     """The stain of a laboratory's own smears, by the name of their folder: letters, digits and hyphens."""
     name = re.sub(r"[^a-z0-9]+", "-", data_dir.resolve().name.lower()).strip("-")
+    if name in DOMAINS:  # whatever it is called, it is none of the public sources
+        return f"own-{name}"
     return name or "own"
 
 
 def targets_of(smears: Sequence[Smear]) -> tuple[str, ...]:
-    """The targets of a generator that learns from smears: all sources of TXL-PBC, or what there is."""
-    found = {s.domain for s in smears}
-    return DOMAINS if found <= set(DOMAINS) else tuple(sorted(found))
+    """The targets of a generator that learns from smears: the stains of which there are some."""
+    return tuple(sorted({s.domain for s in smears}))
 
 
 def read_boxes(path: Path, width: int, height: int) -> Array:
@@ -112,8 +124,8 @@ def split_of(group_name: str, seed: int = 0, shares: tuple[float, float] = (0.80
 def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> list[Smear]:
     """Every usable smear of `data_dir` (a folder with images/ and labels/), split in groups.
 
-    Where every image has a size of TXL-PBC they are its three sources; else all are of one stain, named after
-    the folder.  Smears with fewer than three boxed red cells have no scale and are left out.
+    Where every image is known to be one of TXL-PBC they are of its sources; else all are of one stain, named
+    after the folder.  Smears with fewer than three boxed red cells have no scale and are left out.
     """
     import cv2
 
@@ -136,7 +148,7 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
         interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
         rgb = cv2.resize(bgr, None, fx=factor, fy=factor, interpolation=interpolation)[..., ::-1]
         boxes[:, 1:] *= factor
-        raw.append((path.stem, domain_of(width, height), np.ascontiguousarray(rgb), boxes))
+        raw.append((path.stem, domain_of(path.stem, width, height), np.ascontiguousarray(rgb), boxes))
         grey = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
         thumbnails.append(cv2.resize(grey, (24, 24), interpolation=cv2.INTER_AREA))
     if not raw:
