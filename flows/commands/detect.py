@@ -53,11 +53,11 @@ def command(
     from storage.registry import modalities
 
     settings = load_settings(config).detection
+    made_for_dic = model is not None and modalities("detector", model) == ("dic",)  # an unknown one ends here
 
     def one(path: Path) -> dict[str, Any]:
         # Of a grey image the modality is a guess, and who names a model for DIC knows better.
-        for_dic = model is not None and modalities("detector", model) == ("dic",)
-        image, kind = read_with_modality(path, modality, grey="dic" if for_dic else None)
+        image, kind = read_with_modality(path, modality, grey="dic" if made_for_dic else None)
         name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
         made_for = modalities("detector", name)
         if made_for and kind not in made_for:
