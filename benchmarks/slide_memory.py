@@ -138,4 +138,15 @@ def measure(data: Path, side_px: int, detector: str, n_fields: int = 120, strip_
 
 
 if __name__ == "__main__":
-    print(json.dumps(part(sys.argv[1], Path(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:6]))))
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        description=f"{__doc__}  Prints the figures of one part; the table is of benchmarks.detection_speed."
+    )
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("folder", type=Path, help="case folder with the slide")
+    parser.add_argument("detector")
+    parser.add_argument("fields", type=int)
+    parser.add_argument("strip_px", type=int)
+    asked = parser.parse_args()
+    print(json.dumps(part(asked.part, asked.folder, asked.detector, asked.fields, asked.strip_px)))

@@ -150,7 +150,7 @@ def _boxes(folder: Path) -> Iterator[tuple[Path, str, int, list[tuple[int, float
     labelled = sorted((label_path(p), p) for p in yolo_images(folder) if label_path(p).is_file())
     sizes = [(info.width, info.height) for info in (image_info(path) for _, path in labelled)]
     for (labels, path), source, (width, height) in zip(
-        labelled, sources_of(folder, sizes), sizes, strict=True
+        labelled, sources_of(folder, [path for _, path in labelled], sizes), sizes, strict=True
     ):
         boxes = [
             (int(c), x * width, y * height, max(w * width, h * height)) for c, x, y, w, h in read_rows(labels)

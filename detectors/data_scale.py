@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from detectors.datasets import LEUKOCYTE, LEUKOCYTE_UM, Sample, image_scale_um, sides_px
 from pipeline.errors import BadInput
 from storage.images import image_info, read_rgb
+
+
+class Scaled(Protocol):
+    """A labelled image that knows its scale and where it is from."""
+
+    @property
+    def pixel_size_um(self) -> float: ...
+    @property
+    def scale_from(self) -> str: ...
 
 
 def own_scale_um(
@@ -66,7 +77,7 @@ def _inferred(sample: Sample, others_um: list[float]) -> Sample:
     return replace(sample, pixel_size_um=scale, scale_from="inferred from the image")
 
 
-def scales_of(samples: list[Sample]) -> dict[str, dict[str, float]]:
+def scales_of(samples: Sequence[Scaled]) -> dict[str, dict[str, float]]:
     """How many images have their pixel size from what, and its median in µm."""
     by = defaultdict(list)
     for s in samples:

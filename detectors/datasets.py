@@ -23,6 +23,7 @@ CLASSES = ("leukocyte", "red_cell", "platelet")
 LEUKOCYTE, RED_CELL, PLATELET = 0, 1, 2
 RED_CELL_UM = 7.5  # median diameter of a red cell on a dry smear, 7-8 µm
 LEUKOCYTE_UM = 14.5  # median box side of leukocytes of the same smears: 1.93 red cells
+PART_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SAME_FIELD = 0.9  # correlation of thumbnails above which two fields are one photograph
 
 
@@ -41,6 +42,7 @@ class Sample:
     complete: bool = True  # False: only the leukocytes are labelled
     tags: tuple[str, ...] = field(default=())
     scale_from: str = ""  # what the pixel size was taken from, in words
+    label_file: bool = True  # False: it has none, and counts as an image without cells
 
     def of(self, cls: int) -> np.ndarray:
         return self.boxes[self.classes == cls]
@@ -83,10 +85,11 @@ def image_scale_um(
 def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list[Sample]:
     """Every image below `data_dir/images` with its labels, physical scale and near-duplicate group.
 
-    Images of one size are taken as one source.  The scale of an image is `pixel_size_um` where given, else
-    its file's own, else its labelled red cells', else the median of its source, else its labelled
-    leukocytes', else inferred from its cells (`detectors.scale`), else the median of the folder.  Raises
-    BadInput where there is no image, no label file, or nothing to take a scale from.
+    Images of one size are taken as one source; one in a folder train, val or test has that tag.  The scale
+    of an image is `pixel_size_um` where given, else its file's own, else its labelled red cells', else the
+    median of its source, else its labelled leukocytes', else inferred from its cells (`detectors.scale`),
+    else the median of the folder.  Raises BadInput where there is no image, no label file, or nothing to
+    take a scale from.
     """
     from detectors.data_scale import own_scale_um, with_scales
 
@@ -111,12 +114,11 @@ def read_yolo_folder(data_dir: Path, pixel_size_um: float | None = None) -> list
                 "2 platelet."
             )
         scale, scale_from = own_scale_um(path, pixel_size_um, boxes, classes, width, height)
-        tag = "train" if "train" in path.parts else "val" if "val" in path.parts else ""
         source = f"{width}x{height}"
-        tags = (tag,) if tag else ()
-        samples.append(
-            Sample(path, width, height, boxes, classes, source, scale, tags=tags, scale_from=scale_from)
-        )
+        folders = (p.lower() for p in path.relative_to(data_dir).parts[:-1])
+        tags = tuple(PART_FOLDERS[p] for p in folders if p in PART_FOLDERS)[:1]
+        sample = Sample(path, width, height, boxes, classes, source, scale, tags=tags, scale_from=scale_from)
+        samples.append(replace(sample, label_file=label_path(path).is_file()))
         thumbs.append(thumbnail(image))
     has_red = any((s.classes == RED_CELL).any() for s in samples)
     groups = near_duplicate_groups(np.stack(thumbs), SAME_FIELD)

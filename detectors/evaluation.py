@@ -105,11 +105,13 @@ def evaluate_detector(
     threshold: float = 0.4,
     pixel_size_um: float | None = None,
     look: Callable[[np.ndarray, float, np.random.Generator], np.ndarray] | None = None,
+    part: str = "all images",
 ) -> dict[str, Any]:
     """AP50, AP50-95 (with a bootstrap interval over images), precision and recall at a threshold.
 
     `data_dir` is a YOLO-format folder or its samples.  The scale of an image is `pixel_size_um` where
-    given, else what `read_yolo_folder` takes; the report says which it was (`pixel_size_from`).  Writes
+    given, else what `read_yolo_folder` takes; the report says which it was (`pixel_size_from`), which `part`
+    the samples are, and how many have no label file.  Writes
     `evaluation.json`, `precision_recall.png` and `errors.png` to `out_dir`.  The sources are images of
     one size.  AP is None where no leukocyte is labelled, an interval where there is one image.
     """
@@ -117,7 +119,8 @@ def evaluate_detector(
     boxes, scores = detect_all(detector, samples, look)
     truth = [s.of(LEUKOCYTE) for s in samples]
     report: dict[str, Any] = {"detector": detector.name, "threshold": threshold, "n_images": len(samples)}
-    report["pixel_size_from"] = scales_of(samples)
+    report |= {"part": part, "pixel_size_from": scales_of(samples)}
+    report["n_without_label_file"] = sum(not s.label_file for s in samples)
     report["all"] = _figures(boxes, scores, truth, threshold)
     if not report["all"]["n_leukocytes"]:
         report["note"] = "No image has a labelled leukocyte (class 0), so there is no AP and no recall."

@@ -5,24 +5,35 @@ Labels are those of detectors.base plus IGNORE for pixels of which nothing is kn
 
 from __future__ import annotations
 
-import csv
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from detectors.base import BACKGROUND, CYTOPLASM, NUCLEUS, RED_CELL
+from detectors.datasets import RED_CELL_UM
+from detectors.segment import CELL_DIAMETER_UM, PATCH_EXTENT_UM
 from detectors.segment_colour import background_colour, optical_density
+from detectors.segment_scale import red_cell_diameter_px
 from pipeline.errors import BadInput, UnreadableImage
-from storage.images import read_grey, read_rgb
+from storage.images import image_info, read_grey, read_rgb
 from storage.near_duplicates import near_duplicate_groups, thumbnail
+from storage.tables import read_table
 
 IGNORE = 255
-# Pixel sizes (µm) that put the red cells of each source at 7.5 µm; tecom shows few whole red cells,
-# so its figure rests on lymphocytes at 8-9 µm.  The training jitters the scale by far more than
-# these figures can be wrong.
-SOURCE_PIXEL_SIZE_UM = {"tecom": 0.2, "cellavision": 0.115}
+MASK_VALUES = (0, 128, 255)  # background, cytoplasm, nucleus
+MASK_TOLERANCE = 10  # grey levels: what JPEG and editors that write 127 or 254 change
+MASK_BETWEEN = 0.05  # share of pixels that may hold anything else, as along outlines that were smoothed
+# The two sources of segmentation_WBC (Zheng 2018), known by their images (`images_mark`), and the pixel sizes
+# (µm) that put the red cells of each at 7.5 µm; tecom shows few whole red cells, so its figure rests on
+# lymphocytes at 8-9 µm.  The training jitters the scale by far more than these figures can be wrong.
+PUBLIC_SOURCES = {
+    "8f7ccfa46d1247ba306caae14908744a310787c844bd820e8f9e0a0b74af8000": ("tecom", 0.2),
+    "bb560f1346e541f06c4a553b80e6d9a23154f451ae8e9013e616ea4d69ba4fc1": ("cellavision", 0.115),
+}
 
 
 @dataclass(frozen=True)
@@ -36,38 +47,69 @@ class LabelledCell:
     image: np.ndarray
     labels: np.ndarray
     cell_class: str = ""
+    scale_from: str = ""  # what the pixel size was taken from, in words
 
 
-def read_labelled_cells(data_dir: Path) -> list[LabelledCell]:
+def read_labelled_cells(data_dir: Path, pixel_size_um: float | None = None) -> list[LabelledCell]:
     """Read a folder with labels.csv (image, mask, source, class) or pairs `x.png` + `x_mask.png`.
 
+    The scale of an image is `pixel_size_um` where given, else its file's own, else its red cells' (three or
+    more), else it is assumed to span 32 µm, and to show a cell of a leukocyte's size.
+
     Masks hold 255 nucleus, 128 cytoplasm, 0 rest; the rest is split into red cells and background by
-    thresholding (thesis 4.4.4).  Raises BadInput naming the file that does not fit.
+    thresholding (thesis 4.4.4).  Raises BadInput naming the file that does not fit: a mask of another coding
+    or without a nucleus, too, for as background alone it would teach, and measure, nothing.
     """
     rows = _rows(data_dir)
+    pairs = [_read_pair(data_dir / image, data_dir / mask) for image, mask, _, _ in rows]
+    by_source: dict[str, list[np.ndarray]] = {}
+    for (image, _), (_, _, source, _) in zip(pairs, rows, strict=True):
+        by_source.setdefault(source, []).append(image)
+    known_um = {s: PUBLIC_SOURCES.get(images_mark(found), ("", 0.0))[1] for s, found in by_source.items()}
     cells: list[LabelledCell] = []
-    for image_name, mask_name, source, cell_class in rows:
-        image, mask = _read_pair(data_dir / image_name, data_dir / mask_name)
-        size = SOURCE_PIXEL_SIZE_UM.get(source, 32.0 / max(image.shape[:2]))
-        cells.append(
-            LabelledCell(image_name, source, -1, size, image, labels_of(image, mask, size), cell_class)
+    for (name, _, source, cell_class), (image, mask) in zip(rows, pairs, strict=True):
+        size, origin = _scale_of(data_dir / name, image, mask, pixel_size_um, known_um[source])
+        labels = labels_of(image, mask, size)
+        cells.append(LabelledCell(name, source, -1, size, image, labels, cell_class, origin))
+    if not any((c.labels == CYTOPLASM).any() for c in cells):
+        raise BadInput(
+            f"{data_dir}: none of its {len(cells)} masks has cytoplasm (128), so they are of whole cells "
+            "or of nuclei alone; give masks of both."
         )
     groups = same_cell_groups([c.image for c in cells])
-    return [
-        LabelledCell(c.name, c.source, g, c.pixel_size_um, c.image, c.labels, c.cell_class)
-        for c, g in zip(cells, groups, strict=True)
-    ]
+    return [replace(c, group=g) for c, g in zip(cells, groups, strict=True)]
+
+
+def images_mark(images: Iterable[np.ndarray]) -> str:
+    """sha256 of the pixels of images, whatever their order and names: by it a set is known again."""
+    marks = sorted(hashlib.sha256(np.ascontiguousarray(i).tobytes()).hexdigest() for i in images)
+    return hashlib.sha256("".join(marks).encode()).hexdigest()
+
+
+def _scale_of(
+    path: Path, image: np.ndarray, mask: np.ndarray, given: float | None, known_um: float
+) -> tuple[float, str]:
+    """The pixel size (µm) of a cell's image, and what it was taken from."""
+    for size, origin in ((given, "given"), (image_info(path).pixel_size_um, "the file")):
+        if size:
+            return size, origin
+    if known_um:
+        return known_um, "the public set"
+    if (diameter_px := red_cell_diameter_px(image)) is not None:
+        return RED_CELL_UM / diameter_px, "red cells"
+    cell_px = 2 * float(np.sqrt((mask >= 64).sum() / np.pi))
+    assumed = PATCH_EXTENT_UM / max(image.shape[:2])
+    cell_um = float(np.clip(cell_px * assumed, *CELL_DIAMETER_UM))  # as the segmenter assumes it
+    return cell_um / cell_px, "assumed: 32 µm across"
 
 
 def _rows(data_dir: Path) -> list[tuple[str, str, str, str]]:
     table = data_dir / "labels.csv"
     if table.is_file():
-        with table.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            missing = {"image", "mask"} - set(reader.fieldnames or ())
-            if missing:
-                raise BadInput(f"{table} lacks the column {sorted(missing)[0]}; it needs image and mask.")
-            return [(r["image"], r["mask"], r.get("source") or "", r.get("class") or "") for r in reader]
+        rows = read_table(table, ("image", "mask"), filled=("image", "mask"))
+        if not rows:
+            raise BadInput(f"{table} has no rows; give one for each cell: its image and its mask.")
+        return [(r["image"], r["mask"], r.get("source", ""), r.get("class", "")) for r in rows]
     masks = sorted(data_dir.rglob("*_mask.png")) if data_dir.is_dir() else []
     pairs = [(m.with_name(m.name.replace("_mask.png", ".png")), m) for m in masks]
     if not pairs:
@@ -88,7 +130,23 @@ def _read_pair(image_path: Path, mask_path: Path) -> tuple[np.ndarray, np.ndarra
     if image.shape[:2] != mask.shape:
         size = f"{mask.shape[1]} x {mask.shape[0]}"
         raise BadInput(f"{mask_path} is {size} px, its image is not; redo the mask.")
+    _check_mask(mask_path, mask)
     return image, mask
+
+
+def _check_mask(path: Path, mask: np.ndarray) -> None:
+    """Raise BadInput where a mask (H, W) uint8 is of another coding than MASK_VALUES, or has no nucleus."""
+    distance = np.abs(mask[..., None].astype(np.int16) - np.array(MASK_VALUES, np.int16)).min(axis=-1)
+    values = np.unique(mask)
+    held = ", ".join(str(v) for v in values[:6]) + (f", … {values[-1]}" if len(values) > 6 else "")
+    want = "a mask holds 0 for the rest, 128 for cytoplasm and 255 for the nucleus"
+    if (distance > MASK_TOLERANCE).mean() > MASK_BETWEEN:
+        raise BadInput(f"{path} holds the grey values {held}, and {want}; recode the masks.")
+    if not (mask >= MASK_VALUES[-1] - MASK_TOLERANCE).any():
+        raise BadInput(
+            f"{path} shows no nucleus (it holds the grey values {held}, and {want}); recode the masks, or "
+            "take the cell out."
+        )
 
 
 def labels_of(image: np.ndarray, mask: np.ndarray, pixel_size_um: float) -> np.ndarray:

@@ -33,7 +33,7 @@ def pseudo_labelled_cells(
 
     Only images of the `train` part are read where the folder has parts.
     """
-    samples = [s for s in read_yolo_folder(boxes_dir) if "val" not in s.tags]
+    samples = [s for s in read_yolo_folder(boxes_dir) if not {"val", "test"} & set(s.tags)]
     rng = np.random.default_rng(seed)
     by_source: dict[str, list[Sample]] = {}
     for sample in samples:

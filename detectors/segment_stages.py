@@ -35,8 +35,9 @@ def train_in_stages(
     """Train on `data_dir` (as `train_segmenter` takes it) and, where given, on boxes (YOLO folder).
 
     Without `boxes_dir` there is one stage, whose package is `out_dir`.  With it the first stage's package is
-    `out_dir`.training/first; a resumed run takes it as it is, and labels the boxed cells again, to the
-    same labels.  `figures` go to `train_segmenter` in both stages.  Returns the metrics of the last stage.
+    `out_dir`.training/first; a resumed run goes on from its checkpoint, which is refused where it is of other
+    cells or figures, and labels the boxed cells again, to the same labels.  `figures` go to `train_segmenter`
+    in both stages.  Returns the metrics of the last stage.
     """
     shared = {"resume": resume, "seed": seed, **figures}
     if boxes_dir is None:
@@ -47,9 +48,8 @@ def train_in_stages(
     checkpoint = checkpoint_beside(out_dir)
     first = checkpoint.with_name("first")
     keep_earlier(resume, checkpoint, checkpoint_beside(first))  # before hours of the first stage
-    if not (resume and (first / "card.json").is_file()):
-        progress("stage 1 of 2: labelled cells")
-        train_segmenter(data_dir, first, epochs=epochs, progress=progress, **shared)
+    progress("stage 1 of 2: labelled cells")
+    train_segmenter(data_dir, first, epochs=epochs, progress=progress, **shared)
     progress("labelling boxed cells by the first stage")
     boxed = pseudo_labelled_cells(load("segmenter", str(first)), boxes_dir, per_source=per_source)
     if not boxed:

@@ -13,10 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from detectors.data_scale import scales_of
 from detectors.segment import MEAN, STD, WORKING_PIXEL_SIZE_UM
 from detectors.segment_augment import training_crop
 from detectors.segment_colour import background_colour
-from detectors.segment_data import IGNORE, LabelledCell, read_labelled_cells, split_cells
+from detectors.segment_data import (
+    IGNORE,
+    PUBLIC_SOURCES,
+    LabelledCell,
+    images_mark,
+    read_labelled_cells,
+    split_cells,
+)
 from detectors.segment_unet import DEFAULT_WIDTHS, UNet
 from pipeline.errors import BadInput, UnknownName
 from storage.checkpoints import (
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
     from storage.packages import ModelPackage
 
 EMA_DECAY = 0.995
+SEGMENTATION_WBC = "segmentation_WBC (Zheng 2018), GPL-3.0"
 CLASSES = ("background", "red_cell", "cytoplasm", "nucleus")
 
 
@@ -102,13 +111,15 @@ def train_segmenter(
     extra_cells: list[LabelledCell] | None = None,
     teacher: str | Path | None = None,
     stages: str | None = None,
+    pixel_size_um: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train on the train part of `data_dir`, measure on the test part, write a model package.
 
     `data_dir` is a folder that `read_labelled_cells` takes; `extra_cells` are added to the train part
     (pseudo-labelled ones, `detectors.segment_pseudo`); `teacher` is a package whose weights are the
-    start; `stages` is said on the card.  Augmentation is at full strength for 60 % of the epochs and falls
+    start; `stages` is said on the card; `pixel_size_um` is that of every image of `data_dir`, where given.
+    Augmentation is at full strength for 60 % of the epochs and falls
     to 40 %.  The package goes to `out_dir`, the checkpoint to `out_dir`.training/checkpoint.pt, from where
     `resume` goes on; a checkpoint of other data or other figures is refused, and so is one
     that is there where `resume` is not asked for.  Returns the card's metrics.
@@ -116,7 +127,8 @@ def train_segmenter(
     say = progress or (lambda text: None)
     checkpoint = checkpoint_beside(out_dir)
     keep_earlier(resume, checkpoint)
-    cells = read_labelled_cells(data_dir)
+    cells = read_labelled_cells(data_dir, pixel_size_um)
+    say(json.dumps({"pixel_size_from": scales_of(cells)}, ensure_ascii=False))
     train, test = split_cells(cells, seed)
     if not train or not test:
         raise BadInput(f"{data_dir} holds {len(cells)} cells, too few to train and test; add labelled cells.")
@@ -187,11 +199,17 @@ def train_segmenter(
     trained = UNet(widths)
     average = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
     trained.load_state_dict(average)  # as shipped: half precision on disk, single in use
-    metrics = evaluate_cells(UNetSegmenter(trained.eval(), out_dir.name), test)
-    made_of = {"data": now["data"], "teacher": now["start"], **recipe}
-    card = _card(out_dir.name, made_of, train, extra, test, metrics)
-    if stages is not None:
-        card["training"]["stages"] = stages
+    shipped = UNetSegmenter(trained.eval(), out_dir.name)
+    metrics = evaluate_cells(shipped, test, pixel_size_um=pixel_size_um)
+    said = {
+        "data": now["data"],
+        "teacher": now["start"] or None,
+        "stages": stages,
+        "pixel_size_from": scales_of(cells),
+        "held_out_sha256": images_mark(c.image for c in test),
+    }
+    recipe = {**recipe, **{k: v for k, v in said.items() if v is not None}}
+    card = _card(out_dir.name, data_dir, recipe, train, extra, test, metrics)
     write_package(out_dir, card, average)
     return metrics
 
@@ -225,6 +243,7 @@ def _digest(cells: list[LabelledCell]) -> str:
 
 def _card(
     name: str,
+    data_dir: Path,
     recipe: dict[str, Any],
     train: list[LabelledCell],
     extra: list[LabelledCell],
@@ -235,9 +254,20 @@ def _card(
         part: {s: sum(c.source == s for c in cells) for s in sorted({c.source for c in cells})}
         for part, cells in (("train", train), ("pseudo-labelled", extra), ("test", test))
     }
+    cells = [*train, *test]
+    sources = sorted({c.source for c in cells})
+    marks = {s: images_mark(c.image for c in cells if c.source == s) for s in sources}
+    public = [s for s in sources if marks[s] in PUBLIC_SOURCES]
+    given = f"{data_dir.resolve().name}: {len(cells)} leukocytes with masks"
+    if not public:
+        given += " of the user's own"
+    else:  # who trains on them owes their authors the name and the licence
+        given += (
+            f", {'all' if public == sources else 'those of ' + ' and '.join(public)} of {SEGMENTATION_WBC}"
+        )
     pseudo = (
-        f"{len(extra)} cells labelled by an earlier model where it agreed with boxes (sources named by image"
-        " size); a folder in YOLO format, for the shipped model TXL-PBC smears (MIT), train part",
+        f"{len(extra)} cells of boxed smears, labelled by the first stage where it agreed with their boxes"
+        " (sources named by image size)",
     ) * bool(extra)
     return {
         "name": name,
@@ -256,8 +286,7 @@ def _card(
         "classes": CLASSES,
         "normalisation": {"mean": (MEAN,), "std": (STD,)},
         "training_data": (
-            "segmentation_WBC (Zheng 2018), GPL-3.0: 315 leukocytes of two stains, tecom and cellavision;"
-            f" used {json.dumps(counts)}",
+            f"{given}; used {json.dumps(counts)}",
             *pseudo,
         ),
         "training": {

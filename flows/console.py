@@ -37,6 +37,10 @@ config_option = click.option(
 LABELLED_SCALE = (
     "Micrometres a pixel of every image [the file's own, else by its labelled cells, else inferred; said]."
 )
+MASKED_SCALE = (
+    "Micrometres a pixel of every image with a mask [the file's own, else by its red cells, else 32 µm "
+    "across; said]."
+)
 
 
 def pixel_size_option(

@@ -72,9 +72,8 @@ class Smear:
 
 
 def targets_of(smears: Sequence[Smear]) -> tuple[str, ...]:
-    """The targets of a generator that learns from smears: all sources of TXL-PBC, or what there is."""
-    found = {s.domain for s in smears}
-    return DOMAINS if found <= set(DOMAINS) else tuple(sorted(found))
+    """The targets of a generator that learns from smears: the stains of which there are some."""
+    return tuple(sorted({s.domain for s in smears}))
 
 
 def split_of(group_name: str, seed: int = 0, shares: tuple[float, float] = (0.80, 0.08)) -> str:
@@ -92,7 +91,7 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
     """
     import cv2
 
-    raw: list[tuple[str, Array, Array]] = []
+    raw: list[tuple[Path, Array, Array]] = []
     sizes, thumbnails = [], []
     for path in sorted(yolo_images(data_dir), key=lambda p: p.name)[:limit]:
         image = read_rgb(path)
@@ -108,9 +107,7 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
         factor = RED_CELL_UM / PIXEL_SIZE_UM / size_px
         interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
         boxes[:, 1:] *= factor
-        raw.append(
-            (path.stem, cv2.resize(image, None, fx=factor, fy=factor, interpolation=interpolation), boxes)
-        )
+        raw.append((path, cv2.resize(image, None, fx=factor, fy=factor, interpolation=interpolation), boxes))
         sizes.append((width, height))
         thumbnails.append(thumbnail(image))
     if not raw:
@@ -118,16 +115,16 @@ def load_smears(data_dir: Path, *, limit: int | None = None, seed: int = 0) -> l
             f"{data_dir} holds no smears to learn from: give a YOLO-format folder with images/ and "
             "labels/, in which a field has at least three whole boxed red cells (class 1), its scale."
         )
-    domains = sources_of(data_dir, sizes)
+    domains = sources_of(data_dir, [path for path, _, _ in raw], sizes)
     groups = near_duplicate_groups(np.stack(thumbnails), SAME_FIELD, turned=False)
     smears = []
-    for (stem, rgb, boxes), domain, group in zip(raw, domains, groups, strict=True):
+    for (path, rgb, boxes), domain, group in zip(raw, domains, groups, strict=True):
         background, density = glass_and_red_cell(rgb)
         smears.append(
             Smear(
-                file=stem,
+                file=path.stem,
                 domain=domain,
-                split=split_of(raw[group][0], seed),
+                split=split_of(raw[group][0].stem, seed),
                 image=rgb,
                 leukocytes=boxes[boxes[:, 0] == 0, 1:],
                 red_cells=boxes[boxes[:, 0] == 1, 1:],

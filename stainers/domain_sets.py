@@ -108,7 +108,7 @@ def computed_domains(
 
     `name` and `outline` give classes and masks of stained cells: pseudo-labels, and counted as such.
     """
-    if (stains := targets_of(smears)) != DOMAINS:
+    if not set(stains := targets_of(smears)) <= set(DOMAINS):
         raise BadInput(
             f"smears of {', '.join(stains)}: this recipe learns the stains {', '.join(DOMAINS)} beside each "
             "other; train the recipe unet-film on your own."
@@ -120,7 +120,7 @@ def computed_domains(
         spoilt_share=0.0,
         scale_jitter=0.0,
     )
-    sampler = PairSampler(smears, pairs, seed)
+    sampler = PairSampler(smears, pairs, seed, DOMAINS)
     rng = np.random.default_rng([seed, 21])
     cells: list[DomainCell] = []
     pseudo = 0

@@ -79,7 +79,9 @@ def export_package(
     name = name or ("dic-to-mgg" if targets == DOMAINS else f"dic-to-{'-'.join(targets)}")
     trained_on = str(next(generator.parameters()).device)
     used = sum(s.split == "train" for s in smears)
-    given = TXL_PBC if targets == DOMAINS else f"stained smears of the user's own: {', '.join(targets)}"
+    given = (
+        TXL_PBC if set(targets) <= set(DOMAINS) else f"stained smears of the user's own: {', '.join(targets)}"
+    )
     stainer = DicStainer(
         generator.cpu().eval(),
         polarity.cpu().eval(),

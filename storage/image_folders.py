@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -80,18 +81,30 @@ def read_boxes(path: Path, width: int, height: int, dtype: type = np.float64) ->
     return np.concatenate([table[:, :1], (centre - size / 2) * scale, (centre + size / 2) * scale], axis=1)
 
 
-def sources_of(data_dir: Path, sizes: Sequence[tuple[int, int]]) -> list[str]:
-    """The source of each smear of a folder, by the (width, height) of all of them in pixels.
+@cache
+def public_names() -> frozenset[str]:
+    """How the file names of TXL-PBC begin (eight hexadecimal digits), by which its smears are known."""
+    from storage.tables import read_table
 
-    Where every one has a size of TXL-PBC they are its three sources; else all are of one, the folder's.
+    table = Path(__file__).with_name("txl_pbc.csv")
+    return frozenset(r["name_begins"] for r in read_table(table, ("name_begins",)))
+
+
+def sources_of(data_dir: Path, paths: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> list[str]:
+    """The source of each smear of a folder, by the names and the (width, height) of all of them in pixels.
+
+    Where every one has a name and a size of TXL-PBC they are its three sources; else all are of one, the
+    folder's: other cameras take images of such sizes, too.
     """
-    known = [_txl_pbc(*size) for size in sizes]
+    known = [_txl_pbc(path.stem, *size) for path, size in zip(paths, sizes, strict=True)]
     if any(source is None for source in known):
         return [own_source(data_dir)] * len(known)
     return [source for source in known if source is not None]
 
 
-def _txl_pbc(width: int, height: int) -> str | None:
+def _txl_pbc(name: str, width: int, height: int) -> str | None:
+    if name[:8] not in public_names():
+        return None
     if (width, height) == (575, 575):
         return "raabin"
     if 358 <= width <= 370 and 358 <= height <= 370:
@@ -102,6 +115,8 @@ def _txl_pbc(width: int, height: int) -> str | None:
 def own_source(data_dir: Path) -> str:
     """The source of a laboratory's own smears, by the name of their folder: letters, digits and hyphens."""
     name = re.sub(r"[^a-z0-9]+", "-", data_dir.resolve().name.lower()).strip("-")
+    if name in TXL_PBC:  # whatever it is called, it is none of the public sources
+        return f"own-{name}"
     return name or "own"
 
 

@@ -20,6 +20,7 @@ from pipeline.errors import BadInput, BadModelPackage
 from storage.fingerprint import sha256_of
 
 CARD_FILE = "card.json"
+SPLIT_FILE = "split.csv"  # of a detector that was trained on a folder: which images its training saw
 WEIGHT_FILES = {"safetensors": "model.safetensors", "onnx": "model.onnx"}
 
 
@@ -128,7 +129,7 @@ def check_package_place(folder: Path) -> None:
         return
     if folder.is_symlink() or not folder.is_dir():
         raise BadInput(f"{folder}: a model package is a folder, and this is none; name another place.")
-    own = {CARD_FILE, *WEIGHT_FILES.values()}
+    own = {CARD_FILE, SPLIT_FILE, *WEIGHT_FILES.values()}
     for found in sorted(folder.iterdir()):
         if found.name not in own or not found.is_file():
             raise BadInput(
@@ -160,9 +161,10 @@ def write_package(folder: Path, card: Mapping[str, Any], weights: Path | Mapping
             save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, str(target))
         full = ModelCard.model_validate({**card, "sha256": sha256_of(target)})
         (draft / CARD_FILE).write_text(full.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        target.chmod((draft / CARD_FILE).stat().st_mode)  # safetensors writes for its owner alone
         if folder.exists():
             check_package_place(folder)
-            for name in (CARD_FILE, *WEIGHT_FILES.values()):
+            for name in (CARD_FILE, SPLIT_FILE, *WEIGHT_FILES.values()):
                 (folder / name).unlink(missing_ok=True)
             folder.rmdir()
         os.replace(draft, folder)
@@ -175,12 +177,17 @@ def package_roots() -> list[Path]:
     return [*extra, Path(__file__).resolve().parent.parent / "weights"]
 
 
+def package_in(place: Path) -> Path | None:
+    """The package that a folder is, or that a training wrote to its `package`."""
+    return next((p for p in (place, place / "package") if (p / CARD_FILE).is_file()), None)
+
+
 def list_packages() -> list[ModelPackage]:
     """Every package that can be found; the first of a name wins."""
     found: dict[str, ModelPackage] = {}
     for root in package_roots():
         if root.is_dir():
-            for folder in sorted(p for p in root.iterdir() if (p / CARD_FILE).is_file()):
+            for folder in filter(None, map(package_in, (root, *sorted(root.iterdir())))):
                 package = read_package(folder)
                 found.setdefault(package.name, package)
     return list(found.values())
@@ -195,9 +202,9 @@ def is_path(name: str) -> bool:
 
 
 def find_package(name: str) -> ModelPackage | None:
-    """The package of a name, or of a folder's path (`is_path`); None where there is none."""
-    if is_path(name) and (Path(name) / CARD_FILE).is_file():
-        return read_package(Path(name))
+    """The package of a name, or of the path (`is_path`) of its folder or of a training's OUT; None without."""
+    if is_path(name) and (folder := package_in(Path(name))) is not None:
+        return read_package(folder)
     return next((p for p in list_packages() if p.name == name), None)
 
 

@@ -35,7 +35,7 @@ none_share: 0.0
 def run(*args: object) -> str:
     done = CliRunner().invoke(group, [str(a) for a in args])
     assert done.exit_code == 0, f"{done.output} {done.exception!r}"
-    return done.output
+    return done.stdout
 
 
 @pytest.fixture
@@ -56,11 +56,13 @@ def test_a_public_set_is_trained_on_and_its_held_out_part_measured(pbc, smears, 
     recipe.write_text(RECIPE)
     run("train", "backbone", smears, "--out", tmp_path / "b", "--epochs", 1, "--crops", 6)
     out = tmp_path / "package"
-    run(
+    said = run(
         *("train", "classifier", pbc, "--out", out, "--recipe", recipe, "--reader", "pbc-8", "--seed", 3),
-        *("--start", tmp_path / "b", "--locator", "leukocyte-classes"),
+        *("--start", tmp_path / "b", "--locator", "leukocyte-classes", "--json"),
     )
     card = read_package(out).card
+    assert json.loads(said)["metrics"] == json.loads(card.model_dump_json())["metrics"] != {}
+    assert json.loads(said)["package"] == str(out)
     assert card.classes == ("immature_granulocyte", "lymphocyte", "neutrophil")
     assert "Acevedo" in card.training_data[0]
     assert card.training["pretrained"] == json.loads((tmp_path / "b" / "pretraining.json").read_text())

@@ -28,10 +28,12 @@ def test_a_detector_trained_for_an_epoch_can_be_evaluated_by_its_folder(
         group, ["train", "detector", str(yolo_folder), "--out", str(out), "--epochs", "1", "--json"]
     )
     assert trained.exit_code == 0, trained.output
-    package = next(p.parent for p in out.rglob("card.json"))
+    said = json.loads(trained.stdout)
+    assert said["package"] == str(out / "package")
+    assert (out / "package" / "card.json").is_file()
     measured = CliRunner().invoke(
         group,
-        ["evaluate", "detector", str(yolo_folder), "--model", str(package), "--out", str(tmp_path / "e")],
+        ["evaluate", "detector", str(yolo_folder), "--model", str(out), "--out", str(tmp_path / "e")],
     )
     assert measured.exit_code == 0, measured.output
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["n_images"] > 0

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 import detectors.painted
 from flows.cli import group
+from pipeline.errors import UnknownName
 from storage.images import to_uint8
 from tests.detector_scenes import smear
 
@@ -126,3 +127,12 @@ def test_a_grey_image_without_relief_is_dic_where_a_model_for_dic_is_named(tmp_p
     assert detect(path)[1][0]["modality"] == "brightfield"
     done, rows = detect(path, "--model", "leukocyte-dic")
     assert (done.exit_code, rows[0]["modality"]) == (0, "dic")
+
+
+def test_an_unknown_model_is_said_once_and_no_image_is_blamed(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.full((40, 40, 3), 230, np.uint8), photometric="rgb")
+    done = CliRunner().invoke(group, ["detect", str(path), str(path), "--model", "no-such", "--json"])
+    assert isinstance(done.exception, UnknownName)
+    assert str(done.exception).startswith("detector 'no-such' is not known")
+    assert done.stdout == ""

@@ -122,7 +122,7 @@ def test_train_detector_starts_from_the_wheel_or_a_shipped_detector(
     options = ["train", "detector", str(yolo_folder), "--out", str(tmp_path / "o"), "--epochs", "1", "--json"]
     done = CliRunner().invoke(group, [*options, "--start", start])
     assert done.exit_code == 0, done.output
-    (card,) = (tmp_path / "o" / "package").glob("*/card.json")
+    card = tmp_path / "o" / "package" / "card.json"
     begun = [line for line in json.loads(card.read_text())["training_data"] if "begun from" in line]
     assert begun
     assert any("TXL-PBC" in line for line in begun) == (start == "leukocyte-dic")  # what the package had seen

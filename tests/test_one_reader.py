@@ -126,4 +126,5 @@ def test_classifiers_and_stainers_name_the_source_of_a_smear_alike(tmp_path: Pat
     for folder, names in ((public, {"barcelona", "bccd", "raabin"}), (own, {"my-lab"})):
         assert {s.domain for s in load_smears(folder)} == names
         assert {s.source for s in boxed_cells(folder, 100)} == {f"smears-{n}" for n in names}
-    assert sources_of(public, [(640, 480), (364, 370)]) == ["bccd", "barcelona"]
+    paths = [Path("416-0.png"), Path("364-0.png")]
+    assert sources_of(public, paths, [(640, 480), (364, 370)]) == ["bccd", "barcelona"]

@@ -50,6 +50,53 @@ def test_a_package_reads_back_what_was_written(tmp_path: Path) -> None:
     assert package.card.name == "test-model"
 
 
+def test_the_files_of_a_package_are_as_readable_as_the_umask_lets_files_be(tmp_path: Path) -> None:
+    import os
+
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            folder = write(tmp_path / f"{umask:o}")
+        finally:
+            os.umask(before)
+        assert {p.name: p.stat().st_mode & 0o777 for p in folder.iterdir()} == {
+            "card.json": mode,
+            "model.safetensors": mode,
+        }
+
+
+def test_what_a_training_wrote_is_found_by_its_out_folder_and_on_the_path_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "runs" / "detector" / "package", name="beside-a-training")
+    write(tmp_path / "runs" / "classifier", name="is-the-folder")
+    for out, name in (("detector", "beside-a-training"), ("classifier", "is-the-folder")):
+        found = find_package(str(tmp_path / "runs" / out))
+        assert found is not None
+        assert found.name == name
+    for listed in ("runs/detector", "runs/classifier", "runs"):
+        monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path / listed))
+        names = {p.name for p in list_packages()}
+        assert ("beside-a-training" in names) == (listed != "runs/classifier")
+        assert ("is-the-folder" in names) == (listed != "runs/detector")
+
+
+def test_a_package_that_stands_for_a_shipped_one_is_told_by_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from flows.cli import group
+
+    write(tmp_path / "own", name="leukocyte-classes")
+    monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path))
+    lines = CliRunner().invoke(group, ["models"]).stdout.splitlines()
+    assert [line for line in lines if " (from " in line] == [
+        line for line in lines if " leukocyte-classes " in line
+    ]
+    assert str(tmp_path / "own") in next(line for line in lines if " leukocyte-classes " in line)
+
+
 def test_one_changed_byte_of_the_weights_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "p")
     data = bytearray((folder / "model.safetensors").read_bytes())

@@ -52,8 +52,29 @@ def test_the_second_stage_goes_on_from_the_first_with_cells_that_it_labelled(dat
     before = last.weights_path.read_bytes()
     said.clear()
     train_in_stages(data, out, tmp_path, resume=True, progress=said.append, **FIGURES)
-    assert not any("stage 1" in line for line in said)
+    assert not any(line.startswith("epoch") for line in said)  # neither stage is trained again
     assert out.joinpath("model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["cells", "epochs", "seed"])
+def test_a_second_stage_goes_on_only_from_a_first_one_of_the_same_cells_and_figures(
+    data, tmp_path, monkeypatch, change
+):
+    monkeypatch.setattr("detectors.segment_pseudo.pseudo_labelled_cells", boxed(data, []))
+    out, asked = tmp_path / "out" / "seg", dict(FIGURES)
+
+    def stop(text):
+        if text.startswith("labelling"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_in_stages(data, out, tmp_path, progress=stop, **FIGURES)
+    if change == "cells":
+        data = write_set(tmp_path / "other", 7)
+    else:
+        asked[change] = 7
+    with pytest.raises(BadInput, match=r"first\.training/checkpoint\.pt was made with (other|another)"):
+        train_in_stages(data, out, tmp_path, resume=True, **asked)
 
 
 def test_without_boxes_there_is_one_stage(data, tmp_path):

@@ -39,8 +39,23 @@ def test_smears_of_another_size_are_one_stain_named_after_their_folder(own, tmp_
     assert len(found) == 6
     assert {s.domain for s in found} == {"my-lab-2026"} == set(targets_of(found))
     public = load_smears(smear_folder(tmp_path / "public", 1))
-    assert targets_of(public) == targets_of(public[:1]) == DOMAINS
+    assert targets_of(public) == DOMAINS
+    assert targets_of(public[:1]) == (public[0].domain,)  # no target without a smear to learn it from
     assert own_source(Path("/x/---")) == "own"
+
+
+@pytest.mark.parametrize("folder", ["My lab", "raabin"])
+def test_own_smears_of_a_size_that_the_public_set_has_are_not_the_public_set(tmp_path, folder):
+    place = smear_folder(tmp_path / folder, 2, sizes=((416, 80),))
+    for path in sorted(place.rglob("416-*")):
+        path.rename(path.with_name(f"lab{path.name}"))
+    found = load_smears(place)
+    assert targets_of(found) == ({"My lab": "my-lab", "raabin": "own-raabin"}[folder],)
+
+
+@pytest.mark.real
+def test_the_public_smears_are_known_by_their_names(real_data):
+    assert targets_of(load_smears(real_data / "smears", limit=60)) == DOMAINS
 
 
 def test_a_stainer_of_own_smears_paints_their_stain_and_its_card_names_them(own, parts, tmp_path):

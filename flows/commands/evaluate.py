@@ -10,6 +10,7 @@ import click
 
 from flows.console import (
     LABELLED_SCALE,
+    MASKED_SCALE,
     existing,
     json_option,
     one_line,
@@ -51,36 +52,55 @@ def _done(as_json: bool, data: Path, out: Path, evaluate: Callable[[], dict[str,
 @click.option(
     "--modality", type=click.Choice(["brightfield", "dic"]), default="brightfield", show_default=True
 )
+@click.option(
+    "--held-out",
+    is_flag=True,
+    help="DATA holds images that the model was trained on: measure only those that its training never saw.",
+)
 @pixel_size_option(LABELLED_SCALE)
 @options
 def detector(
-    data: Path, out: Path, model: str | None, as_json: bool, modality: str, pixel_size: float | None
+    data: Path,
+    out: Path,
+    model: str | None,
+    as_json: bool,
+    modality: str,
+    held_out: bool,
+    pixel_size: float | None,
 ) -> None:
     """AP50, AP50-95, precision and recall on a YOLO-format folder.
 
     With --modality dic the brightfield images of the folder are turned into DIC by the optical model: what
     is measured then is computed DIC.
     """
+    from detectors.datasets import read_yolo_folder
     from detectors.evaluation import evaluate_detector
+    from detectors.parts import n_without_label_file, unseen
     from detectors.training import dic_look
     from pipeline.settings import Settings, detection_threshold
+    from storage.packages import find_package
     from storage.registry import load
 
     settings = Settings().detection
     name = model or (settings.dic_detector if modality == "dic" else settings.brightfield_detector)
-    _done(
-        as_json,
-        data,
-        out,
-        lambda: evaluate_detector(
+
+    def evaluate() -> dict[str, Any]:
+        samples = read_yolo_folder(data, pixel_size)
+        if bare := n_without_label_file(samples):
+            count = f"{bare} of {len(samples)} images have no label file and count"
+            click.echo(f"{data}: {count} as images without cells.", err=True)
+        if held_out:
+            samples = unseen(find_package(name), name, data, samples)
+        return evaluate_detector(
             load("detector", name),
-            data,
+            samples,
             out,
             threshold=detection_threshold(settings, modality),
-            pixel_size_um=pixel_size,
             look=dic_look if modality == "dic" else None,
-        ),
-    )
+            part="images that the training never saw" if held_out else "all images",
+        )
+
+    _done(as_json, data, out, evaluate)
 
 
 @command.command(name="segmenter")
@@ -89,23 +109,28 @@ def detector(
     is_flag=True,
     help="DATA is the folder that the model was trained on: measure only the part it never saw.",
 )
+@pixel_size_option(MASKED_SCALE)
 @options
-def segmenter(data: Path, out: Path, model: str | None, as_json: bool, held_out: bool) -> None:
+def segmenter(
+    data: Path, out: Path, model: str | None, as_json: bool, held_out: bool, pixel_size: float | None
+) -> None:
     """Dice of nucleus and whole cell on images with masks."""
     from detectors.segment_evaluation import evaluate_segmenter
-    from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from storage.packages import find_package
     from storage.registry import load
 
     name = model or Settings().classification.segmenter
-    seed = None
-    if held_out:
-        package = find_package(name)
-        seed = package.card.training.get("seed") if package is not None else None
-        if seed is None:
-            raise BadInput(f"{name}: its card names no seed of a split; leave out --held-out.")
-    _done(as_json, data, out, lambda: evaluate_segmenter(load("segmenter", name), data, out, seed))
+    package = find_package(name)
+    training = {} if package is None else package.card.training
+    _done(
+        as_json,
+        data,
+        out,
+        lambda: evaluate_segmenter(
+            load("segmenter", name), data, out, training if held_out else None, pixel_size_um=pixel_size
+        ),
+    )
 
 
 @command.command(name="stainer")

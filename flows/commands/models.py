@@ -15,7 +15,7 @@ from flows.console import json_option, output
 def command(name: str | None, as_json: bool) -> None:
     """List the models that can be named, or print one model's card."""
     from pipeline.errors import UnknownName
-    from storage.packages import find_package, folder_of_name, list_packages
+    from storage.packages import find_package, folder_of_name, list_packages, package_roots
     from storage.registry import entries
 
     with output(as_json) as show:
@@ -34,6 +34,7 @@ def command(name: str | None, as_json: bool) -> None:
                 "architecture": p.card.architecture,
                 "licence": p.card.licence,
                 "summary": p.card.intended_use,
+                "folder": str(p.folder),
             }
             for p in list_packages()
         ]
@@ -45,15 +46,18 @@ def command(name: str | None, as_json: bool) -> None:
                 "architecture": e.architecture,
                 "licence": e.licence,
                 "summary": e.summary,
+                "folder": None,
             }
             for e in entries()
             if not e.needs_package
         ]
         rows.sort(key=lambda r: (r["task"], r["name"]))
-        show(
-            rows,
-            "\n".join(
-                f"{r['task']:<19} {r['name']:<24} {r['version'] or 'no weights':<11} {r['summary']}"
-                for r in rows
-            ),
-        )
+        shipped = str(package_roots()[-1])
+
+        def line(r: dict[str, Any]) -> str:
+            own = r["folder"] is not None and not r["folder"].startswith(shipped)
+            where = f" (from {r['folder']})" if own else ""  # it may stand for a shipped one of its name
+            version = r["version"] or "no weights"
+            return f"{r['task']:<19} {r['name']:<24} {version:<11} {r['summary']}{where}"
+
+        show(rows, "\n".join(map(line, rows)))

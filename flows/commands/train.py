@@ -12,7 +12,7 @@ import click
 
 from flows.commands.train_options import done, options, say, steps
 from flows.commands.train_phantoms import PHANTOM_COMMANDS
-from flows.console import LABELLED_SCALE, existing, pixel_size_option
+from flows.console import LABELLED_SCALE, MASKED_SCALE, existing, pixel_size_option
 
 
 def _start(_context: click.Context, _parameter: click.Parameter, value: str | None) -> Path | None:
@@ -29,9 +29,10 @@ def _start(_context: click.Context, _parameter: click.Parameter, value: str | No
 def command() -> None:
     """Train a model on a folder of images, or on drawn marrows, and write a model package.
 
-    Training goes on from its last checkpoint with --resume.  The package in OUT can be named by its path
-    (./NAME in this folder) wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS.  Nothing
-    but an earlier package is written over.
+    Training goes on from its last checkpoint with --resume.  OUT can be named by its path (./NAME in this
+    folder) wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS; the package is OUT itself,
+    or OUT/package beside what the training keeps (detectors, stainers).  Nothing but an earlier package is
+    written over.
     """
 
 
@@ -96,6 +97,7 @@ def detector(
     help="Boxed smears (YOLO-format folder) for the second stage [none: the first stage alone].",
 )
 @click.option("--second-epochs", type=click.IntRange(1), default=10, show_default=True)
+@pixel_size_option(MASKED_SCALE)
 @options(epochs=30)
 def segmenter(
     data: Path,
@@ -106,6 +108,7 @@ def segmenter(
     as_json: bool,
     boxes: Path | None,
     second_epochs: int,
+    pixel_size: float | None,
 ) -> None:
     """Train the nucleus / cytoplasm segmenter on images with masks; --boxes adds cells that it labels itself.
 
@@ -128,6 +131,7 @@ def segmenter(
             second_epochs=second_epochs,
             resume=resume,
             seed=seed,
+            pixel_size_um=pixel_size,
             progress=say,
         ),
         package=True,
@@ -188,6 +192,7 @@ def classifier(
     """Train a cell classifier on class folders, on a folder with labels.csv, or on a public set."""
     from classifiers.timm_classifier import locator_weights
     from classifiers.training import train_classifier
+    from storage.packages import read_package
 
     existing(data, "folder")
     found = None if locator is None else locator_weights(locator)
@@ -205,7 +210,7 @@ def classifier(
             locator=found,
             report=say,
         )
-        return {"package": str(package)}
+        return read_package(package).card.metrics
 
     done(as_json, "classifier", out, train, package=True)
 
@@ -249,7 +254,7 @@ def virtual_classifier(
     from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from pipeline.virtual_naming import train_virtual_classifier
-    from storage.packages import ModelPackage
+    from storage.packages import ModelPackage, read_package
     from storage.registry import describe, load
 
     existing(data, "folder")
@@ -278,7 +283,7 @@ def virtual_classifier(
             resume=resume,
             report=say,
         )
-        return {"package": str(package)}
+        return read_package(package).card.metrics
 
     done(as_json, "virtual-classifier", out, train, package=True)
 

@@ -55,11 +55,20 @@ def done(
     as_json: bool, what: str, out: Path, train: Callable[[], dict[str, Any]], *, package: bool = False
 ) -> None:
     """Train and say so; `package`: OUT is the package itself, and may hold nothing else, not a run folder."""
-    from storage.packages import check_package_place
+    from storage.packages import check_package_place, package_in
 
     with output(as_json) as show:
         if package:
             check_package_place(out)
         output_folder(out)
         metrics = train()
-        show({"model": what, "out": str(out), "metrics": metrics}, f"{what} written to {out}")
+        place = package_in(out)  # a backbone is none
+        show(
+            {
+                "model": what,
+                "out": str(out),
+                "package": None if place is None else str(place),
+                "metrics": metrics,
+            },
+            f"{what} written to {place or out}",
+        )
