@@ -198,11 +198,12 @@ def _decoded(reader: SlideReader, ranked: Sequence[Candidate], glass: Array, cou
     checked: list[Candidate] = []
     bad: UnreadableImage | None = None
     for c in ranked:
-        if sum(not d.damaged for d in checked) == count:
+        if count == 0:
             break
         try:
             probe(reader, c.field, glass)
             checked.append(c)
+            count -= 1
         except UnreadableImage as error:
             checked.append(replace(c, damaged=True))
             bad = error
