@@ -18,7 +18,14 @@ from pipeline.errors import BadInput, InputChanged, UnreadableImage, is_of_machi
 from pipeline.intake_files import check_case_id, inside, read_regular_file
 from pipeline.intake_manifest import Declaration, Source, declare
 from pipeline.intake_slides import inspect_slide, refuse_unusable_slides
-from pipeline.intake_sources import MISSING_PIXEL_SIZE, Inspected, no_pixel_size, problem_of, scale_of
+from pipeline.intake_sources import (
+    MIN_SIDE_PX,
+    MISSING_PIXEL_SIZE,
+    Inspected,
+    no_pixel_size,
+    problem_of,
+    scale_of,
+)
 from pipeline.settings import IntakeSettings
 from pipeline.types import Case, CaseMode, FieldImage, Problem
 
@@ -35,8 +42,6 @@ __all__ = [
     "refuse_missing_pixel_size",
     "refuse_unusable_slides",
 ]
-
-MIN_SIDE_PX = 64  # smaller than any leukocyte at any objective that is used for counting
 
 
 def inspect_source(
@@ -87,7 +92,7 @@ def refuse_missing_pixel_size(case_dir: Path | str, declared: Declaration) -> No
         except (BadInput, OSError):
             continue  # a missing or damaged file is another problem, and not the whole case's
         if info.pixel_size_um is None:
-            raise BadInput(f"{declared.case_id}: {no_pixel_size(source).problems[0].message}")
+            raise BadInput(f"{declared.case_id}: {no_pixel_size(source, info.notes).problems[0].message}")
 
 
 def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
@@ -120,7 +125,7 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
         return Inspected(problems=(problem_of(source, "COLOURED_DIC", message),))
     scale = scale_of(source, info.pixel_size_um)
     if scale is None:
-        return no_pixel_size(source)
+        return no_pixel_size(source, info.notes)
     size, origin, problems = scale
     problems += [
         problem_of(source, "FILE_NOTE", f"{source.file}: {note}.", fatal=False) for note in info.notes

@@ -11,12 +11,15 @@ import numpy as np
 from pipeline.errors import BadInput, UnreadableImage
 from pipeline.intake_files import inside, sha256_slide
 from pipeline.intake_manifest import Declaration, Source
-from pipeline.intake_sources import Inspected, no_pixel_size, problem_of, scale_of
+from pipeline.intake_sources import MIN_SIDE_PX, Inspected, no_pixel_size, problem_of, scale_of
 from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.types import FieldImage, Problem, SlideChoice, SlideRegion
 
 if TYPE_CHECKING:
-    from storage.slides import SlideField
+    from storage.slides import SlideField, SlideReader
+
+COARSEST_UM = 1.1  # a pixel: a nucleus of 7 µm is some six of them; 10x objectives make 1 µm
+DARK = 64  # of 255: the glass of a camera of 14 bits or less in 16, of which OpenSlide hands on the upper 8
 
 KeepPicture = Callable[[np.ndarray], str]
 
@@ -55,7 +58,10 @@ def refuse_unusable_slides(case_dir: Path | str, declared: Declaration, settings
                 reader.check()
                 scale = scale_of(source, reader.file_pixel_size_um)
                 if scale is None:
-                    raise BadInput(f"{declared.case_id}: {no_pixel_size(source).problems[0].message}")
+                    raise BadInput(
+                        f"{declared.case_id}: {no_pixel_size(source, reader.notes).problems[0].message}"
+                    )
+                _refuse_coarse(source, scale[0])
                 reader.pixel_size_um = scale[0]
                 if positions := positions_of(source, settings):
                     from pipeline.slide_fields import fields_by_hand
@@ -87,12 +93,23 @@ def inspect_slide(
     with SlideReader(path) as reader:
         scale = scale_of(source, reader.file_pixel_size_um)
         if scale is None:
-            return no_pixel_size(source)
+            return no_pixel_size(source, reader.notes)
         size, origin, problems = scale
+        _refuse_coarse(source, size)
+        problems += [
+            problem_of(source, "FILE_NOTE", f"{source.file}: {note}.", fatal=False) for note in reader.notes
+        ]
         reader.pixel_size_um = size
         reader.check()
+        overview = reader.overview()
+        if unfit := _unfit(source, reader, overview, settings):
+            return Inspected(problems=(*problems, unfit))
         chosen = choose_fields(
-            reader, settings, positions_of(source, settings), by_stained_area=source.stain == "Perls"
+            reader,
+            settings,
+            positions_of(source, settings),
+            by_stained_area=source.stain == "Perls",
+            overview=overview,
         )
         picture = None
         if keep_picture is not None:
@@ -146,6 +163,44 @@ def inspect_slide(
         picture=picture,
     )
     return Inspected(images=images, problems=tuple(problems), choice=choice, picture=picture)
+
+
+def _refuse_coarse(source: Source, size_um: float) -> None:
+    if size_um > COARSEST_UM:
+        raise UnreadableImage(
+            f"{source.file}: at {size_um:g} µm a pixel the slide shows no nucleus; hand in a scan of "
+            f"{COARSEST_UM:g} µm or less, or correct the pixel size."
+        )
+
+
+def _unfit(
+    source: Source, reader: SlideReader, overview: np.ndarray, settings: IntakeSettings
+) -> Problem | None:
+    """Why no field of a slide can be counted, as far as its overview shows."""
+    from storage.images import is_grey
+    from storage.slide_grid import glass_colour, tissue_of
+
+    scale = max(1.0, settings.slide_pixel_size_um / reader.need_pixel_size())
+    if min(reader.width_px, reader.height_px) / scale < MIN_SIDE_PX:
+        message = (
+            f"{source.file} has only {reader.width_px} x {reader.height_px} pixels; hand in the whole slide."
+        )
+        return problem_of(source, "TOO_SMALL", message)
+    if reader.bits > 8 and glass_colour(overview).max() < DARK:
+        message = (
+            f"{source.file} holds 10- to 14-bit data in 16 bits, of which only the upper 8 are read, nearly "
+            "black; export the slide with 8 bits."
+        )
+        return problem_of(source, "UNREADABLE", message)
+    picture, tissue = tissue_of(reader, overview)
+    tissue &= picture.any(axis=2)  # black is damaged
+    if tissue.any() and is_grey(picture[tissue][None]):
+        message = (
+            f"{source.file} is declared as {source.stain} brightfield but carries no colour, without which "
+            "cells cannot be named; export it in colour."
+        )
+        return problem_of(source, "GREY_BRIGHTFIELD", message)
+    return None
 
 
 def _damaged(source: Source, fields: list[SlideField], n: int) -> Problem:

@@ -9,6 +9,7 @@ from pipeline.types import FieldImage, Problem, SlideChoice, Spec
 
 PIXEL_SIZE_TOLERANCE = 0.10
 MISSING_PIXEL_SIZE = "MISSING_PIXEL_SIZE"
+MIN_SIDE_PX = 64  # smaller than any leukocyte at any objective that is used for counting
 
 
 class Inspected(Spec):
@@ -56,10 +57,10 @@ def scale_of(source: Source, in_file_um: float | None) -> tuple[float, Any, list
     return size, origin, problems
 
 
-def no_pixel_size(source: Source) -> Inspected:
+def no_pixel_size(source: Source, notes: tuple[str, ...] = ()) -> Inspected:
+    """The problem of a source whose pixel size nobody states; `notes` may say why the file's is not used."""
+    why = next((n for n in notes if "not square" in n), None)
+    why = why or "neither the manifest nor the file states the pixel size"
     where = f"line {source.line} of manifest.csv" if source.line else "a manifest.csv"
-    message = (
-        f"{source.file}: neither the manifest nor the file states the pixel size; write it into "
-        f"pixel_size_um in {where}, or give --pixel-size."
-    )
+    message = f"{source.file}: {why}; write it into pixel_size_um in {where}, or give --pixel-size."
     return Inspected(problems=(problem_of(source, MISSING_PIXEL_SIZE, message),))

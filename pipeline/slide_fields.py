@@ -125,6 +125,9 @@ def _by_hand(reader: SlideReader, grid: FieldGrid, position: FieldPosition) -> S
             f"{reader.path.name}: the field at {position.shown()} lies outside the slide of "
             f"{reader.width_px} x {reader.height_px} px; give the upper left corner of a field on it."
         )
+    # At the slide's rim it is moved inwards, as the grid's last fields are: a sliver shows no cell whole.
+    width, height = round(grid.width_px * grid.scale), round(grid.height_px * grid.scale)
+    x, y = max(0, min(x, reader.width_px - width)), max(0, min(y, reader.height_px - height))
     return grid.field(reader, x, y, 1.0)
 
 
@@ -195,11 +198,12 @@ def _decoded(reader: SlideReader, ranked: Sequence[Candidate], glass: Array, cou
     checked: list[Candidate] = []
     bad: UnreadableImage | None = None
     for c in ranked:
-        if sum(not d.damaged for d in checked) == count:
+        if count == 0:
             break
         try:
             probe(reader, c.field, glass)
             checked.append(c)
+            count -= 1
         except UnreadableImage as error:
             checked.append(replace(c, damaged=True))
             bad = error

@@ -12,6 +12,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LONGEST_PX = 1000
 STRIP_PX = 26
+WIDE_FRAME_PX = 20  # side of a field from which its frame may be wide
 
 
 def draw_choice(chosen: Chosen, width_px: int, height_px: int) -> Array:
@@ -47,9 +48,16 @@ def draw_choice(chosen: Chosen, width_px: int, height_px: int) -> Array:
     picture = np.where(shown[..., None], mixed, picture)
     for field in chosen.fields:
         x0, y0, x1, y1 = corners(field.x_px, field.y_px, field.width_px, field.height_px)
-        # Black under orange: seen on pale glass and on dark tissue, and by colour-blind readers.
-        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (0, 0, 0), 5)
-        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (255, 150, 0), 2)
+        # Black beside orange: seen on pale glass and on dark tissue, and by colour-blind readers.
+        side = min(x1 - x0, y1 - y0)
+        if side >= WIDE_FRAME_PX:
+            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (0, 0, 0), 5)
+            cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (255, 150, 0), 2)
+            continue
+        # Neighbours' frames are not to fuse, nor to hide what they frame.
+        if side >= 7:
+            cv2.rectangle(picture, (x0 + 1, y0 + 1), (x1 - 2, y1 - 2), (0, 0, 0), 1)
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), (255, 150, 0), 1)
     return np.concatenate([picture, _legend(size[0], bool(scored))]) if size[0] >= 240 else picture
 
 

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from storage.images_info import ImageInfo, plausible_pixel_size, refuse
+from pipeline.errors import UnreadableImage
+from storage.images_info import ImageInfo, damaged, plausible_pixel_size, refuse
 from storage.images_png_jpeg import check_scans
 
 _EXPORT = "export one focal plane as a plain 8- or 16-bit TIFF"
@@ -156,6 +157,26 @@ def info(path: Path, stream: BinaryIO) -> ImageInfo:
         if orientation is not None and orientation.value not in (0, 1):
             notes += ("its orientation tag is not applied: it is read as its pixels are stored",)
         return ImageInfo(page.imagewidth, page.imagelength, channels, bits, size_um, notes)
+
+
+def has_levels(path: Path) -> bool:
+    """Whether a TIFF holds its image in reduced sizes as well: flagged so or not, or in SubIFDs.
+
+    False where it cannot be read.
+    """
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    try:
+        with damaged(path), tifffile.TiffFile(path, _multifile=False) as tif:
+            first = tif.pages[0]
+            if first.subifds:
+                return True
+            others = (tif.pages[i] for i in range(1, min(len(tif.pages), 64)))
+            shrunk = ((p.imagewidth / first.imagewidth, p.imagelength / first.imagelength) for p in others)
+            return any(x < 0.9 and abs(x / y - 1) < 0.05 for x, y in shrunk)
+    except UnreadableImage:
+        return False
 
 
 def decode(path: Path, stream: BinaryIO, max_pixels: int) -> np.ndarray:

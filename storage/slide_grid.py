@@ -110,10 +110,8 @@ def field_grid(
     return FieldGrid(field_width_px, field_height_px, scale, size_um, tuple(xs), tuple(ys))
 
 
-def candidate_fields(
-    reader: SlideReader, grid: FieldGrid, overview: np.ndarray, min_tissue_fraction: float
-) -> tuple[SlideField, ...]:
-    """The fields of a grid that are not background on the slide's overview, in reading order."""
+def tissue_of(reader: SlideReader, overview: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The overview (H, W, 3) at the scale at which tissue is told from glass, and the tissue (H, W) bool."""
     import cv2
 
     um = reader.need_pixel_size() * max(reader.width_px, reader.height_px) / max(overview.shape[:2])
@@ -121,7 +119,14 @@ def candidate_fields(
         # Finer than cells are told by, it shows the noise of single pixels instead.
         size = (max(1, round(v * um / OVERVIEW_UM)) for v in overview.shape[1::-1])
         overview, um = cv2.resize(overview, tuple(size), interpolation=cv2.INTER_AREA), OVERVIEW_UM
-    mask = tissue_mask(overview, um)
+    return overview, tissue_mask(overview, um)
+
+
+def candidate_fields(
+    reader: SlideReader, grid: FieldGrid, overview: np.ndarray, min_tissue_fraction: float
+) -> tuple[SlideField, ...]:
+    """The fields of a grid that are not background on the slide's overview, in reading order."""
+    _, mask = tissue_of(reader, overview)
     # Sums over any rectangle in constant time.
     integral = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     found: list[SlideField] = []

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UnreadableImage
-from storage.images_info import can_be_pixel_size, refuse
+from storage.images import image_info
+from storage.images_info import can_be_pixel_size, plausible_pixel_size, refuse
+from storage.images_tiff import has_levels
 from storage.slides_companions import companions
 
 SLIDE_SUFFIXES = frozenset((".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm"))
@@ -22,6 +24,8 @@ SLIDE_SUFFIXES = frozenset((".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".
 THUMBNAIL_PX = 2048
 # A slide without reduced levels is read strip by strip for its thumbnail; beyond this it takes minutes.
 MAX_THUMBNAIL_READ_PX = 4_000_000_000
+# A pyramid of more than eight fields is a slide; one of less may be a camera's field.
+MIN_PYRAMID_PX = 8 * 2064 * 1544
 _STRIP_PX = 16_000_000
 _DAMAGED_PX = 128  # sides of what is given up at once around a damaged tile
 OVERVIEW_UM = 8.0  # a pixel: about a red cell, so that one layer of them is still cells and gaps
@@ -45,7 +49,8 @@ class SlideField:
 
 
 def is_slide(path: Path, *, max_pixels: int) -> bool:
-    """Whether a file is read as a whole slide: a scanner's format, or a pyramid too large for a field."""
+    """Whether a file is read as a whole slide: a scanner's format, a pyramid of MIN_PYRAMID_PX, or a tiled
+    TIFF too large for a field."""
     if path.suffix.lower() in SLIDE_SUFFIXES:
         return True
     if path.suffix.lower() in (".png", ".jpg", ".jpeg"):
@@ -63,16 +68,19 @@ def is_slide(path: Path, *, max_pixels: int) -> bool:
     try:
         with openslide.OpenSlide(str(path)) as slide:
             width, height = slide.dimensions
-            return bool(width * height > max_pixels)
     except (openslide.OpenSlideError, OSError):
         return False
+    if width * height <= min(MIN_PYRAMID_PX, max_pixels):
+        return False
+    return bool(width * height > max_pixels) or has_levels(path)
 
 
 class SlideReader:
     """An opened slide.  Use it as a context manager; it is not shared between processes.
 
-    `mpp_um` is the size of a level-0 pixel: the argument where given, else the file's own figure,
-    else None.  Raises UnreadableImage where the file is no slide or is damaged.
+    `pixel_size_um` is that of level 0: the argument where given, else the file's own figure, else None;
+    `notes` say why the file's is not used.  `bits` is 16 where OpenSlide hands on the upper 8.
+    Raises UnreadableImage where the file is no slide or is damaged.
     """
 
     def __init__(self, path: Path | str, *, pixel_size_um: float | None = None) -> None:
@@ -86,10 +94,24 @@ class SlideReader:
             self.width_px, self.height_px = (int(v) for v in self._slide.dimensions)
             self._downsamples = [float(d) for d in self._slide.level_downsamples]
             self._level_sizes = [(int(w), int(h)) for w, h in self._slide.level_dimensions]
-            self.file_pixel_size_um = _pixel_size(self._slide.properties)
+            self.file_pixel_size_um, self.notes = _pixel_size(self._slide.properties)
+            vendor = self._slide.properties.get("openslide.vendor")
         except (openslide.OpenSlideError, OSError) as error:
             raise self._bad(error) from error
+        self.bits = 8
+        if vendor == "generic-tiff":
+            self._ask_tiff()
         self.pixel_size_um = pixel_size_um or self.file_pixel_size_um
+
+    def _ask_tiff(self) -> None:
+        """Depth, and the pixel size where OpenSlide knows none (it does not read OME-XML)."""
+        try:
+            info = image_info(self.path)
+        except UnreadableImage:
+            return  # a plain reader refuses what OpenSlide reads: a pyramid of other compression
+        self.bits = info.bits
+        if self.file_pixel_size_um is None:
+            self.file_pixel_size_um, self.notes = info.pixel_size_um, info.notes
 
     def _bad(self, error: Exception) -> UnreadableImage:
         if not self.path.is_file():
@@ -315,16 +337,15 @@ class SlideReader:
         return np.zeros((height, width, 3), np.uint8)
 
 
-def _pixel_size(properties: Any) -> float | None:
-    """mpp of the file where plausible; the mean of both axes, which differ by rounding at most."""
+def _pixel_size(properties: Any) -> tuple[float | None, tuple[str, ...]]:
+    """mpp of the file where plausible (the mean of both axes, which differ by rounding), and notes."""
     values: list[float] = []
     for axis in "xy":
         try:
             values.append(float(properties.get(f"openslide.mpp-{axis}", "")))
         except ValueError:
-            return None
+            return None, ()
     if not all(can_be_pixel_size(v) for v in values):
-        return None
-    if abs(values[0] / values[1] - 1.0) > 0.02:
-        return None
-    return sum(values) / 2
+        return None, ()
+    size, notes = plausible_pixel_size(*values)
+    return (None if size is None else sum(values) / 2), notes

@@ -102,6 +102,9 @@ def test_a_damaged_tile_costs_its_fields_and_neither_the_slide_nor_the_case(tmp_
     _spoil(path, 0, [(900, 350), (500, 300)])  # the slide's middle, which is looked at first
     _spoil(path, 1, [(10, 10)])
     refuse_unusable_slides(folder, declare(folder, SMALL), SMALL)
+    by_area = read_case(folder, SMALL.model_copy(update={"slide_field_choice": "stained area"}))
+    assert "DAMAGED_SLIDE" in {p.code for p in by_area.problems}
+    assert by_area.images
     case = read_case(folder, SMALL)
     (problem,) = [p for p in case.problems if p.code == "DAMAGED_SLIDE"]
     assert not problem.fatal_for_field
