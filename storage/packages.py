@@ -202,7 +202,7 @@ def is_path(name: str) -> bool:
 
 
 def find_package(name: str) -> ModelPackage | None:
-    """The package of a name, or of the path (`is_path`) of its folder or of the OUT of a training, or None."""
+    """The package of a name, of a folder's path (`is_path`) or of the OUT of a training; None without one."""
     if is_path(name) and (folder := package_in(Path(name))) is not None:
         return read_package(folder)
     return next((p for p in list_packages() if p.name == name), None)
