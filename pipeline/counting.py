@@ -17,7 +17,7 @@ import numpy as np
 from classifiers import taxonomy
 from pipeline import statistics as st
 from pipeline.counting_iron import count_sideroblasts
-from pipeline.counting_ratios import me_ratio, per_100_wbc, why_no_ratio
+from pipeline.counting_ratios import caution_of_ratio, me_ratio, per_100_wbc, why_no_ratio
 from pipeline.errors import BadInput
 from pipeline.result import Method, NotAssessed
 from pipeline.result_counts import (
@@ -115,8 +115,8 @@ def count(
     n = {label: sum(v == label for v in labels.values()) for label in taxonomy.CELL_TYPES}
     ratio = None
     if specimen == "bone_marrow":
-        why = why_no_ratio(differential, target_count(settings, specimen), made_for)
-        ratio = me_ratio(n, settings, why)
+        why = why_no_ratio(differential, target_count(settings, specimen))
+        ratio = me_ratio(n, settings, why, caution_of_ratio(made_for))
     sideroblasts, iron_notes = count_sideroblasts(case, cells, by_id, settings)
     return Counted(
         method=_method(settings, specimen),

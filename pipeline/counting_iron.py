@@ -51,7 +51,7 @@ def count_sideroblasts(
             type3=n["3"],
             indeterminate=n["indeterminate"],
             target=settings.rs_target,
-            pct_blocked=2 * assessed < settings.rs_target,
+            pct_blocked=one_cell_decides(assessed, settings),
             rs_pct=round(100 * n["3"] / assessed, 2) if assessed else None,
             ci_low=round(100 * low, 2),
             ci_high=round(100 * high, 2),
@@ -64,6 +64,11 @@ def count_sideroblasts(
         ),
         (),
     )
+
+
+def one_cell_decides(n: int, settings: CountingSettings) -> bool:
+    """Whether one cell of `n` is more of them than the lowest limit: the percentage then tells nothing."""
+    return n * min(settings.rs_limits_pct, default=100.0) < 100
 
 
 def _finder(chosen: list[CellClass]) -> str | None:

@@ -47,8 +47,12 @@ def per_100_wbc(
     )
 
 
-def me_ratio(n: dict[str, int], settings: CountingSettings, withheld: str | None = None) -> MeRatio:
-    """The ratio of `n` cells by class; where it is `withheld` for a reason, the counts alone."""
+def me_ratio(
+    n: dict[str, int], settings: CountingSettings, withheld: str | None = None, caution: str | None = None
+) -> MeRatio:
+    """The ratio of `n` cells by class; where it is `withheld` for a reason the counts alone, and with a
+    `caution` no code, by which another system would take it for measured.
+    """
     myeloid = sum(
         v
         for label, v in n.items()
@@ -58,35 +62,36 @@ def me_ratio(n: dict[str, int], settings: CountingSettings, withheld: str | None
     )
     erythroid = sum(v for label, v in n.items() if taxonomy.is_erythroid(label))
     value, low, high = st.ratio_interval(myeloid, erythroid, settings.level)
-    shown = withheld is None
+    shown, coded = withheld is None, withheld is None and caution is None
     return MeRatio(
         myeloid=myeloid,
         erythroid=erythroid,
         value=round(value, 3) if shown and value is not None else None,
         ci_low=round(low, 3) if shown and low is not None else None,
         ci_high=round(high, 3) if shown and high is not None else None,
-        loinc=ME_LOINC if shown else None,
-        loinc_verified=shown,
+        loinc=ME_LOINC if coded else None,
+        loinc_verified=coded,
         withheld=withheld,
+        caution=caution,
     )
 
 
-def why_no_ratio(
-    differential: Differential, target: int, made_for: Mapping[str, Sequence[str]] | None
-) -> str | None:
-    """Why a marrow's M:E ratio is not given, or None where it is.
+def why_no_ratio(differential: Differential, target: int) -> str | None:
+    """Why a marrow's M:E ratio is not given, or None where it is."""
+    if not differential.pct_blocked:
+        return None
+    n = differential.n_denominator
+    return f"{n} cells in the denominator are under half the target of {target}"
+
+
+def caution_of_ratio(made_for: Mapping[str, Sequence[str]] | None) -> str | None:
+    """Why a marrow's M:E ratio is not to be relied on, or None.
 
     `made_for`: the specimens on each classifier's card; None where that is not to be judged.
     """
-    why = []
     foreign = [name for name, specimens in (made_for or {}).items() if "bone_marrow" not in specimens]
     if foreign:
-        why.append(
-            f"{' and '.join(foreign)} {'was' if len(foreign) == 1 else 'were'} not made for bone marrow"
-        )
-    elif made_for is not None and not made_for:
-        why.append("no classifier states that it was made for bone marrow")
-    if differential.pct_blocked:
-        n = differential.n_denominator
-        why.append(f"{n} cells in the denominator are under half the target of {target}")
-    return "; ".join(why) or None
+        return f"{' and '.join(foreign)} {'was' if len(foreign) == 1 else 'were'} not made for bone marrow"
+    if made_for is not None and not made_for:
+        return "no classifier states that it was made for bone marrow"
+    return None

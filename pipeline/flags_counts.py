@@ -59,7 +59,7 @@ def rs_low_count(f: Facts) -> Finding | None:
         return None
     head = f"{rs.n_erythroblasts} erythroblasts were assessed for iron"
     if rs.pct_blocked:
-        why = f"{head}, under half the target of {rs.target}: a percentage must not be reported."
+        why = f"{head}, so few that one of them is more than a decision limit: no percentage is reported."
         return Finding(why, rs.n_erythroblasts, "block")
     return Finding(f"{head}, the target is {rs.target}.", rs.n_erythroblasts)
 

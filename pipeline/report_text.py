@@ -127,6 +127,7 @@ def _ratios(r: Result) -> list[str]:
         m = r.me_ratio
         value = "none" if m.value is None else f"{m.value:.2f} ({m.ci_low:.2f}-{m.ci_high:.2f})"
         value = f"withheld ({m.withheld})" if m.withheld else value
+        value = f"{value}, not to be relied on ({m.caution})" if m.caution and not m.withheld else value
         told = f"M:E {value}, {m.myeloid} myeloid, {m.erythroid} erythroid; {r.method.me_convention}"
         lines += _wrap(told, 2)
     if r.per_100_wbc is not None:

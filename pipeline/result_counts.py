@@ -101,6 +101,7 @@ class MeRatio(Part):
     loinc: str | None
     loinc_verified: bool
     withheld: str | None = Field(None, description="why no ratio is given; null where nothing forbids it")
+    caution: str | None = Field(None, description="why the ratio has no code and is not to be relied on")
 
 
 class LimitStanding(Part):
@@ -170,7 +171,8 @@ class Sideroblasts(Part):
     indeterminate: int
     target: int = Field(100, description="erythroblasts that the percentage is to rest on")
     pct_blocked: bool = Field(
-        False, description="true: under half the target, the percentage must not be reported"
+        False,
+        description="true: one cell is more than the lowest limit, no percentage is to be reported",
     )
     rs_pct: Pct | None
     ci_low: Pct

@@ -219,27 +219,31 @@ MARROW = {"neutrophil": 300, "lymphocyte": 50, "erythroblast": 150}
 
 
 @pytest.mark.parametrize(
-    ("counts", "made_for", "said"),
-    [
-        (MARROW, {"of-blood": ("blood",)}, "of-blood was not made for bone marrow"),
-        (MARROW, {}, "no classifier states"),
-        ({"neutrophil": 100, "erythroblast": 50}, {"of-both": ("blood", "bone_marrow")}, "under half"),
-        ({"neutrophil": 100, "erythroblast": 50}, {"of-blood": ("blood",)}, "for bone marrow; 150 cells"),
-    ],
+    "made_for", [{"of-both": ("blood", "bone_marrow")}, {"of-blood": ("blood",)}], ids=["both", "blood"]
 )
-def test_no_me_ratio_is_given_by_a_classifier_of_blood_or_of_too_few_cells(counts, made_for, said):
-    found = counted(counts, "bone_marrow", made_for=made_for)
-    ratio = found.me_ratio
+def test_no_me_ratio_is_given_of_too_few_cells(made_for):
+    found = counted({"neutrophil": 100, "erythroblast": 50}, "bone_marrow", made_for=made_for)
+    ratio, said = found.me_ratio, "150 cells in the denominator are under half"
     assert (ratio.value, ratio.ci_low, ratio.ci_high, ratio.loinc) == (None, None, None, None)
     assert not ratio.loinc_verified
-    assert ratio.erythroid == counts["erythroblast"]
+    assert ratio.erythroid == 50
     assert said in ratio.withheld
     assert said in next(n.why for n in found.not_assessed if n.code == "ME_RATIO_WITHHELD")
 
 
 def test_a_classifier_that_was_made_for_marrow_gives_the_me_ratio_its_code():
     ratio = counted(MARROW, "bone_marrow", made_for={"of-both": ("blood", "bone_marrow")}).me_ratio
-    assert (ratio.value, ratio.loinc, ratio.withheld) == (2.0, "11138-5", None)
+    assert (ratio.value, ratio.loinc, ratio.withheld, ratio.caution) == (2.0, "11138-5", None, None)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "said"),
+    [({"of-blood": ("blood",)}, "of-blood was not made for bone marrow"), ({}, "no classifier states")],
+)
+def test_an_me_ratio_by_a_classifier_of_blood_has_a_caution_and_no_code(made_for, said):
+    ratio = counted(MARROW, "bone_marrow", made_for=made_for).me_ratio
+    assert (ratio.value, ratio.loinc, ratio.loinc_verified, ratio.withheld) == (2.0, None, False, None)
+    assert said in ratio.caution
 
 
 @pytest.mark.parametrize(

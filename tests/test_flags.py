@@ -234,12 +234,12 @@ def test_near_a_limit_the_flag_says_how_many_more_cells_settle_it():
     assert "cannot be settled" in iron(t0=85, t3=15)["NEAR_LIMIT_RS"].message
 
 
-def test_a_percentage_of_ring_sideroblasts_of_under_half_the_target_blocks_and_tells_no_figure():
+def test_where_one_erythroblast_is_more_than_a_limit_the_percentage_blocks_and_is_not_told():
     raised = iron(t3=2)
     assert raised["RS_LOW_COUNT"].severity == "block"
-    assert iron(t0=48, t3=2)["RS_LOW_COUNT"].severity == "review"
-    raised = iron(t0=20, t3=2)
-    assert "9.1 %" not in raised["NEAR_LIMIT_RS"].message.split("interval")[0]
+    assert iron(t0=18, t3=2)["RS_LOW_COUNT"].severity == "review"
+    raised = iron(t0=17, t3=2)
+    assert "10.5 %" not in raised["NEAR_LIMIT_RS"].message.split("interval")[0]
     assert raised["NEAR_LIMIT_RS"].value is None
 
 

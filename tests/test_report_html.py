@@ -205,11 +205,17 @@ def test_blocking_flags_stand_before_the_figure_of_ring_sideroblasts():
     assert html.index('id="h-flags"') < html.index('id="h-rs"') < html.index('id="h-dx"')
 
 
-def test_a_withheld_me_ratio_shows_its_reason_and_no_figure():
+def test_an_me_ratio_by_a_classifier_of_blood_says_so_beside_the_figure():
     counts = {"neutrophil": 400, "erythroblast": 100}
     html = page(counts, case=a_case(specimen="bone_marrow"))
-    assert "withheld: leukocyte-classes was not made for bone marrow" in html
+    assert "not to be relied on: leukocyte-classes was not made for bone marrow" in html
     assert "<b>4.00</b>" not in html
+
+
+def test_a_withheld_me_ratio_shows_its_reason_and_no_figure():
+    html = page({"neutrophil": 80, "erythroblast": 20}, case=a_case(specimen="bone_marrow"))
+    assert "withheld: 100 cells in the denominator are under half the target" in html
+    assert "4.00" not in html.split("M:E ratio</dt>")[1].split("</dd>")[0]
 
 
 def test_an_interval_between_few_fields_is_greyed():
@@ -236,7 +242,7 @@ def test_two_rings_of_two_erythroblasts_are_no_hundred_percent():
         assert ">100.0 %<" not in text
         assert "the whole interval" not in text
         assert "at or over 15" not in text
-    assert "At least 50 of the 100 erythroblasts aimed at are needed" in iron_page(2, 0)[0]
+    assert "One of 2 cells is more than the lowest limit" in iron_page(2, 0)[0]
 
 
 def test_where_reader_error_is_known_a_limit_is_settled_by_sampling_alone_in_words():
