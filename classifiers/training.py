@@ -232,7 +232,7 @@ def train_classifier(
 
     `data`: a folder that `reader` (default: the recipe's) takes, or samples.  `holdout` is the share of
     groups (patients where they are known) kept from training, on which temperature, familiarity and metrics
-    are computed.  `locator` are a trained locator's weights, `start` a pretrained backbone
+    are computed.  Classes of the level without a cell are said, marked on the card and never named.  `locator` are a trained locator's weights, `start` a pretrained backbone
     (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used, or
     where an earlier training's checkpoint is there and `resume` is not asked for.
     """
@@ -240,6 +240,7 @@ def train_classifier(
     from classifiers.pretraining import how_pretrained
     from classifiers.readers import read_cells, reader_of
     from classifiers.sources import split_by_group
+    from classifiers.tallies import tally
     from classifiers.timm_classifier import go_on_from, own_locator
     from storage.packages import find_package
 
@@ -256,7 +257,11 @@ def train_classifier(
         share: float | None = holdout
     else:
         learned, share = samples, None  # no share that the card could state, to be drawn again
+    counted = tally(learned, held_out, recipe.level)
+    counted.require_two_classes()
     require_held_out(held_out, recipe)
+    for line in counted.lines():
+        report(line)
     classes = level_classes(recipe.level)
     before = None if start is None else find_package(str(start))
     if before is not None and locator is None:
@@ -266,7 +271,7 @@ def train_classifier(
     if net.locator is not None and locator is not None:
         net.locator.load_state_dict(locator)
     if before is not None:
-        go_on_from(net.members, before, classes)
+        go_on_from(net, before, classes)
     elif recipe.start_share:
         raise BadInput("recipe: start_share is of a classifier to go on from; name one with --start.")
     begun = copy.deepcopy(net.members) if recipe.start_share else ()
@@ -289,11 +294,12 @@ def train_classifier(
         "recipe": asdict(recipe),
         "trained_cells": len(cells.labels),
         "holdout": share,
+        **counted.on_card(),
         "pretrained": None if start is None else how_pretrained(start),
     }
     if isinstance(data, Path):
         source = reader_of(name_of_reader)
-        stated = f"{source.citation}; licence: {source.licence}; {len(samples)} cells"
+        stated = f"{source.citation}; licence: {source.licence}; {counted}"
         card = {"training_data": (stated,), **(card or {})}
     finish_package(net, cells, held_out, recipe, out_dir, name or out_dir.name, training, card or {})
     return out_dir
