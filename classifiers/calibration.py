@@ -140,7 +140,8 @@ def finish_package(
 ) -> dict[str, Any]:
     """Calibrate on held-out samples and write the package; returns the metrics on its card.
 
-    A class without a cell in `cells` is marked on the card, and never named.  Raises BadInput where no held-out sample is of a class.
+    A class without a cell in `cells` is marked on the card, and never named.  Raises BadInput where no
+    held-out sample is of a class.
     """
     from classifiers.cell_set import MEAN, STD
     from storage.packages import UNTRAINED, write_package

@@ -15,7 +15,7 @@ NONE_LABELS = ("other", "artefact", "smudge")  # where no classes of the level: 
 
 
 def role_of(label: str, level: str | tuple[str, ...]) -> str | None:
-    """The class of a level that a label is learned as, `NONE`, or None where the level can make no use of it."""
+    """The class of a level that a label is learned as, `NONE`, or None where the level has no use for it."""
     found = to_level(label, level)
     if found in level_classes(level):
         return found
@@ -24,7 +24,7 @@ def role_of(label: str, level: str | tuple[str, ...]) -> str | None:
 
 @dataclass(frozen=True)
 class Tally:
-    """Cells of each class, and of `NONE`, learned from and held out; `left_out`: of each label without use."""
+    """Cells of each class, and of `NONE`, learned from and held out; `left_out`: of labels without use."""
 
     level: str | tuple[str, ...]
     learned: dict[str, int]

@@ -231,15 +231,17 @@ def train_classifier(
     """Train on labelled cells and write a model package to `out_dir`; returns its folder.
 
     `data`: a folder that `reader` (default: the recipe's) takes, or samples.  `holdout` is the share of
-    groups (patients where they are known) kept from training, on which temperature, familiarity and metrics
-    are computed.  Classes of the level without a cell are said, marked on the card and never named.  `locator` are a trained locator's weights, `start` a pretrained backbone
+    groups (patients where they are known; copies of one image are together) kept from training, on which
+    temperature, familiarity and metrics are computed.  Classes of the level without a cell are said, marked
+    on the card and never named.  `locator` are a trained locator's weights, `start` a pretrained backbone
     (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used, or
     where an earlier training's checkpoint is there and `resume` is not asked for.
     """
     from classifiers.calibration import finish_package, require_held_out
+    from classifiers.evaluation import held_out_mark
     from classifiers.pretraining import how_pretrained
     from classifiers.readers import read_cells, reader_of
-    from classifiers.sources import split_by_group
+    from classifiers.sources import split_by_group, with_copies_together
     from classifiers.tallies import tally
     from classifiers.timm_classifier import go_on_from, own_locator
     from storage.packages import find_package
@@ -252,11 +254,13 @@ def train_classifier(
     name_of_reader = reader or recipe.reader
     samples = read_cells(data, name_of_reader) if isinstance(data, Path) else list(data)
     if held_out is None:
+        samples = with_copies_together(samples, report)
         train, held = split_by_group(samples, holdout, seed)
         learned, held_out = [samples[i] for i in train], [samples[i] for i in held]
         share: float | None = holdout
+        mark: str | None = held_out_mark(held_out)
     else:
-        learned, share = samples, None  # no share that the card could state, to be drawn again
+        learned, share, mark = samples, None, None  # no share that the card could state, to be drawn again
     counted = tally(learned, held_out, recipe.level)
     counted.require_two_classes()
     require_held_out(held_out, recipe)
@@ -294,6 +298,7 @@ def train_classifier(
         "recipe": asdict(recipe),
         "trained_cells": len(cells.labels),
         "holdout": share,
+        "held_out_mark": mark,
         **counted.on_card(),
         "pretrained": None if start is None else how_pretrained(start),
     }
