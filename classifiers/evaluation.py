@@ -90,8 +90,9 @@ def held_out_samples(name: str, samples: Sequence[Sample]) -> list[Sample]:
     held = [samples[i] for i in split_by_group(samples, float(share), int(seed))[1]]
     if held_out_mark(held) != mark:
         raise BadInput(
-            f"{name}: it was trained on other cells, or some were added, changed or are missing since, so what "
-            "it never saw is not known; name the data of its training and its reader, or leave out --held-out."
+            f"{name}: it was trained on other cells, or some were added, changed or are missing since, so "
+            "what it never saw is not known; name the data of its training and its reader, or leave out "
+            "--held-out."
         )
     return held
 

@@ -150,7 +150,7 @@ def test_an_unknown_key_of_a_companion_is_refused(tmp_path):
 @pytest.mark.parametrize("of", ["weight: 0", "weight: -1"])
 def test_a_companion_that_weighs_nothing_is_refused(tmp_path, of):
     (tmp_path / "r.yaml").write_text(f"companions:\n  - {{epochs: 2, {of}}}\n")
-    with pytest.raises(BadInput, match="companion of 2 epochs and weight"):
+    with pytest.raises(BadInput, match="companions: 'weight' must be above 0"):
         Recipe.load(tmp_path / "r.yaml")
 
 

@@ -403,5 +403,5 @@ def test_a_training_of_fewer_than_two_classes_is_refused_with_what_was_found(fol
 def test_a_share_of_what_was_begun_from_asks_for_a_classifier_to_begin_from(folder, tmp_path):
     with pytest.raises(BadInput, match="start_share is of a classifier to go on from; name one"):
         train_classifier(folder, tmp_path / "none", replace(TINY, start_share=0.3), epochs=1, holdout=0.3)
-    with pytest.raises(BadInput, match="no share from 0 to below 1"):
+    with pytest.raises(BadInput, match="'start_share' must be from 0 to below 1, not 1"):
         replace(TINY, start_share=1.0)
