@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # fitted: the kinds of outliers at hand are not the kinds that will come.
 WEIGHTS = (1.0, 0.3, 0.5)
 SHRINKAGE = 0.1
+UNKNOWN = ("unknown",)  # stain or specimen of cells of which nobody has stated it
 
 
 def patch_of(sample: Sample, image: np.ndarray) -> np.ndarray:
@@ -201,10 +202,10 @@ def finish_package(
         "architecture": "timm",
         "weights": "safetensors",
         "licence": "AGPL-3.0-or-later",
-        "intended_use": "Research: naming single blood cells in brightfield images of stained smears.",
+        "intended_use": f"Research: naming single cells in {recipe.modality} images of smears.",
         "modalities": (recipe.modality,),
-        "stains": ("MGG",),
-        "specimens": ("blood",),
+        "stains": UNKNOWN,
+        "specimens": UNKNOWN,
         "pixel_size_um": None,
         "input_px": (recipe.input_px, recipe.input_px),
         "channels": 3,

@@ -80,6 +80,12 @@ def test_a_recipe_says_its_source_names_a_reader_and_takes_steps(name):
     assert torch.isfinite(out).all()
 
 
+def test_the_page_lists_every_recipe():
+    page = (RECIPES.parents[1] / "docs" / "classification.md").read_text()
+    table = page.split("| recipe | experiment |")[1].split("\n\n")[0]
+    assert set(re.findall("`([^`]+)`", table)) >= set(recipe_names())
+
+
 def test_a_recipe_for_dic_may_not_turn_its_shadows():
     with pytest.raises(BadInput, match="direction"):
         Recipe(modality="dic")

@@ -64,11 +64,17 @@ def test_a_public_set_is_trained_on_and_its_held_out_part_measured(pbc, smears, 
     recipe.write_text(RECIPE)
     run("train", "backbone", smears, "--out", tmp_path / "b", "--epochs", 1, "--crops", 6)
     out = tmp_path / "package"
-    run(
-        *("train", "classifier", pbc, "--out", out, "--recipe", recipe, "--reader", "pbc-8", "--seed", 3),
-        *("--start", tmp_path / "b", "--locator", "leukocyte-classes"),
+    line = ("train", "classifier", pbc, "--out", out, "--recipe", recipe, "--reader", "pbc-8", "--seed", 3)
+    said = CliRunner().invoke(
+        group,
+        [str(a) for a in (*line, "--start", tmp_path / "b", "--locator", "leukocyte-classes", "--json")],
     )
     card = read_package(out).card
+    figures = json.loads(said.stdout)["metrics"]
+    assert figures["all"] == json.loads(json.dumps(card.metrics["all"]))
+    assert figures["trained_cells"] + figures["all"]["n"] == 18
+    assert figures["held_out_share"] == card.training["held_out_share"] == round(figures["all"]["n"] / 18, 4)
+    assert (card.stains, card.specimens) == (("MGG",), ("blood",))
     assert card.classes == ("immature_granulocyte", "lymphocyte", "neutrophil")
     assert "Acevedo" in card.training_data[0]
     assert card.training["pretrained"] == json.loads((tmp_path / "b" / "pretraining.json").read_text())
@@ -90,6 +96,7 @@ def test_a_public_set_is_trained_on_and_its_held_out_part_measured(pbc, smears, 
 def test_held_out_cells_are_those_of_the_training_or_none(tmp_path):
     data, out = class_folders(make(tmp_path / "a")), tmp_path / "p"
     train_classifier(data, out, Recipe(input_px=32, cached_px=48, epochs=1, batch=4, samples_per_epoch=4))
+    assert (read_package(out).card.stains, read_package(out).card.specimens) == (("unknown",), ("unknown",))
     held = held_out_samples(str(out), read_samples(data))
     (tmp_path / "a").rename(tmp_path / "b")
     moved = held_out_samples(str(out), read_samples(tmp_path / "b"))
@@ -107,7 +114,9 @@ def test_a_copy_of_a_cell_lies_on_the_side_of_the_cell(tmp_path):
     for path in sorted(data.rglob("*.png")):
         Image.open(path).save(path.with_suffix(".jpg"), quality=80)
     recipe = Recipe(input_px=32, cached_px=48, epochs=1, batch=4, samples_per_epoch=4)
-    out = train_classifier(data, tmp_path / "p", recipe, holdout=0.3, report=said.append)
+    out = tmp_path / "p"
+    train_classifier(data, out, recipe, holdout=0.3, stain="MGG", specimen="bone_marrow", report=said.append)
+    assert (read_package(out).card.stains, read_package(out).card.specimens) == (("MGG",), ("bone_marrow",))
     assert "near-duplicate images join 12 groups to others: they stay on one side of the split" in said
     held = {s.path for s in held_out_samples(str(out), read_samples(data))}
     assert {p.with_suffix(".jpg") for p in held} == {p for p in held if p.suffix == ".jpg"}
