@@ -386,6 +386,8 @@ def test_a_class_that_a_classifier_was_never_shown_can_be_learned_from_it(folder
     more = [replace(s, label="monocyte") if s.label == "eosinophil" else s for s in samples]
     out = train_classifier(more, tmp_path / "more", TINY, holdout=0.3, start=first)
     assert read_package(out).card.known_classes == ("lymphocyte", "monocyte")
+    biases = read_package(out).state_dict()["network.fc.bias"]
+    assert biases[read_package(out).card.classes.index("monocyte")].abs() < 10
     assert read_package(out).card.metrics["all"]["per_class"]["monocyte"]["n"] == 2
 
 
