@@ -27,6 +27,8 @@ TEXT = {
     "version": "0.5.0",
     "intended_use": "Research: naming single leukocytes, erythroblasts and platelets in brightfield images "
     "of MGG, Giemsa or Wright stained blood smears, at any scale.",
+    "stains": ("MGG",),
+    "specimens": ("blood",),
     "training_data": (
         "Barcelona PBC cells, CC BY 4.0 (Acevedo 2020): 274 labelled single cells",
         "segmentation_WBC, GPL-3.0 (Zheng 2018): 315 leukocytes of two stains, classes unverified",

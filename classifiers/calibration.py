@@ -12,6 +12,7 @@ import torch
 from classifiers.metrics import auroc, fit_temperature, summary
 from classifiers.networks import CellNet, Familiarity
 from classifiers.sources import Sample, level_classes, to_level
+from classifiers.tallies import NONE, role_of
 from classifiers.timm_classifier import TimmClassifier, packed_state
 from classifiers.views import reflected
 from pipeline.errors import BadInput
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # fitted: the kinds of outliers at hand are not the kinds that will come.
 WEIGHTS = (1.0, 0.3, 0.5)
 SHRINKAGE = 0.1
+UNKNOWN = ("unknown",)  # stain or specimen of cells of which nobody has stated it
 
 
 def patch_of(sample: Sample, image: np.ndarray) -> np.ndarray:
@@ -47,12 +49,12 @@ def embed_samples(
     parts = []
     labels = []
     for sample in samples:
-        label = to_level(sample.label, level)
-        if label not in classifier.classes and label not in ("other", "artefact", "smudge"):
+        label = role_of(sample.label, level)
+        if label is None:
             continue
         patch = patch_of(sample, read_rgb(sample.path))
         parts.append(classifier.embed(patch[None], None))
-        labels.append(classifier.classes.index(label) if label in classifier.classes else -1)
+        labels.append(-1 if label == NONE else classifier.classes.index(label))
     embedding, logits, none = (np.concatenate(p) for p in zip(*parts, strict=True))
     return embedding, logits, none, np.array(labels)
 
@@ -78,6 +80,8 @@ def fit_familiarity(
             for k in range(len(familiarity.means))
         ]
     )
+    # A class that no cell taught is near nothing: its place is that of one that is there.
+    means[np.setdiff1d(np.arange(len(means)), labels)] = means[labels[0]]
     within = embedding - means[labels]
     covariance = within.T @ within / max(1, len(within) - len(means))
     covariance += SHRINKAGE * np.trace(covariance) / features * np.eye(features) + 1e-9 * np.eye(features)
@@ -137,12 +141,16 @@ def finish_package(
 ) -> dict[str, Any]:
     """Calibrate on held-out samples and write the package; returns the metrics on its card.
 
-    Raises BadInput where no held-out sample is of a class.
+    A class without a cell in `cells` is marked on the card, and never named.  Raises BadInput where no
+    held-out sample is of a class.
     """
     from classifiers.cell_set import MEAN, STD
-    from storage.packages import write_package
+    from storage.packages import UNTRAINED, write_package
 
     require_held_out(held, recipe)
+    classes = level_classes(recipe.level)
+    untrained = sorted(set(range(len(classes))) - set(cells.labels.tolist()))
+    net.close_outputs(untrained)
     # Measured is what is stored: float16 weights, widened again.
     net.load_state_dict({k: v.to(net.state_dict()[k].dtype) for k, v in packed_state(net).items()})
     parameters: dict[str, Any] = {
@@ -156,8 +164,8 @@ def finish_package(
         "components": net.familiarity.projection.shape[1],
         "member_weights": list(net.weights),
         "level": recipe.level if isinstance(recipe.level, str) else list(recipe.level),
+        UNTRAINED: [classes[k] for k in untrained],
     }
-    classes = level_classes(recipe.level)
     classifier = TimmClassifier(
         name, classes, net, input_px=recipe.input_px, mean=MEAN, std=STD, parameters=parameters
     )
@@ -168,7 +176,7 @@ def finish_package(
     }
     embedding, logits, none, labels = embed_samples(classifier, held, recipe.level)
     known = labels >= 0
-    sources = np.array([s.source for s in held if _used(s, recipe.level, classes)])
+    sources = np.array([s.source for s in held if role_of(s.label, recipe.level) is not None])
     # Every source counts alike, so that the many easy cells of one do not make the rest overconfident.
     names, which, counts = np.unique(sources[known], return_inverse=True, return_counts=True)
     temperature = fit_temperature(logits[known].astype(np.float64), labels[known], 1 / counts[which])
@@ -194,10 +202,10 @@ def finish_package(
         "architecture": "timm",
         "weights": "safetensors",
         "licence": "AGPL-3.0-or-later",
-        "intended_use": "Research: naming single blood cells in brightfield images of stained smears.",
+        "intended_use": f"Research: naming single cells in {recipe.modality} images of smears.",
         "modalities": (recipe.modality,),
-        "stains": ("MGG",),
-        "specimens": ("blood",),
+        "stains": UNKNOWN,
+        "specimens": UNKNOWN,
         "pixel_size_um": None,
         "input_px": (recipe.input_px, recipe.input_px),
         "channels": 3,
@@ -212,11 +220,6 @@ def finish_package(
     }
     write_package(out_dir, full, packed_state(net))
     return metrics
-
-
-def _used(sample: Sample, level: str | tuple[str, ...], classes: Sequence[str]) -> bool:
-    label = to_level(sample.label, level)
-    return label in classes or label in ("other", "artefact", "smudge")
 
 
 def embed_cached(classifier: TimmClassifier, cells: CellSet) -> tuple[np.ndarray, np.ndarray]:

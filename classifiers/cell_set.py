@@ -17,7 +17,8 @@ from torch import Tensor
 from classifiers.augment import augment
 from classifiers.networks import CellNet
 from classifiers.recipes import Recipe
-from classifiers.sources import Sample, level_classes, to_level
+from classifiers.sources import Sample, level_classes
+from classifiers.tallies import NONE, role_of
 from classifiers.views import LOCATOR_PX, anchored, balance, crop_square, white_point
 from pipeline.errors import BadInput
 from storage.checkpoints import tensors_mark
@@ -53,8 +54,8 @@ def cell_set(samples: Sequence[Sample], recipe: Recipe, net: CellNet | None = No
     images, views, labels, weights, sources = [], [], [], [], []
     last: tuple[Path, np.ndarray, Tensor] | None = None
     for sample in samples:
-        label = to_level(sample.label, recipe.level)
-        if label not in classes and label not in ("other", "artefact", "smudge"):
+        label = role_of(sample.label, recipe.level)
+        if label is None:
             continue
         if last is None or last[0] != sample.path:
             image = read_rgb(sample.path)
@@ -67,7 +68,7 @@ def cell_set(samples: Sequence[Sample], recipe: Recipe, net: CellNet | None = No
             crop = anchored(crop, 1 / (recipe.zoom * margin), recipe.nuclear_hue)
         images.append((crop * 255).round().byte())
         views.append(view / side)
-        labels.append(classes.index(label) if label in classes else -1)
+        labels.append(-1 if label == NONE else classes.index(label))
         weights.append(sample.weight)
         sources.append(sample.source)
     if not images:

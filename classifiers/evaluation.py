@@ -14,6 +14,7 @@ from classifiers.metrics import auroc, summary
 from classifiers.sources import Sample, read_samples, split_by_group
 from classifiers.taxonomy import is_a, roll_up
 from pipeline.errors import BadInput
+from storage.fingerprint import fingerprint, sha256_of
 from storage.images import read_rgb
 from storage.whole_files import write_json, write_png
 
@@ -75,16 +76,31 @@ def evaluate_classifier(
 def held_out_samples(name: str, samples: Sequence[Sample]) -> list[Sample]:
     """Of the data that a package was trained on, the part that its card says was held out.
 
-    Raises BadInput where the card names no seed and share of a split.
+    Raises BadInput where the card names no split, or that of other cells.
     """
+    from classifiers.sources import with_copies_together
     from storage.packages import find_package
 
     package = find_package(name)
     training = {} if package is None else package.card.training
-    seed, share = training.get("seed"), training.get("holdout")
-    if seed is None or share is None:
-        raise BadInput(f"{name}: its card names no seed and share of a split; leave out --held-out.")
-    return [samples[i] for i in split_by_group(samples, float(share), int(seed))[1]]
+    seed, share, mark = (training.get(k) for k in ("seed", "holdout", "held_out_mark"))
+    if seed is None or share is None or mark is None:
+        raise BadInput(f"{name}: its card names no seed, share and mark of a split; leave out --held-out.")
+    samples = with_copies_together(samples)
+    held = [samples[i] for i in split_by_group(samples, float(share), int(seed))[1]]
+    if held_out_mark(held) != mark:
+        raise BadInput(
+            f"{name}: it was trained on other cells, or some were added, changed or are missing since, so "
+            "what it never saw is not known; name the data of its training and its reader, or leave out "
+            "--held-out."
+        )
+    return held
+
+
+def held_out_mark(held: Sequence[Sample]) -> str:
+    """sha256 (hex) of held-out cells: their files, labels and places, wherever the files lie."""
+    files = {path: sha256_of(path) for path in {s.path for s in held}}
+    return fingerprint(sorted(repr((files[s.path], s.label, s.x, s.y, s.side)) for s in held))
 
 
 def draw_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:

@@ -43,6 +43,8 @@ def build_backbone(backbone: str, outputs: int, drop_rate: float = 0.0) -> nn.Mo
     return network
 
 
+CLOSED = -1e4  # the logit of a class that no cell taught; float16 holds it
+
 # What a locator may answer, in shares of the crop's side: beyond it the crop shows no single centred cell.
 MAX_OFFSET, MIN_SIDE, MAX_SIDE = 0.2, 0.08, 1.1
 MIN_VIEW, MAX_VIEW = 0.33, 1.6
@@ -185,6 +187,21 @@ class CellNet(nn.Module):
             return out, torch.zeros(len(out))
         classes = out[:, : self.classes]
         return classes, out[:, -1] - classes.logsumexp(1)
+
+    def close_outputs(self, classes: Sequence[int]) -> None:
+        """Give classes that no cell taught a logit so low that their probability is 0 whatever is seen."""
+        self._set_outputs(classes, CLOSED)
+
+    def open_outputs(self, classes: Sequence[int]) -> None:
+        """Let closed classes be learned."""
+        self._set_outputs(classes, 0.0)
+
+    def _set_outputs(self, classes: Sequence[int], bias: float) -> None:
+        with torch.no_grad():
+            for member in self.members:
+                last = member.get_classifier()
+                last.weight[list(classes)] = 0
+                last.bias[list(classes)] = bias
 
     def fine_layers(self, input_px: int, least_px: int = 4) -> tuple[nn.Module, ...]:
         """Of each backbone the deepest stage whose features are still `least_px` wide, for Grad-CAM.

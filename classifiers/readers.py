@@ -34,7 +34,8 @@ class Reader:
     """A public set: how it is read, what it is, and what must be known of it.
 
     `pixel_size_um` is that of its images, None where it differs or is not published; `traps` are printed by
-    the documentation and the card.  `labels` says whose labels they are.
+    the documentation and the card.  `labels` says whose labels they are.  `stains` (MGG stands for all stains
+    of Romanowsky's kind) and `specimens` are empty where the set does not say.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Reader:
     pixel_size_um: float | None = None
     labels: str = "cells"
     traps: tuple[str, ...] = ()
+    stains: tuple[str, ...] = ()
+    specimens: tuple[str, ...] = ()
 
 
 READERS: dict[str, Reader] = {}
@@ -295,6 +298,8 @@ register_reader(
         " the smears' leukocytes read by the project",
         "CC BY 4.0; GPL-3.0; MIT",
         traps=("the classes of smear leukocytes were read by a machine, not by a haematologist",),
+        stains=("MGG",),
+        specimens=("blood",),
     )
 )
 register_reader(
@@ -309,6 +314,8 @@ register_reader(
             "MYB is myelocyte, KSC smudge, LYA reactive or abnormal, EBO holds proerythroblasts",
             "patients are not published: cells of one patient can fall on both sides of a split",
         ),
+        stains=("MGG",),
+        specimens=("blood",),
     )
 )
 register_reader(
@@ -334,6 +341,8 @@ register_reader(
             "NIF is not identifiable, KSC smudge, MYB myelocyte, FGC faggot cell; marrow, not blood",
             "patients are not published per image",
         ),
+        stains=("MGG",),
+        specimens=("bone_marrow",),
     )
 )
 register_reader(
@@ -344,6 +353,8 @@ register_reader(
         "CC BY 4.0",
         None,
         traps=("ig is three stages in one folder, neutrophil two; the file prefix says which",),
+        stains=("MGG",),
+        specimens=("blood",),
     )
 )
 register_reader(
@@ -354,5 +365,7 @@ register_reader(
         "free for research, cite the paper",
         None,
         traps=("TestB is of another microscope and camera and holds two classes",),
+        stains=("MGG",),
+        specimens=("blood",),
     )
 )

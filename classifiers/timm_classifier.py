@@ -247,10 +247,11 @@ def own_locator(package: ModelPackage) -> dict[str, torch.Tensor] | None:
     return {k.removeprefix("locator."): v.float() for k, v in found if k.startswith("locator.")} or None
 
 
-def go_on_from(members: Sequence[torch.nn.Module], package: ModelPackage, classes: Sequence[str]) -> None:
+def go_on_from(net: CellNet, package: ModelPackage, classes: Sequence[str]) -> None:
     """Give backbones with their outputs the weights of a classifier of the same classes, in order.
 
-    Where more are asked for than the package has, its first serves again.  Raises BadInput for a package of
+    Where more are asked for than the package has, its first serves again; a class that it was never shown
+    can be learned now.  Raises BadInput for a package of
     another kind or of other classes, BadModelPackage where its weights do not fit.
     """
     card = package.card
@@ -260,12 +261,13 @@ def go_on_from(members: Sequence[torch.nn.Module], package: ModelPackage, classe
             f"on from a classifier of the recipe's classes alone: {', '.join(classes)}."
         )
     weights = package.state_dict()
-    for number, network in enumerate(members):
+    for number, network in enumerate(net.members):
         prefix = f"companions.{number - 1}."
         if not any(k.startswith(prefix) for k in weights):
             prefix = "network."
         state = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
         load_strictly(network, state, str(package.folder))
+    net.open_outputs([i for i, name in enumerate(card.classes) if name not in card.known_classes])
 
 
 def load_strictly(net: torch.nn.Module, state: dict[str, torch.Tensor], where: str) -> None:

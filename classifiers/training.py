@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from classifiers.recipes import Recipe
 from classifiers.sources import Sample, level_classes
 from pipeline.errors import BadInput
 from storage.checkpoints import keep_earlier, read_checkpoint, require_same, tensors_mark, write_checkpoint
+
+if TYPE_CHECKING:
+    from classifiers.readers import Reader
 
 STATE = ("network", "average", "optimiser", "schedule", "generator", "global", "epoch")
 
@@ -210,6 +213,13 @@ def checkpoint_of(out_dir: Path) -> Path:
     return out_dir.parent / f".{out_dir.name}.checkpoint.pt"
 
 
+def said_of(reader: Reader, recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """Stains and specimens of a card, as far as a reader says them of its set; DIC is of unstained cells."""
+    stains = ("unstained",) if recipe.modality == "dic" else reader.stains
+    said = {"stains": stains, "specimens": reader.specimens}
+    return {key: values for key, values in said.items() if values}
+
+
 def train_classifier(
     data: Path | Sequence[Sample],
     out_dir: Path,
@@ -226,20 +236,26 @@ def train_classifier(
     reader: str | None = None,
     start: Path | None = None,
     held_out: Sequence[Sample] | None = None,
+    stain: str | None = None,
+    specimen: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Train on labelled cells and write a model package to `out_dir`; returns its folder.
 
     `data`: a folder that `reader` (default: the recipe's) takes, or samples.  `holdout` is the share of
-    groups (patients where they are known) kept from training, on which temperature, familiarity and metrics
-    are computed.  `locator` are a trained locator's weights, `start` a pretrained backbone
-    (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be used, or
-    where an earlier training's checkpoint is there and `resume` is not asked for.
+    groups (patients where they are known; copies of one image are together) kept from training, on which
+    temperature, familiarity and metrics are computed.  Classes of the level without a cell are said, marked
+    on the card and never named.  `stain` and `specimen` of the cells stand on the card; without them, what
+    the reader says of its set, else unknown.  `locator` are a trained locator's weights, `start` a pretrained
+    backbone (`classifiers.pretraining`, `classifiers.imagenet`).  Raises BadInput where the data cannot be
+    used, or where an earlier training's checkpoint is there and `resume` is not asked for.
     """
     from classifiers.calibration import finish_package, require_held_out
+    from classifiers.evaluation import held_out_mark
     from classifiers.pretraining import how_pretrained
     from classifiers.readers import read_cells, reader_of
-    from classifiers.sources import split_by_group
+    from classifiers.sources import split_by_group, with_copies_together
+    from classifiers.tallies import tally
     from classifiers.timm_classifier import go_on_from, own_locator
     from storage.packages import find_package
 
@@ -251,12 +267,18 @@ def train_classifier(
     name_of_reader = reader or recipe.reader
     samples = read_cells(data, name_of_reader) if isinstance(data, Path) else list(data)
     if held_out is None:
+        samples = with_copies_together(samples, report)
         train, held = split_by_group(samples, holdout, seed)
         learned, held_out = [samples[i] for i in train], [samples[i] for i in held]
         share: float | None = holdout
+        mark: str | None = held_out_mark(held_out)
     else:
-        learned, share = samples, None  # no share that the card could state, to be drawn again
+        learned, share, mark = samples, None, None  # no share that the card could state, to be drawn again
+    counted = tally(learned, held_out, recipe.level)
+    counted.require_two_classes()
     require_held_out(held_out, recipe)
+    for line in counted.lines():
+        report(line)
     classes = level_classes(recipe.level)
     before = None if start is None else find_package(str(start))
     if before is not None and locator is None:
@@ -266,7 +288,7 @@ def train_classifier(
     if net.locator is not None and locator is not None:
         net.locator.load_state_dict(locator)
     if before is not None:
-        go_on_from(net.members, before, classes)
+        go_on_from(net, before, classes)
     elif recipe.start_share:
         raise BadInput("recipe: start_share is of a classifier to go on from; name one with --start.")
     begun = copy.deepcopy(net.members) if recipe.start_share else ()
@@ -289,11 +311,15 @@ def train_classifier(
         "recipe": asdict(recipe),
         "trained_cells": len(cells.labels),
         "holdout": share,
+        "held_out_mark": mark,
+        **counted.on_card(),
         "pretrained": None if start is None else how_pretrained(start),
     }
     if isinstance(data, Path):
         source = reader_of(name_of_reader)
-        stated = f"{source.citation}; licence: {source.licence}; {len(samples)} cells"
-        card = {"training_data": (stated,), **(card or {})}
-    finish_package(net, cells, held_out, recipe, out_dir, name or out_dir.name, training, card or {})
+        stated = f"{source.citation}; licence: {source.licence}; {counted}"
+        card = {"training_data": (stated,), **said_of(source, recipe), **(card or {})}
+    given = {"stains": stain, "specimens": specimen}
+    card = {**(card or {}), **{key: (value,) for key, value in given.items() if value is not None}}
+    finish_package(net, cells, held_out, recipe, out_dir, name or out_dir.name, training, card)
     return out_dir

@@ -75,7 +75,7 @@ def known_classes(settings: Settings, found: Iterable[Cell]) -> tuple[str, ...] 
     for used in _described(settings, found):
         if not isinstance(used, ModelPackage):
             return None
-        classes |= dict.fromkeys(used.card.classes)
+        classes |= dict.fromkeys(used.card.known_classes)
     return tuple(classes)
 
 

@@ -149,6 +149,7 @@ def _card(
         "intended_use": f"Research: naming single blood cells that {painted} has painted from DIC.",
         "modalities": ("dic",),
         "stains": ("unstained",),
+        "specimens": namer.card.specimens,
         "training_data": (
             f"{given}, painted by {painted} from DIC computed under random optics (phantoms.optics), "
             f"{options.draws} pictures a cell; cells of smears are named by {namer.card.name} "

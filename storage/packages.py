@@ -24,6 +24,9 @@ SPLIT_FILE = "split.csv"  # of a detector that was trained on a folder: which im
 WEIGHT_FILES = {"safetensors": "model.safetensors", "onnx": "model.onnx"}
 
 
+UNTRAINED = "untrained_classes"  # parameter of a card: classes that have an output and no cell taught
+
+
 class Normalisation(BaseModel):
     """What is done to a pixel in [0, 1] before the network sees it: (x - mean) / std per channel."""
 
@@ -59,6 +62,11 @@ class ModelCard(BaseModel):
     metrics: dict[str, Any]  # per source and class, with intervals, and what they were measured on
     limits: tuple[str, ...]  # known failures and what it was never tried on
     parameters: dict[str, Any] = Field(default_factory=dict)  # what the builder needs (widths, anchors…)
+
+    @property
+    def known_classes(self) -> tuple[str, ...]:
+        """The classes that the model can tell: a class without a cell to learn from is not one."""
+        return tuple(c for c in self.classes if c not in self.parameters.get(UNTRAINED, ()))
 
 
 @dataclass(frozen=True)

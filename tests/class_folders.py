@@ -18,5 +18,6 @@ def class_folders(root: Path) -> Path:
             y, x = np.mgrid[:48, :48]
             image[np.hypot(y - 24, x - 24) < random.uniform(9, 14)] = colour
             noise = random.normal(0, 8, image.shape)
+            noise += np.kron(random.normal(0, 25, (8, 8, 1)), np.ones((6, 6, 1)))  # no two cells are copies
             Image.fromarray((image + noise).clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
     return root

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from classifiers.learning_rate import range_test
 from classifiers.networks import BACKBONES, CellNet
 from classifiers.readers import READERS
 from classifiers.recipes import RECIPES, Companion, Recipe, recipe_names
+from classifiers.recipes.limits import LIMITS
 from classifiers.sources import level_classes
 from classifiers.training import fit, new_net, peak_rate
 from pipeline.errors import BadInput, UnknownName
@@ -78,6 +80,12 @@ def test_a_recipe_says_its_source_names_a_reader_and_takes_steps(name):
     assert torch.isfinite(out).all()
 
 
+def test_the_page_lists_every_recipe():
+    page = (RECIPES.parents[1] / "docs" / "classification.md").read_text()
+    table = page.split("| recipe | experiment |")[1].split("\n\n")[0]
+    assert set(re.findall("`([^`]+)`", table)) >= set(recipe_names())
+
+
 def test_a_recipe_for_dic_may_not_turn_its_shadows():
     with pytest.raises(BadInput, match="direction"):
         Recipe(modality="dic")
@@ -101,6 +109,47 @@ def test_a_recipe_for_dic_may_not_turn_its_shadows():
 def test_a_recipe_that_cannot_be_is_refused(change, message):
     with pytest.raises((BadInput, UnknownName), match=message):
         Recipe(**change)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("batch: -2", "'batch' must be 2 or more, not -2"),
+        ("learning_rate: -1.0", "'learning_rate' must be above 0, not -1.0"),
+        ("learning_rate: 1e-3", "'learning_rate' must be a number or null, not '1e-3' (YAML reads"),
+        ("balance: abc", "'balance' must be a number, not 'abc'."),
+        ("cached_px: 0", "'cached_px' must be 16 or more, not 0"),
+        ("epochs: 0", "'epochs' must be 1 or more, not 0"),
+        ("epochs: 1.5", "'epochs' must be a whole number, not 1.5"),
+        ("epochs: true", "'epochs' must be a whole number, not True"),
+        ("samples_per_epoch: 0", "'samples_per_epoch' must be 1 or more, not 0"),
+        ("weight_decay: .nan", "'weight_decay' must be a finite number, not nan"),
+        ("none_share: 1.0", "'none_share' must be from 0 to below 1, not 1.0"),
+        ("zoom: 0", "'zoom' must be above 0, not 0"),
+        ("start_px: 16", "'start_px' must be from 32, the least of resnet18_slim, to input_px (96), not 16"),
+        ("level: 5", "'level' must be a word or a list of words, not 5"),
+        ("augmentation: {blur: 2}", "augmentation: 'blur' must be from 0 to 1, not 2"),
+        ("augmentation: {scale: 1.2}", "augmentation: 'scale' must be a list of numbers, not 1.2"),
+        ("augmentation: {scale: [0, 1]}", "augmentation: 'scale' must be above 0, not 0"),
+        ("augmentation: {scale: [1.2, 0.9]}", "'scale' must be the less and the more"),
+        ("augmentation: [1]", "augmentation must hold keys and values"),
+        ("companions: [{epochs: 0}]", "companions: 'epochs' must be 1 or more, not 0"),
+        ("companions: [{epochs: 1, weight: 0}]", "companions: 'weight' must be above 0, not 0"),
+        ("- 1", "must hold keys and values, not list"),
+        ("epochs: [", "not a YAML recipe"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_with_file_and_key(tmp_path, text, said):
+    (tmp_path / "mine.yaml").write_text(text + "\n")
+    with pytest.raises(BadInput, match=re.escape(said)) as refused:
+        Recipe.load(tmp_path / "mine.yaml")
+    assert str(refused.value).startswith(str(tmp_path / "mine.yaml"))
+
+
+def test_every_number_and_choice_of_a_recipe_has_a_limit():
+    free = {"backbone", "level", "reader", "experiment", "rotation", "flips", "companions", "augmentation"}
+    for kind in (Recipe, Companion, Augmentation):
+        assert {f.name for f in fields(kind)} - free == LIMITS[kind.__name__].keys() - free
 
 
 def test_the_levels_of_the_sets_are_their_canonical_classes():

@@ -108,10 +108,11 @@ def test_a_package_without_its_second_network_is_refused(package, tmp_path):
 def test_grad_cam_asks_every_network(package, folder):
     patch = patches(folder)[0]
     classifier = TimmClassifier.from_package(package)
+    seen = package.card.classes.index("eosinophil")
     given = classifier.attribution_input(patch, None)
-    heat = attribution(given, [0], "grad-cam")
+    heat = attribution(given, [seen], "grad-cam")
     assert len(given.layers) == 2
-    alone = [attribution(replace(given, layers=(layer,)), [0], "grad-cam") for layer in given.layers]
+    alone = [attribution(replace(given, layers=(layer,)), [seen], "grad-cam") for layer in given.layers]
     assert not torch.allclose(alone[0], alone[1])
     torch.testing.assert_close(heat, (alone[0] + alone[1]) / 2)
 
@@ -149,7 +150,7 @@ def test_an_unknown_key_of_a_companion_is_refused(tmp_path):
 @pytest.mark.parametrize("of", ["weight: 0", "weight: -1"])
 def test_a_companion_that_weighs_nothing_is_refused(tmp_path, of):
     (tmp_path / "r.yaml").write_text(f"companions:\n  - {{epochs: 2, {of}}}\n")
-    with pytest.raises(BadInput, match="companion of 2 epochs and weight"):
+    with pytest.raises(BadInput, match="companions: 'weight' must be above 0"):
         Recipe.load(tmp_path / "r.yaml")
 
 

@@ -28,7 +28,9 @@ from classifiers.sources import (
 from classifiers.timm_classifier import TimmClassifier, load_strictly, packed_state
 from classifiers.training import fit, train_classifier
 from classifiers.views import crop_square, dihedral, reflected
+from flows.naming import known_classes
 from pipeline.errors import BadInput, BadModelPackage, UnreadableImage
+from pipeline.settings import Settings
 from storage.packages import read_package
 from tests.class_folders import class_folders
 
@@ -358,8 +360,50 @@ def test_what_is_kept_is_the_mean_of_the_classifier_begun_from_and_the_one_train
         np.testing.assert_allclose(kept[k].float(), expected, atol=2e-3)  # stored in 16 bits
 
 
+def test_classes_without_a_cell_are_said_marked_and_never_named(folder, tmp_path):
+    samples, said = read_samples(folder), []
+    samples += [replace(s, label="blast") for s in samples[:3]]
+    out = train_classifier(samples, tmp_path / "two", TINY, epochs=1, holdout=0.3, report=said.append)
+    package = read_package(out)
+    untrained = {"basophil", "erythroblast", "immature_granulocyte", "monocyte", "neutrophil", "platelet"}
+    assert set(package.card.parameters["untrained_classes"]) == untrained
+    assert package.card.known_classes == ("eosinophil", "lymphocyte")
+    cells = package.card.training["cells"]
+    assert cells["left_out"] == {"blast": 3}
+    assert cells["learned"].keys() == {"eosinophil", "lymphocyte"}
+    assert sum(cells["learned"].values()) == package.card.training["trained_cells"]
+    assert any("left out" in line and "blast 3" in line for line in said)
+    assert any("no cell of basophil" in line for line in said)
+    found = TimmClassifier.from_package(package).classify(np.full((1, 40, 40, 3), 120, np.uint8), None)
+    told = [package.card.classes.index(c) for c in package.card.known_classes]
+    assert found.probabilities[0, told].sum() == 1
+    assert known_classes(Settings(classification={"classifier": str(out)}), []) == package.card.known_classes
+
+
+def test_a_class_that_a_classifier_was_never_shown_can_be_learned_from_it(folder, tmp_path):
+    samples = read_samples(folder)
+    first = train_classifier(samples, tmp_path / "first", TINY, epochs=1, holdout=0.3)
+    more = [replace(s, label="monocyte") if s.label == "eosinophil" else s for s in samples]
+    out = train_classifier(more, tmp_path / "more", TINY, holdout=0.3, start=first)
+    assert read_package(out).card.known_classes == ("lymphocyte", "monocyte")
+    biases = read_package(out).state_dict()["network.fc.bias"]
+    assert biases[read_package(out).card.classes.index("monocyte")].abs() < 10
+    assert read_package(out).card.metrics["all"]["per_class"]["monocyte"]["n"] == 2
+
+
+@pytest.mark.parametrize("labels", [("eosinophil", "blast"), ("blast", "plasma_cell")])
+def test_a_training_of_fewer_than_two_classes_is_refused_with_what_was_found(folder, tmp_path, labels):
+    of = dict(zip(("eosinophil", "lymphocyte"), labels, strict=True))
+    samples = [replace(s, label=of[s.label]) for s in read_samples(folder)]
+    with pytest.raises(
+        BadInput, match=r"level 'eight': there are cells of .*\(left out: blast 6.*two classes"
+    ):
+        train_classifier(samples, tmp_path / "net", TINY)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_share_of_what_was_begun_from_asks_for_a_classifier_to_begin_from(folder, tmp_path):
     with pytest.raises(BadInput, match="start_share is of a classifier to go on from; name one"):
         train_classifier(folder, tmp_path / "none", replace(TINY, start_share=0.3), epochs=1, holdout=0.3)
-    with pytest.raises(BadInput, match="no share from 0 to below 1"):
+    with pytest.raises(BadInput, match="'start_share' must be from 0 to below 1, not 1"):
         replace(TINY, start_share=1.0)

@@ -12,10 +12,13 @@ from PIL import Image
 
 from classifiers.evaluation import evaluate_classifier, held_out_samples
 from classifiers.readers import read_cells
-from classifiers.sources import Sample
+from classifiers.recipes import Recipe
+from classifiers.sources import Sample, read_samples, with_copies_together
+from classifiers.training import train_classifier
 from flows.cli import group
 from pipeline.errors import BadInput
 from storage.packages import read_package
+from tests.class_folders import class_folders
 from tests.test_classification import Brightness
 from tests.test_pretraining import smears  # noqa: F401  (a fixture)
 
@@ -38,6 +41,11 @@ def run(*args: object) -> str:
     return done.stdout
 
 
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture
 def pbc(tmp_path: Path) -> Path:
     """A tiny tree with the layout of the Barcelona set."""
@@ -56,13 +64,14 @@ def test_a_public_set_is_trained_on_and_its_held_out_part_measured(pbc, smears, 
     recipe.write_text(RECIPE)
     run("train", "backbone", smears, "--out", tmp_path / "b", "--epochs", 1, "--crops", 6)
     out = tmp_path / "package"
-    said = run(
-        *("train", "classifier", pbc, "--out", out, "--recipe", recipe, "--reader", "pbc-8", "--seed", 3),
-        *("--start", tmp_path / "b", "--locator", "leukocyte-classes", "--json"),
-    )
-    card = read_package(out).card
-    assert json.loads(said)["metrics"] == json.loads(card.model_dump_json())["metrics"] != {}
-    assert json.loads(said)["package"] == str(out)
+    line = ("train", "classifier", pbc, "--out", out, "--recipe", recipe, "--reader", "pbc-8", "--seed", 3)
+    said = json.loads(run(*line, "--start", tmp_path / "b", "--locator", "leukocyte-classes", "--json"))
+    card, figures = read_package(out).card, said["metrics"]
+    assert said["package"] == str(out)
+    assert figures["all"] == json.loads(json.dumps(card.metrics["all"]))
+    assert figures["trained_cells"] + figures["all"]["n"] == 18
+    assert figures["held_out_share"] == card.training["held_out_share"] == round(figures["all"]["n"] / 18, 4)
+    assert (card.stains, card.specimens) == (("MGG",), ("blood",))
     assert card.classes == ("immature_granulocyte", "lymphocyte", "neutrophil")
     assert "Acevedo" in card.training_data[0]
     assert card.training["pretrained"] == json.loads((tmp_path / "b" / "pretraining.json").read_text())
@@ -79,6 +88,46 @@ def test_a_public_set_is_trained_on_and_its_held_out_part_measured(pbc, smears, 
     for of_class in figures["per_class"].values():
         assert {"precision_interval", "recall_interval", "auc_one_vs_rest"} <= of_class.keys()
     assert (tmp_path / "e" / "confusion.png").stat().st_size > 500
+
+
+def test_held_out_cells_are_those_of_the_training_or_none(tmp_path):
+    data, out = class_folders(make(tmp_path / "a")), tmp_path / "p"
+    train_classifier(data, out, Recipe(input_px=32, cached_px=48, epochs=1, batch=4, samples_per_epoch=4))
+    assert (read_package(out).card.stains, read_package(out).card.specimens) == (("unknown",), ("unknown",))
+    held = held_out_samples(str(out), read_samples(data))
+    (tmp_path / "a").rename(tmp_path / "b")
+    moved = held_out_samples(str(out), read_samples(tmp_path / "b"))
+    assert [s.path.name for s in moved] == [s.path.name for s in held]
+    other = make(tmp_path / "c")
+    for path in class_folders(other).rglob("*.png"):
+        Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    for samples in (read_samples(other), read_samples(tmp_path / "b")[:-4]):
+        with pytest.raises(BadInput, match="it was trained on other cells, or some were added"):
+            held_out_samples(str(out), samples)
+
+
+def test_a_copy_of_a_cell_lies_on_the_side_of_the_cell(tmp_path):
+    data, said = class_folders(make(tmp_path / "cells")), []
+    for path in sorted(data.rglob("*.png")):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=80)
+    recipe = Recipe(input_px=32, cached_px=48, epochs=1, batch=4, samples_per_epoch=4)
+    out = tmp_path / "p"
+    train_classifier(data, out, recipe, holdout=0.3, stain="MGG", specimen="bone_marrow", report=said.append)
+    assert (read_package(out).card.stains, read_package(out).card.specimens) == (("MGG",), ("bone_marrow",))
+    assert "near-duplicate images join 12 groups to others: they stay on one side of the split" in said
+    held = {s.path for s in held_out_samples(str(out), read_samples(data))}
+    assert {p.with_suffix(".jpg") for p in held} == {p for p in held if p.suffix == ".jpg"}
+    assert len(held) == read_package(out).card.metrics["all"]["n"] == 8
+
+
+def test_groups_of_which_images_are_alike_become_one(tmp_path):
+    random = np.random.default_rng(0)
+    for name in "abcd":
+        Image.fromarray(random.integers(0, 255, (48, 48, 3), np.uint8)).save(tmp_path / f"{name}.png")
+    Image.open(tmp_path / "d.png").save(tmp_path / "e.jpg", quality=80)
+    groups = {"a.png": "p1", "b.png": "p2", "c.png": "p3", "d.png": "p2", "e.jpg": "p1"}
+    samples = [Sample(tmp_path / n, "monocyte", "x", group=g) for n, g in groups.items()]
+    assert [s.group for s in with_copies_together(samples)] == ["p1", "p1", "p3", "p1", "p1"]
 
 
 def test_diagnoses_of_patients_are_no_classes_of_cells(tmp_path):

@@ -241,6 +241,7 @@ def test_a_training_begins_from_the_model_of_a_name_else_from_what_lies_there(
     monkeypatch.setattr(
         "classifiers.training.train_classifier", lambda *_, start, **__: asked.append(start) or tmp_path
     )
+    monkeypatch.setattr("flows.commands.train._figures", lambda _: {})
     write(tmp_path / "leukocyte-classes")
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from classifiers.augment import Augmentation
 from classifiers.networks import BACKBONES
+from classifiers.recipes.limits import check_values
 from pipeline.errors import BadInput
 
 RECIPES = Path(__file__).parent
@@ -23,6 +24,9 @@ class Companion:
     epochs: int
     samples_per_epoch: int | None = None
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_values(self, "recipe: companions")
 
 
 @dataclass(frozen=True)
@@ -67,30 +71,28 @@ class Recipe:
     def __post_init__(self) -> None:
         from classifiers.sources import level_classes
 
+        check_values(self, "recipe")
+        check_values(self.augmentation, "recipe: augmentation")
         if self.backbone not in BACKBONES:
             raise BadInput(f"recipe: backbone '{self.backbone}' is not one of {', '.join(BACKBONES)}.")
-        if self.input_px < BACKBONES[self.backbone]:
-            least = BACKBONES[self.backbone]
+        least = BACKBONES[self.backbone]
+        if self.input_px < least:
             raise BadInput(
                 f"recipe: {self.backbone} needs input_px of at least {least}, not {self.input_px}."
             )
-        if not 0 <= self.start_share < 1:
-            raise BadInput(f"recipe: start_share {self.start_share} is no share from 0 to below 1.")
-        if self.loss not in ("cross_entropy", "focal"):
-            raise BadInput(f"recipe: loss '{self.loss}' is not cross_entropy or focal.")
-        if self.modality not in ("brightfield", "dic"):
-            raise BadInput(f"recipe: modality '{self.modality}' is not brightfield or dic.")
+        if self.start_px is not None and not least <= self.start_px <= self.input_px:
+            raise BadInput(
+                f"recipe: 'start_px' must be from {least}, the least of {self.backbone}, to input_px "
+                f"({self.input_px}), not {self.start_px}."
+            )
         if self.modality == "dic" and (self.augmentation.flips or self.augmentation.rotation):
             raise BadInput(
                 "recipe: DIC shadows have a direction, which flips and rotation turn; set augmentation.flips"
                 " and augmentation.rotation to false."
             )
-        for companion in self.companions:
-            if not (companion.epochs >= 1 and companion.weight > 0):
-                raise BadInput(
-                    f"recipe: a companion of {companion.epochs} epochs and weight {companion.weight}; "
-                    "both have to be above nothing."
-                )
+        low, high = self.augmentation.scale
+        if low > high:
+            raise BadInput(f"recipe: augmentation: 'scale' must be the less and the more, not {low}, {high}.")
         level_classes(self.level)
 
     @property
@@ -127,9 +129,18 @@ class Recipe:
             path = RECIPES / f"{name_or_path}.yaml"
         if not path.is_file():
             raise BadInput(f"{path}: no such recipe; known are: {', '.join(recipe_names())}.")
-        data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        try:
+            data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
+            raise BadInput(
+                f"{path}: not a YAML recipe ({error}); docs/classification.md names some."
+            ) from error
+        if not isinstance(data, dict):
+            raise BadInput(f"{path} must hold keys and values, not {type(data).__name__}.")
         strengths = data.pop("augmentation", None) or {}
         companions = data.pop("companions", None) or []
+        if not isinstance(strengths, dict):
+            raise BadInput(f"{path}: augmentation must hold keys and values, not {strengths!r}.")
         if not (
             isinstance(companions, list) and all(isinstance(c, dict) and "epochs" in c for c in companions)
         ):
@@ -140,12 +151,13 @@ class Recipe:
                 raise BadInput(
                     f"{path}: unknown keys {sorted(unknown)}; see classifiers/recipes/__init__.py."
                 )
-        if "scale" in strengths:
-            strengths["scale"] = tuple(strengths["scale"])
-        if isinstance(data.get("level"), list):
-            data["level"] = tuple(data["level"])
-        others = tuple(Companion(**c) for c in companions)
-        return cls(**data, companions=others, augmentation=Augmentation(**strengths))
+        for values in (data, strengths):
+            values.update({k: tuple(v) for k, v in values.items() if isinstance(v, list)})
+        try:
+            others = tuple(Companion(**c) for c in companions)
+            return cls(**data, companions=others, augmentation=Augmentation(**strengths))
+        except BadInput as error:
+            raise BadInput(f"{path}: {str(error).removeprefix('recipe: ')}") from error
 
 
 def recipe_names() -> list[str]:

@@ -25,6 +25,15 @@ def _start(_context: click.Context, _parameter: click.Parameter, value: str | No
     return Path(value) if known is not None and known.name == value else Path(value).absolute()
 
 
+def _figures(package: Path) -> dict[str, Any]:
+    """What a trained package's card says of its cells, and its metrics."""
+    from storage.packages import UNTRAINED, read_package
+
+    card = read_package(package).card
+    training = {k: card.training[k] for k in ("trained_cells", "cells", "held_out_share")}
+    return {"package": str(package), **training, UNTRAINED: card.parameters[UNTRAINED], **card.metrics}
+
+
 @click.group(name="train")
 def command() -> None:
     """Train a model on a folder of images, or on drawn marrows, and write a model package.
@@ -176,6 +185,18 @@ def stainer(
     help="Begin from: a backbone of `train backbone`, or a classifier's name or package.",
 )
 @click.option("--locator", default=None, help="Classifier whose locator is taken over [none].")
+@click.option(
+    "--stain",
+    type=click.Choice(["MGG", "Perls", "unstained"]),
+    default=None,
+    help="Of the cells, for the card; MGG: any Romanowsky stain [the reader's, else unknown].",
+)
+@click.option(
+    "--specimen",
+    type=click.Choice(["blood", "bone_marrow"]),
+    default=None,
+    help="Of the cells, for the card [the reader's, else unknown].",
+)
 @options(epochs=None)
 def classifier(
     data: Path,
@@ -188,11 +209,12 @@ def classifier(
     reader: str | None,
     start: Path | None,
     locator: str | None,
+    stain: str | None,
+    specimen: str | None,
 ) -> None:
     """Train a cell classifier on class folders, on a folder with labels.csv, or on a public set."""
     from classifiers.timm_classifier import locator_weights
     from classifiers.training import train_classifier
-    from storage.packages import read_package
 
     existing(data, "folder")
     found = None if locator is None else locator_weights(locator)
@@ -208,9 +230,11 @@ def classifier(
             reader=reader,
             start=start,
             locator=found,
+            stain=stain,
+            specimen=specimen,
             report=say,
         )
-        return read_package(package).card.metrics
+        return _figures(package)
 
     done(as_json, "classifier", out, train, package=True)
 
@@ -254,7 +278,7 @@ def virtual_classifier(
     from pipeline.errors import BadInput
     from pipeline.settings import Settings
     from pipeline.virtual_naming import train_virtual_classifier
-    from storage.packages import ModelPackage, read_package
+    from storage.packages import ModelPackage
     from storage.registry import describe, load
 
     existing(data, "folder")
@@ -283,7 +307,7 @@ def virtual_classifier(
             resume=resume,
             report=say,
         )
-        return read_package(package).card.metrics
+        return _figures(package)
 
     done(as_json, "virtual-classifier", out, train, package=True)
 

@@ -5,38 +5,16 @@ A key without an entry (a name, a switch) is checked by its type alone.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pipeline.errors import BadInput
 from stainers.seeds import LARGEST_SEED
+from storage.limits import COUNT, NUMBER, POSITIVE, SHARE, Limit, Range, check_limit
 
-
-@dataclass(frozen=True)
-class Range:
-    """Finite numbers from `low`, itself left out where `above`, to `high`, where there is one."""
-
-    low: float
-    high: float | None = None
-    above: bool = False
-
-    def holds(self, value: float) -> bool:
-        if self.high is not None and value > self.high:
-            return False
-        return value > self.low if self.above else value >= self.low
-
-    def __str__(self) -> str:
-        if self.high is not None:
-            return f"from {self.low} to {self.high}"
-        return f"above {self.low}" if self.above else f"{self.low} or more"
-
-
-COUNT, NUMBER, POSITIVE = Range(1), Range(0), Range(0, above=True)
-SHARE, SEED = Range(0, 1), Range(0, LARGEST_SEED)
+SEED = Range(0, LARGEST_SEED)
 WEIGHTS = {"*": NUMBER}  # of losses: every key of the class
 
-Limit = Range | tuple[str, ...]
 LIMITS: dict[str, dict[str, Limit]] = {
     "RunOptions": {
         "epochs": COUNT,
@@ -134,16 +112,7 @@ def limit_of(kind: str, key: str) -> Limit | None:
 
 def check_value(kind: str, key: str, value: Any, where: str) -> None:
     """Raise BadInput, beginning with `where`, unless a value, or each of a tuple, is within its limit."""
-    limit = limit_of(kind, key)
-    for one in value if isinstance(value, tuple) else (value,):
-        if isinstance(one, float) and not math.isfinite(one):
-            raise BadInput(f"{where}: '{key}' must be a finite number, not {one}.")
-        if isinstance(one, bool) or limit is None or isinstance(limit, Range) == isinstance(one, str):
-            continue
-        if isinstance(limit, Range) and not limit.holds(one):
-            raise BadInput(f"{where}: '{key}' must be {limit}, not {one}.")
-        if isinstance(limit, tuple) and one not in limit:
-            raise BadInput(f"{where}: '{key}' must be one of {', '.join(limit)}, not '{one}'.")
+    check_limit(limit_of(kind, key), key, value, where)
 
 
 def check_together(recipe: Any, where: str) -> None:
