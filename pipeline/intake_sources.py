@@ -9,6 +9,7 @@ from pipeline.types import FieldImage, Problem, SlideChoice, Spec
 
 PIXEL_SIZE_TOLERANCE = 0.10
 MISSING_PIXEL_SIZE = "MISSING_PIXEL_SIZE"
+NO_FIELD_NAMED = "NO_FIELD_NAMED"  # of a slide, where a person named fields of others
 
 
 class Inspected(Spec):
