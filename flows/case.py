@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows import stages
+from flows.asked import asked_of
 from flows.auditing import note
 from flows.cluster import Workers
 from flows.execute import CaseOutcome, execute, summary
@@ -94,7 +95,7 @@ def process_case(
     run = open_run(case_dir, store, settings, workers, pixel_size_um)
     with run.store.writing(run.case_id):
         run.store.sweep(run.case_id)
-        run.ledger.begin(str(run.case_dir))
+        run.ledger.begin(str(run.case_dir), asked_of(run))
         try:
             outcome = execute(run, as_task)
         except BaseException as error:

@@ -239,6 +239,12 @@ def defect(error: Exception) -> str:
     return f"{named}; this is a defect of smearflow, please report it."
 
 
+def row_text(row: dict[str, Any]) -> str:
+    """A row of a night's summary, or of a retry, for a terminal."""
+    said = f" ({row['asked']})" if row.get("asked") else ""
+    return f"{row['case']:<24} {row['status']:<7} {row.get('error') or row.get('report', '')}{said}"
+
+
 def one_line(text: str) -> str:
     """A sentence as a terminal may see it: names of files can hold newlines and escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

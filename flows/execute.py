@@ -18,6 +18,7 @@ from flows import (
     unit_stages,
     virtual_perls_stage,
 )
+from flows.asked import asked_of
 from flows.auditing import note
 from flows.cluster import Workers
 from flows.failures import worth_another_try
@@ -101,7 +102,7 @@ def up_to_date(
             contextlib.suppress(CaseBusy),
             run.store.writing(run.case_id),
         ):  # the busy one writes its own line
-            run.ledger.begin(str(run.case_dir))
+            run.ledger.begin(str(run.case_dir), asked_of(run))
             run.end()
             note(run, "run")
         return outcome
