@@ -46,19 +46,6 @@ def pattern(data: Path) -> np.ndarray:
     return image
 
 
-class LazySlide:
-    """The top of a slide as an array that reads what is asked for: (height, W, 3) uint8."""
-
-    dtype = np.dtype(np.uint8)
-
-    def __init__(self, reader: Any, height_px: int) -> None:
-        self.reader, self.shape = reader, (min(height_px, reader.height_px), reader.width_px, 3)
-
-    def __getitem__(self, where: tuple[slice, slice]) -> np.ndarray:
-        (y0, y1), (x0, x1) = ((s.start, s.stop) for s in where)
-        return self.reader.read_region_px(x0, y0, x1 - x0, y1 - y0, x1 - x0, y1 - y0)
-
-
 def part(name: str, folder: Path, detector: str, n_fields: int, strip_px: int) -> dict[str, Any]:
     """One part, here; peak resident memory in MiB, seconds, and what was found."""
     from pipeline.intake import read_case, read_field
@@ -68,10 +55,12 @@ def part(name: str, folder: Path, detector: str, n_fields: int, strip_px: int) -
     settings = IntakeSettings()
     began, fields, cells = time.perf_counter(), 0, 0
     if name == "strip":
+        from storage.slide_windows import SlideWindows
         from storage.slides import SlideReader
 
         with SlideReader(next(folder.glob("*.svs"))) as reader:
-            _, scores = load("detector", detector).detect(LazySlide(reader, strip_px), PIXEL_SIZE_UM)
+            strip: Any = SlideWindows(reader, height_px=strip_px)
+            _, scores = load("detector", detector).detect(strip, PIXEL_SIZE_UM)
         fields, cells = 1, int((scores > 0.4).sum())
     else:
         if name == "fields":

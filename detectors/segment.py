@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import cv2
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from detectors.segment_unet import UNet
     from storage.packages import ModelPackage
+
+Span = tuple[int, int, int, int]
+Tile = tuple[Span, Span]  # down and across
 
 WORKING_PIXEL_SIZE_UM = 0.2
 MEAN, STD = 0.75, 0.25  # of the transmission in [0, 1.2]
@@ -216,12 +220,18 @@ def central_cell(labels: np.ndarray) -> np.ndarray:
     return np.asarray(parts == int(weight.argmax()))
 
 
-def segment_image(segmenter: Segmenter, image: np.ndarray, pixel_size_um: float | None) -> np.ndarray:
+def segment_image(
+    segmenter: Segmenter,
+    image: np.ndarray,
+    pixel_size_um: float | None,
+    each: Callable[[list[Tile]], Iterable[Tile]] = iter,
+) -> np.ndarray:
     """Labels (H, W) uint8 of an image (H, W, 3) or (H, W) uint8 of any size.
 
     Up to 45 µm across, an image is the patch of one cell: labels 2 and 3 are kept for the leukocyte
     in its middle, others become background.  Larger images are tiled with overlap, and every
-    leukocyte is labelled.  Without a pixel size the scale is read off the cells.
+    leukocyte is labelled.  Without a pixel size the scale is read off the cells.  `each` goes through the
+    tiles of a large image, for a bar of progress.
     """
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=2)
@@ -235,23 +245,27 @@ def segment_image(segmenter: Segmenter, image: np.ndarray, pixel_size_um: float 
         labels = read(image[None], pixel_size_um)[0]
         stray = (labels >= CYTOPLASM) & ~central_cell(labels)
         return np.where(stray, 0, labels).astype(np.uint8)
-    return _tiled(segmenter, image, pixel_size_um)
+    return _tiled(segmenter, image, pixel_size_um, each)
 
 
-def _tiled(segmenter: Segmenter, image: np.ndarray, pixel_size_um: float) -> np.ndarray:
+def _tiled(
+    segmenter: Segmenter,
+    image: np.ndarray,
+    pixel_size_um: float,
+    each: Callable[[list[Tile]], Iterable[Tile]],
+) -> np.ndarray:
     """Each pixel's label is that of the tile in whose middle it lies deepest."""
     tile = round(TILE_UM / pixel_size_um)
     overlap = round(OVERLAP_UM / pixel_size_um)
     out = np.zeros(image.shape[:2], np.uint8)
-    spans = [_spans(n, tile, overlap) for n in image.shape[:2]]
-    for y0, y1, ya, yb in spans[0]:
-        for x0, x1, xa, xb in spans[1]:
-            labels = segmenter.segment(image[None, y0:y1, x0:x1], pixel_size_um)[0]
-            out[ya:yb, xa:xb] = labels[ya - y0 : yb - y0, xa - x0 : xb - x0]
+    down, across = (_spans(n, tile, overlap) for n in image.shape[:2])
+    for (y0, y1, ya, yb), (x0, x1, xa, xb) in each(list(itertools.product(down, across))):
+        labels = segmenter.segment(image[None, y0:y1, x0:x1], pixel_size_um)[0]
+        out[ya:yb, xa:xb] = labels[ya - y0 : yb - y0, xa - x0 : xb - x0]
     return out
 
 
-def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
+def _spans(length: int, tile: int, overlap: int) -> list[Span]:
     """Tiles (start, stop) along one axis and the part (first, last) of the image that each one decides."""
     if length <= tile:
         return [(0, length, 0, length)]

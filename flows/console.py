@@ -112,7 +112,7 @@ def output(as_json: bool) -> Iterator[Callable[[Any, str], None]]:
 
 
 def progress(iterable: Any, *, total: int | None = None, what: str = "") -> Any:
-    """A progress bar on stderr; silent where stderr is no terminal and the work is short."""
+    """A progress bar on stderr, where that is a terminal; of None one to be told by its `update`."""
     from tqdm import tqdm
 
     return tqdm(iterable, total=total, desc=what, file=sys.stderr, leave=False, mininterval=0.5, disable=None)
@@ -155,26 +155,28 @@ def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> A
     return image
 
 
-def read_with_modality(path: Path, modality: str | None, *, grey: str | None = None) -> tuple[Any, str]:
+def read_with_modality(
+    path: Path, modality: str | None, *, grey: str | None = None, max_pixels: int | None = None
+) -> tuple[Any, str]:
     """Read an image file as uint8 as a run reads its modality, and that modality.
 
     Brightfield is (H, W) or (H, W, 3), DIC (H, W).  Without a modality it is read from the pixels, before
     they are made 8 bit: the grey levels of DIC are scaled in another way.  Of a grey image that is a guess,
-    in whose place `grey` stands where it is known.
+    in whose place `grey` stands where it is known.  More than `max_pixels` [the reader's limit] are refused.
     """
     from detectors.scale import guess_modality
     from storage.images import luminance, to_uint8, varies_in_colour
 
-    pixels = _read_pixels(path)
+    pixels = _read_pixels(path, max_pixels)
     kind = modality or (grey if grey and not varies_in_colour(pixels) else guess_modality(pixels))
     return to_uint8(luminance(pixels) if kind == "dic" else pixels, modality=kind), kind
 
 
-def _read_pixels(path: Path) -> Any:
+def _read_pixels(path: Path, max_pixels: int | None = None) -> Any:
     """The pixels of an image file as they are stored; BadInput for one too small to show a cell."""
-    from storage.images import read_image
+    from storage.images import MAX_PIXELS, read_image
 
-    image = read_image(path)
+    image = read_image(path, max_pixels=max_pixels or MAX_PIXELS)
     if min(image.shape[:2]) < MIN_SIDE_PX:
         raise BadInput(
             f"{path}: the image has only {image.shape[1]} x {image.shape[0]} pixels; hand in the whole cell "
@@ -298,6 +300,12 @@ def defect(error: Exception) -> str:
     if isinstance(error, OSError | MemoryError):
         return f"{named}; the machine refused that: look at its disk, its memory and who may use the file."
     return f"{named}; this is a defect of smearflow, please report it."
+
+
+def row_text(row: dict[str, Any]) -> str:
+    """A row of a night's summary, or of a retry, for a terminal."""
+    said = f" ({row['asked']})" if row.get("asked") else ""
+    return f"{row['case']:<24} {row['status']:<7} {row.get('error') or row.get('report', '')}{said}"
 
 
 def one_line(text: str) -> str:

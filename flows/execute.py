@@ -19,6 +19,7 @@ from flows import (
     unit_stages,
     virtual_perls_stage,
 )
+from flows.asked import asked_of
 from flows.auditing import check_record, note
 from flows.cluster import Workers
 from flows.failures import worth_another_try
@@ -128,7 +129,7 @@ def up_to_date(
             contextlib.suppress(CaseBusy),
             run.store.writing(run.case_id),
         ):  # the busy one writes its own line
-            run.ledger.begin(str(run.case_dir))
+            run.ledger.begin(str(run.case_dir), asked_of(run))
             run.end()
             note(run, action)
         return outcome

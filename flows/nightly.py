@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from flows import canary, logs
+from flows.asked import asked_again
 from flows.case import process_case
 from flows.cluster import Workers
 from flows.console import progress
@@ -56,6 +57,7 @@ class _Cases:
     def __init__(self, folders: list[Path], store: str, settings: dict[str, Any] | None) -> None:
         self.folders, self.store, self.settings = folders, store, settings
         self.rows: dict[Path, dict[str, Any]] = {}
+        self.asked: dict[Path, str | None] = {}  # what a person had asked of a case before, in words
 
     def look(self) -> list[Path]:
         """Settle what was computed in nights before, which costs a look; returns the others."""
@@ -71,15 +73,25 @@ class _Cases:
     def _try(
         self, folder: Path, attempt: Callable[[], CaseOutcome | None]
     ) -> tuple[dict[str, Any] | None, bool]:
+        self.asked.pop(folder, None)
         row, again = tried(folder.name, attempt)
+        if row is not None and self.asked.get(folder):
+            row["asked"] = self.asked[folder]
+            log.info("%s: %s", folder.name, row["asked"], extra={"case": folder.name})
         if row is not None and row["status"] == "failed":
             about = {"case": folder.name, "status": "failed"}
             log.error("%s failed: %s", folder.name, row["error"], extra=about)
         return row, again
 
+    def _as_asked(self, folder: Path) -> tuple[dict[str, Any], float | None]:
+        values, pixel_size_um, self.asked[folder] = asked_again(
+            own_folder(folder), self.store, self.settings, also_changed=False
+        )
+        return values, pixel_size_um
+
     def _kept(self, folder: Path) -> CaseOutcome | None:
         # What fails here is tried again tonight, and then leaves its word.
-        return up_to_date(own_folder(folder), self.store, self.settings, last_word=False)
+        return up_to_date(own_folder(folder), self.store, *self._as_asked(folder), last_word=False)
 
     def process(self, todo: list[Path], workers: Workers) -> None:
         """Process cases; those that the machine failed or another run holds are tried again at the end."""
@@ -96,8 +108,9 @@ class _Cases:
 
     def _one(self, folder: Path, workers: Workers) -> CaseOutcome:
         # Another night may have finished it since.
-        done = up_to_date(own_folder(folder), self.store, self.settings)
-        return done if done is not None else process_case(folder, self.store, self.settings, workers)
+        values, pixel_size_um = self._as_asked(folder)
+        done = up_to_date(folder, self.store, values, pixel_size_um)
+        return done or process_case(folder, self.store, values, workers, pixel_size_um)
 
     def hold_back(self, todo: list[Path]) -> None:
         for folder in todo:

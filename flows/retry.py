@@ -69,20 +69,24 @@ def retry_one(
     inbox: str | None,
     **how: Any,
 ) -> dict[str, Any]:
-    """Run one case again; a row as in a night's summary, whatever becomes of it."""
+    """Run one case as its last run was asked to; a row as in a night's summary, whatever becomes of it."""
+    from flows.asked import asked_again
     from flows.execute import CaseOutcome, tried
     from flows.local import run_case
 
-    forgotten = 0
+    forgotten, said = 0, None
 
     def attempt() -> CaseOutcome:
-        nonlocal forgotten
+        nonlocal forgotten, said
         folder = folder_of(status, inbox)
         opened = Store(store_url)
         check_record(opened, status.case)
+        values, pixel_size_um, said = asked_again(folder, store_url, settings, also_changed=True)
         forgotten = forget_verdicts(opened, status.case)
-        found: CaseOutcome = run_case(folder, store_url, settings, action="retry", **how)
+        found: CaseOutcome = run_case(
+            folder, store_url, values, pixel_size_um=pixel_size_um, action="retry", **how
+        )
         return found
 
     row, _ = tried(status.case, attempt)
-    return {**(row or {}), "was": status.state, "forgotten": forgotten}
+    return {**(row or {}), "was": status.state, "forgotten": forgotten, "asked": said}

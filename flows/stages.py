@@ -26,7 +26,7 @@ from storage.fingerprint import fingerprint
 
 # Raised by one where a stage's code changes what it computes from the same inputs.
 VERSIONS = {
-    "intake": 4,
+    "intake": 5,
     "registration": 5,
     "detection": 8,
     "cells": 2,
@@ -63,6 +63,7 @@ def intake(run: CaseRun) -> Case:
         declare,
         refuse_missing_pixel_size,
         refuse_unusable_slides,
+        slide_marks,
     )
 
     declared = declare(run.case_dir, run.settings.intake, pixel_size_um=run.pixel_size_um)
@@ -75,6 +76,7 @@ def intake(run: CaseRun) -> Case:
         # Of a case without a report a look needs no hashes, which cost the reading of every file.
         raise WorkNeeded(f"{run.case_id}: there is no report of it yet")
     items = []
+    marks = slide_marks(run.case_dir, declared)
     for source in declared.sources:
         sha256 = source.hash_file(run.case_dir)
         key = safe_key(*source.names)
@@ -101,6 +103,7 @@ def intake(run: CaseRun) -> Case:
             _inspected(source, outcomes[item.key])
             for source, item in zip(declared.sources, items, strict=True)
         ],
+        marks,
     )
     for problem in case.problems:
         run.ledger.note_problem(problem)

@@ -21,13 +21,15 @@ from pipeline.intake_slides import inspect_slide, refuse_unusable_slides
 from pipeline.intake_sources import (
     MIN_SIDE_PX,
     MISSING_PIXEL_SIZE,
+    NO_FIELD_NAMED,
     Inspected,
     no_pixel_size,
     problem_of,
     scale_of,
 )
 from pipeline.settings import IntakeSettings
-from pipeline.types import Case, CaseMode, FieldImage, Problem
+from pipeline.slide_marks import mark_of, read_slide_field, slide_marks, while_same
+from pipeline.types import Case, CaseMode, FieldImage, Problem, SlideMark
 
 __all__ = [
     "Declaration",
@@ -41,6 +43,7 @@ __all__ = [
     "read_field",
     "refuse_missing_pixel_size",
     "refuse_unusable_slides",
+    "slide_marks",
 ]
 
 
@@ -53,7 +56,8 @@ def inspect_source(
     """Open, hash and decode one source; never raises for what is wrong with the file itself.
 
     A field image is read once: the bytes that are hashed are the bytes that are decoded.  Of a whole
-    slide `keep_picture` takes the picture of the chosen fields, (H, W, 3) uint8, and gives its key.
+    slide `keep_picture` takes the picture of the chosen fields, (H, W, 3) uint8, and gives its key; raises
+    InputChanged where the slide did not stay the same meanwhile.
     """
     case_dir = Path(case_dir).absolute()
     try:
@@ -64,8 +68,15 @@ def inspect_source(
             )
             return Inspected(problems=(problem_of(source, "MISSING_FILE", message),))
         if source.kind == "slide":
-            return inspect_slide(path, source, settings, keep_picture)
+            return while_same(
+                path,
+                source.file,
+                mark_of(path),
+                lambda: inspect_slide(path, source, settings, keep_picture),
+            )
         return _inspect_field(path, source, settings)
+    except InputChanged:
+        raise
     except UnreadableImage as error:
         message = str(error).replace(str(case_dir) + "/", "")
         return Inspected(problems=(problem_of(source, "UNREADABLE", message),))
@@ -149,6 +160,12 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
     return Inspected(images=(image,), problems=tuple(problems))
 
 
+def _source_of(image: FieldImage) -> tuple[str, ...]:
+    """What a field was read from, under which name: fields of one whole slide share their hash and this."""
+    prefix = image.field if image.region is None else image.field.rpartition("R")[0]
+    return (image.file, image.slide, prefix, image.modality, image.stain)
+
+
 def _drop_copies(images: list[FieldImage]) -> tuple[list[FieldImage], list[Problem]]:
     """Leave out a file's contents that stand under a second name: its cells would count twice."""
     kept: list[FieldImage] = []
@@ -156,19 +173,25 @@ def _drop_copies(images: list[FieldImage]) -> tuple[list[FieldImage], list[Probl
     first: dict[str, FieldImage] = {}
     for image in images:
         earlier = first.setdefault(image.sha256, image)
-        if earlier is image or (image.region is not None and earlier.file == image.file):
+        if _source_of(earlier) == _source_of(image):
             kept.append(image)
             continue
-        message = (
-            f"{image.file} ({image.slide}/{image.field}, {image.modality}) has the same contents as "
-            f"{earlier.file} ({earlier.slide}/{earlier.field}, {earlier.modality}) and is left out; check "
-            "which field it belongs to."
+        of_slide = image.region is not None
+        here, there = (
+            f"{i.file} ({i.slide if of_slide else f'{i.slide}/{i.field}'}, {i.modality}"
+            f"{f' {i.stain}' if of_slide else ''})"
+            for i in (image, earlier)
         )
-        problems.append(
-            Problem(
-                code="DUPLICATE_IMAGE", message=message, slide=image.slide, field=image.field, file=image.file
-            )
+        problem = Problem(
+            code="DUPLICATE_IMAGE",
+            message=f"{here} has the same contents as {there} and is left out; check which "
+            f"{'slide' if of_slide else 'field'} it belongs to.",
+            slide=image.slide,
+            field=None if of_slide else image.field,
+            file=image.file,
         )
+        if problem not in problems:  # once for all fields of a slide
+            problems.append(problem)
     return kept, problems
 
 
@@ -215,18 +238,29 @@ def case_mode(images: Iterable[FieldImage]) -> CaseMode:
     return "mgg_perls" if {s for _, s in kinds} >= {"MGG", "Perls"} else "brightfield"
 
 
-def assemble_case(declared: Declaration, inspected: Iterable[Inspected | Mapping[str, Any]]) -> Case:
+def assemble_case(
+    declared: Declaration,
+    inspected: Iterable[Inspected | Mapping[str, Any]],
+    marks: Mapping[str, SlideMark] | None = None,
+) -> Case:
     """The Case of a declaration and what its sources turned out to be, in any order.
 
-    Raises BadInput where a pixel size is missing, or where nothing is left to count.
+    `marks` are those of the whole slides (`slide_marks`); a slide without one is hashed again by each
+    process that reads it.  Raises BadInput where a pixel size is missing, or where nothing is left to count.
     """
     found = [i if isinstance(i, Inspected) else Inspected.model_validate(i) for i in inspected]
     problems = [*declared.problems, *(p for i in found for p in i.problems)]
     for problem in sorted(problems, key=lambda p: p.file or ""):
         if problem.code == MISSING_PIXEL_SIZE:
             raise BadInput(f"{declared.case_id}: {problem.message}")
+    seen = marks or {}
     images = sorted(
-        (image for i in found for image in i.images), key=lambda i: (i.slide, i.field, i.modality, i.stain)
+        (
+            image.model_copy(update={"as_seen": seen.get(image.file)}) if image.region else image
+            for i in found
+            for image in i.images
+        ),
+        key=lambda i: (i.slide, i.field, i.modality, i.stain),
     )
     images, copies = _drop_copies(images)
     problems += copies
@@ -250,7 +284,9 @@ def assemble_case(declared: Declaration, inspected: Iterable[Inspected | Mapping
             )
         settled.append(problem)
     of_slides = {(i.slide, i.field) for i in images if i.region is not None}
+    used = {(i.slide, i.file) for i in images}
     slides_read = {i.file for i in images if i.region is not None}
+    slides_read |= {p.file for p in problems if p.code == NO_FIELD_NAMED and p.file}
     whole = {(s.slide, s.field) for s in declared.sources if s.file in slides_read}
     return Case(
         case_id=declared.case_id,
@@ -261,7 +297,10 @@ def assemble_case(declared: Declaration, inspected: Iterable[Inspected | Mapping
         problems=tuple(sorted(settled, key=lambda p: (p.slide or "", p.field or "", p.code, p.file or ""))),
         n_fields_declared=len((set(declared.declared_fields) - whole) | of_slides),
         slide_choices=tuple(
-            sorted((i.choice for i in found if i.choice is not None), key=lambda c: (c.slide, c.file))
+            sorted(
+                (i.choice for i in found if i.choice is not None and (i.choice.slide, i.choice.file) in used),
+                key=lambda c: (c.slide, c.file),
+            )
         ),
     )
 
@@ -269,8 +308,9 @@ def assemble_case(declared: Declaration, inspected: Iterable[Inspected | Mapping
 def read_case(case_dir: Path | str, settings: IntakeSettings, *, pixel_size_um: float | None = None) -> Case:
     """The Case of a folder, its files inspected one after the other; raises BadInput."""
     declared = declare(case_dir, settings, pixel_size_um=pixel_size_um)
+    marks = slide_marks(case_dir, declared)
     return assemble_case(
-        declared, [inspect_source(case_dir, source, settings) for source in declared.sources]
+        declared, [inspect_source(case_dir, source, settings) for source in declared.sources], marks
     )
 
 
@@ -278,17 +318,11 @@ def read_field(case_dir: Path | str, image: FieldImage, settings: IntakeSettings
     """The pixels of a field as stored: brightfield (H, W, 3), DIC (H, W), uint8 or uint16.
 
     DIC from a colour camera becomes its luminance.  Raises InputChanged where the file is gone or is not
-    the one that intake hashed (a whole slide, many gigabytes, is not hashed again).
+    the one that intake hashed (of a whole slide: `pipeline.slide_marks`).
     """
     path = inside(Path(case_dir).absolute(), image.file)
     if image.region is not None:
-        from storage.slides import SlideReader
-
-        region = image.region
-        with SlideReader(path) as reader:
-            return reader.read_region_px(
-                region.x_px, region.y_px, region.width_px, region.height_px, image.width_px, image.height_px
-            )
+        return read_slide_field(path, image)
     from storage.images import MAX_FILE_BYTES, decode_image, luminance
 
     try:

@@ -52,7 +52,7 @@ class Source(Spec):
     given_pixel_size_um: float | None = None  # from the command line, which overrides the manifest
     x_um: float | None = None
     y_um: float | None = None
-    positions: tuple[FieldPosition, ...] = ()  # of a whole slide: fields named in slide_fields.csv
+    positions: tuple[FieldPosition, ...] = ()  # of a whole slide: all that slide_fields.csv names
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -277,7 +277,7 @@ def _drop_duplicates(sources: list[Source]) -> tuple[list[Source], list[Problem]
 
 
 def _with_positions(case_dir: Path, sources: list[Source]) -> list[Source]:
-    """The sources, each whole slide with the fields that the folder's slide_fields.csv names on it."""
+    """The sources, each whole slide with the fields that the folder's slide_fields.csv names on any."""
     from pipeline.slide_positions import POSITIONS_FILE, parse_positions
 
     data = read_small(case_dir, POSITIONS_FILE, MAX_MANIFEST_BYTES)
@@ -292,12 +292,7 @@ def _with_positions(case_dir: Path, sources: list[Source]) -> list[Source]:
             raise BadInput(
                 f"{path} names fields of {what}, which the case does not hold; correct or remove it."
             )
-    return [
-        s.model_copy(update={"positions": tuple(p for p in positions if p.slide in (None, s.slide))})
-        if s.kind == "slide"
-        else s
-        for s in sources
-    ]
+    return [s.model_copy(update={"positions": positions}) if s.kind == "slide" else s for s in sources]
 
 
 def declare(

@@ -11,7 +11,14 @@ import numpy as np
 from pipeline.errors import BadInput, UnreadableImage
 from pipeline.intake_files import inside, sha256_slide
 from pipeline.intake_manifest import Declaration, Source
-from pipeline.intake_sources import MIN_SIDE_PX, Inspected, no_pixel_size, problem_of, scale_of
+from pipeline.intake_sources import (
+    MIN_SIDE_PX,
+    NO_FIELD_NAMED,
+    Inspected,
+    no_pixel_size,
+    problem_of,
+    scale_of,
+)
 from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.types import FieldImage, Problem, SlideChoice, SlideRegion
 
@@ -26,8 +33,11 @@ KeepPicture = Callable[[np.ndarray], str]
 
 def positions_of(source: Source, settings: IntakeSettings) -> tuple[FieldPosition, ...]:
     """The fields of a slide that a person named: in the settings, else in the case folder."""
-    named = settings.slide_fields or source.positions
-    return tuple(p for p in named if p.slide in (None, source.slide))
+    return tuple(p for p in _named(source, settings) if p.slide in (None, source.slide))
+
+
+def _named(source: Source, settings: IntakeSettings) -> tuple[FieldPosition, ...]:
+    return settings.slide_fields or source.positions
 
 
 def refuse_unusable_slides(case_dir: Path | str, declared: Declaration, settings: IntakeSettings) -> None:
@@ -89,6 +99,12 @@ def inspect_slide(
     if source.modality == "dic" or source.stain == "unstained":
         message = f"{source.file}: a whole slide is read as stained brightfield only; export DIC as fields."
         return Inspected(problems=(problem_of(source, "UNREADABLE", message),))
+    if _named(source, settings) and not positions_of(source, settings):
+        message = (
+            f"{source.file}: fields are named by hand, and none of them on the slide '{source.slide}': it is "
+            "not read; name fields of it, too, if it is to be."
+        )
+        return Inspected(problems=(problem_of(source, NO_FIELD_NAMED, message, fatal=False),))
     digest = sha256_slide(path)
     with SlideReader(path) as reader:
         scale = scale_of(source, reader.file_pixel_size_um)

@@ -10,6 +10,7 @@ from pipeline.types import FieldImage, Problem, SlideChoice, Spec
 PIXEL_SIZE_TOLERANCE = 0.10
 MISSING_PIXEL_SIZE = "MISSING_PIXEL_SIZE"
 MIN_SIDE_PX = 64  # smaller than any leukocyte at any objective that is used for counting
+NO_FIELD_NAMED = "NO_FIELD_NAMED"  # of a slide, where a person named fields of others
 
 
 class Inspected(Spec):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Modality = Literal["brightfield", "dic"]
 Stain = Literal["MGG", "Perls", "unstained"]
@@ -17,6 +17,7 @@ Specimen = Literal["blood", "bone_marrow"]
 CaseMode = Literal["brightfield", "dic", "paired", "mgg_perls"]
 FieldChoice = Literal["monolayer", "stained area", "by hand"]
 Box = tuple[float, float, float, float]
+SlideMark = tuple[tuple[str, int, int, int], ...]  # name, bytes, time in ns, inode of each file of a slide
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
@@ -67,6 +68,8 @@ class FieldImage(Spec):
     x_um: float | None = None  # stage position of the upper left pixel's corner
     y_um: float | None = None
     region: SlideRegion | None = None  # set where the field is cut from a whole-slide file
+    # Of a whole slide in this run; neither written nor fingerprinted: a copy of the slide is the same slide.
+    as_seen: SlideMark | None = Field(None, exclude=True, repr=False)
 
 
 class SlideChoice(Spec):

@@ -21,12 +21,13 @@ def _plain(value: Any) -> Any:
     """A value as JSON knows it, with what JSON would blur kept apart.
 
     Models carry their class name, so that two specs of equal fields differ; floats and integers of
-    one value are alike (a manifest's 1 and 1.0 are one pixel size).
+    one value are alike (a manifest's 1 and 1.0 are one pixel size).  What a model does not write
+    (`exclude`) is no part of it.
     """
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, BaseModel):
-        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        fields = {name: getattr(value, name) for name, f in type(value).model_fields.items() if not f.exclude}
         return {"__model__": type(value).__name__, **{k: _plain(v) for k, v in fields.items()}}
     if isinstance(value, int):
         return value

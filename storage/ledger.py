@@ -87,8 +87,10 @@ class Ledger:
                     entry["interrupted"] = entry.get("interrupted", 0) + 1
         return {**empty, **document, "schema_version": SCHEMA_VERSION}
 
-    def begin(self, case_dir: str | None = None) -> None:
+    def begin(self, case_dir: str | None = None, asked: dict[str, Any] | None = None) -> None:
         """Open a run, from the images in `case_dir` if any; to be called with the case's lock held.
+
+        `asked` is what a person asked of this case alone (JSON-able); another run may ask the same.
 
         The record is read anew: another process may have written it since this one looked.  A run that is
         still open in it died, since its process no longer holds the lock.
@@ -102,6 +104,8 @@ class Ledger:
         self._run = {"started": stamp(), "pid": os.getpid(), "host": socket.gethostname()}
         if case_dir is not None:
             self._run["case_dir"] = case_dir
+        if asked is not None:
+            self._run["asked"] = asked
         self._document["current"] = dict(self._run)
         self.save()
 

@@ -114,3 +114,20 @@ def test_a_scale_at_which_nothing_can_be_stained_is_refused(size: float, said: s
     image = np.zeros((300, 300), np.uint8) if said == "too many" else np.zeros((90, 120), np.uint8)
     with pytest.raises(BadInput, match=f"{said} to stain; correct the pixel size"):
         stain_at(Copier(), image, None, size, 0.1)
+
+
+@pytest.mark.parametrize(("um", "shape"), [(0.25, (5000, 6000)), (0.1, (11000, 10000))])
+def test_an_image_too_large_to_stain_is_refused_by_its_header_with_a_way_out(
+    tmp_path: Path, copier: Copier, monkeypatch: pytest.MonkeyPatch, um: float, shape: tuple[int, int]
+) -> None:
+    path = tmp_path / "large.tif"
+    per_cm = 1e4 / um
+    tifffile.imwrite(
+        path, np.zeros(shape, np.uint8), resolution=(per_cm, per_cm), resolutionunit=3, compression="zlib"
+    )
+    monkeypatch.setattr("storage.images.read_image", lambda *_, **__: pytest.fail("its pixels were read"))
+    done = CliRunner().invoke(group, ["stain", str(path), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "at the stainer's 0.1 µm, too many to stain; correct the pixel size" in done.stderr
+    assert "else cut the image into fields" in done.stderr
+    assert copier.seen == []

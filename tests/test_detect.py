@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 import detectors.painted
 from flows.cli import group
+from phantoms.slides import write_pyramid
 from pipeline.errors import UnknownName
 from storage.images import to_uint8
 from tests.detector_scenes import smear
@@ -136,3 +137,47 @@ def test_an_unknown_model_is_said_once_and_no_image_is_blamed(tmp_path: Path) ->
     assert isinstance(done.exception, UnknownName)
     assert str(done.exception).startswith("detector 'no-such' is not known")
     assert done.stdout == ""
+
+
+class Windows(Spy):
+    """A detector that reads an image in windows of 256 px, wherever that comes from."""
+
+    def in_windows(self, window_px: int) -> Windows:
+        return self
+
+    def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
+        assert not isinstance(image, np.ndarray), "the whole slide was read at once"
+        height, width = image.shape[:2]
+        self.um = pixel_size_um
+        for y in range(0, height, 256):
+            for x in range(0, width, 256):
+                self.seen.append(image[y : y + 256, x : x + 256])
+        return np.array([[1.0, 2.0, 3.0, 4.0]], np.float32), np.array([0.9], np.float32)
+
+
+def test_a_whole_slide_is_looked_at_window_by_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Windows()
+    monkeypatch.setattr(detectors.painted, "leukocyte_detector", lambda name, painted=True: found)
+    image = np.random.default_rng(1).integers(0, 255, (500, 620, 3), np.uint8)
+    svs = write_pyramid(tmp_path / "a.svs", image, 0.5, 2)
+    done, (answer,) = detect(svs)
+    assert (answer["pixel_size_um"], answer["pixel_size_source"], found.um) == (0.5, "file", 0.5)
+    assert answer["boxes"] == [[1, 2, 3, 4]]
+    assert "a.svs: a whole slide of 620 x 500 pixels, looked at window by window." in done.stderr
+    assert [s.shape for s in found.seen[:3]] == [(256, 256, 3), (256, 256, 3), (256, 108, 3)]
+    np.testing.assert_array_equal(np.hstack(found.seen[3:]), image[256:])
+    assert detect(svs, "--pixel-size", 0.4)[1][0]["pixel_size_source"] == "command line"
+    done, answers = detect(svs, "--modality", "dic")
+    assert (done.exit_code, answers) == (2, [])
+    assert "a whole slide is read as stained brightfield only" in done.stderr
+
+
+def test_a_large_image_that_is_no_slide_is_taken_up_to_the_limit_of_the_settings(
+    tmp_path: Path, spy: Spy
+) -> None:
+    path = save(tmp_path / "a.tif", np.tile(np.arange(120, 240, dtype=np.uint8)[:, None], (90, 1, 3)))
+    (tmp_path / "small.yaml").write_text("intake: {max_image_pixels: 10000}")
+    done, _ = detect(path, "--config", tmp_path / "small.yaml")
+    assert done.exit_code == 2
+    assert "has 120 x 90 pixels, more than the 10,000 allowed; cut it into fields or raise" in done.stderr
+    assert detect(path)[0].exit_code == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from detectors.base import CYTOPLASM, NUCLEUS, RED_CELL, Segmenter
 from detectors.segment import _spans, central_cell, segment_image, tidy
@@ -17,6 +18,7 @@ from detectors.segment_data import IGNORE, labels_of, read_labelled_cells, same_
 from detectors.segment_evaluation import bootstrap_mean, dice, evaluate_segmenter
 from detectors.segment_scale import red_cell_diameter_px
 from detectors.segment_training import train_segmenter
+from flows.cli import group
 from pipeline.errors import BadInput
 from pipeline.segmentation import count_lobes, measure_cells
 from storage.registry import available, load
@@ -115,6 +117,18 @@ def test_a_field_is_tiled_without_seams_or_gaps() -> None:
     tiled = ByColour()
     assert np.array_equal(segment_image(tiled, field, 0.2), whole)
     assert len(tiled.sizes) > 1
+
+
+def test_a_large_image_says_how_much_there_is_to_label(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.registry.load", lambda *_: ByColour())
+    cv2.imwrite(str(tmp_path / "large.png"), np.full((300, 400, 3), 230, np.uint8))
+    args = ["segment", str(tmp_path / "large.png"), "--out", str(tmp_path / "out"), "--pixel-size"]
+    large, small = (CliRunner().invoke(group, [*args, um]) for um in ("2", "0.5"))
+    assert (large.exit_code, small.exit_code) == (0, 0)
+    assert "large.png: a large image, labelled in 88 tiles." in large.stderr
+    assert "tiles" not in small.stderr
 
 
 def test_tiles_decide_every_pixel_once() -> None:

@@ -15,6 +15,7 @@ from flows.console import (
     one_line,
     output,
     pixel_size_option,
+    progress,
     read_with_modality,
     stated_pixel_size,
 )
@@ -43,19 +44,31 @@ def command(
     config: Path | None,
     as_json: bool,
 ) -> None:
-    """Find leukocytes in images; boxes in pixels of the file."""
+    """Find leukocytes in images and whole slides; boxes in pixels of the file.
+
+    A slide is looked at as a whole, window by window; to have the fields that are worth it counted, make it
+    a case: smearflow run.
+    """
     from detectors.painted import leukocyte_detector
     from detectors.scale import contradicted_scale, infer_pixel_size_um
     from pipeline.errors import BadInput
     from pipeline.settings import detection_threshold, load_settings
     from storage.images import is_noise
     from storage.registry import modalities
+    from storage.slide_windows import SlideWindows
+    from storage.slides import SlideReader, is_slide
 
-    settings = load_settings(config).detection
+    loaded = load_settings(config)
+    settings, max_pixels = loaded.detection, loaded.intake.max_image_pixels
+
+    def detector_of(kind: str) -> tuple[str, Any]:
+        name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
+        return name, leukocyte_detector(name, painted=settings.dic_painted)
+
     reads: tuple[str, ...] = ()
     if model is not None:  # a wrong name is said once, before any image is read
         reads = modalities("detector", model)
-        leukocyte_detector(model, painted=settings.dic_painted)
+        detector_of("")
     if modality and reads and modality not in reads:
         raise BadInput(
             f"--modality {modality}: '{model}' was made for {' and '.join(reads)} images; leave out --model, "
@@ -63,24 +76,45 @@ def command(
         )
 
     def one(path: Path) -> dict[str, Any]:
+        # A detector that has no windows reads an image as a whole; then a slide is an image like any other.
+        if is_slide(path, max_pixels=max_pixels) and hasattr(detector_of("brightfield")[1], "in_windows"):
+            return on_slide(path)
         # Of a grey image the modality is a guess, and who names a model for DIC knows better.
-        image, kind = read_with_modality(path, modality, grey="dic" if reads == ("dic",) else None)
+        image, kind = read_with_modality(
+            path, modality, grey="dic" if reads == ("dic",) else None, max_pixels=max_pixels
+        )
         if is_noise(image):
             raise BadInput(f"{path}: the image is nothing but noise; hand in one of a smear.")
-        name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
+        return found_in(path, image, kind, *stated_pixel_size(path, pixel_size))
+
+    def on_slide(path: Path) -> dict[str, Any]:
+        if modality == "dic":
+            raise BadInput(
+                f"{path}: a whole slide is read as stained brightfield only; export DIC as fields."
+            )
+        with (
+            SlideReader(path) as reader,
+            progress(None, total=reader.width_px * reader.height_px, what=path.name) as bar,
+        ):
+            size = f"{reader.width_px} x {reader.height_px} pixels"
+            click.echo(one_line(f"{path}: a whole slide of {size}, looked at window by window."), err=True)
+            stated = reader.file_pixel_size_um
+            scale = (stated, "file") if pixel_size is None else (pixel_size, "command line")
+            return found_in(path, SlideWindows(reader, seen=bar.update), "brightfield", *scale)
+
+    def found_in(path: Path, image: Any, kind: str, size: float | None, source: str) -> dict[str, Any]:
+        name, detector = detector_of(kind)
         made_for = modalities("detector", name)
         if made_for and kind not in made_for:
             raise BadInput(
                 f"{path}: this is a {kind} image, and '{name}' was made for {' and '.join(made_for)} "
                 f"images; leave out --model, or give --modality {made_for[0]} if it is one."
             )
-        size, source = stated_pixel_size(path, pixel_size)
         if size is None:
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
             say = f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how})."
             click.echo(one_line(say), err=True)
-        detector = leukocyte_detector(name, painted=settings.dic_painted)
         other = None
         if kind == "brightfield" and source in ("file", "command line") and hasattr(detector, "look"):
             other = contradicted_scale(image, size, detector)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from flows.commands.run import settings_values
-from flows.console import output, store_options
+from flows.console import output, row_text, store_options
 
 
 @click.command(name="nightly")
@@ -27,10 +27,7 @@ def command(
         from flows.local import run_night
 
         night = run_night(inbox, store, values, scheduler=scheduler, workers=workers)
-        lines = [
-            f"{c['case']:<24} {c['status']:<7} {c.get('error') or c.get('report', '')}"
-            for c in night["cases"]
-        ]
+        lines = [row_text(c) for c in night["cases"]]
         show(night, "\n".join([*lines, night["message"]]))
     if night["status"] == "alarm":
         click.echo(f"smearflow: {night['message']}", err=True)

@@ -9,7 +9,7 @@ import click
 
 from flows.commands.run import settings_values
 from flows.commands.status import store_option
-from flows.console import config_option, json_option, output
+from flows.console import config_option, json_option, output, row_text
 
 
 @click.command(name="retry")
@@ -38,8 +38,9 @@ def command(
 ) -> None:
     """Run a case again, or every case that is not whole.
 
-    Inputs that were found unusable are read again; everything that was computed is reused.  Exit status 0
-    if every case was processed, 3 if some were not.
+    Inputs that were found unusable are read again; everything that was computed is reused.  Fields and a
+    pixel size that were given for the case (run --fields, --pixel-size) hold until `smearflow run` says
+    otherwise.  Exit status 0 if every case was processed, 3 if some were not.
     """
     values = settings_values(config)
     with output(as_json) as show:
@@ -49,7 +50,7 @@ def command(
             retry_one(status, store, values, inbox, scheduler=scheduler, workers=workers)
             for status in chosen(store, case, failed)
         ]
-        lines = [f"{r['case']:<24} {r['status']:<7} {r.get('error') or r.get('report', '')}" for r in rows]
+        lines = [row_text(r) for r in rows]
         show(rows, "\n".join(lines) or "nothing to retry")
     if any(r["status"] != "done" for r in rows):
         sys.exit(3)

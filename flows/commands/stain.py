@@ -50,8 +50,9 @@ def command(
     from pipeline.settings import load_settings
     from pipeline.staining import min_stain_confidence
     from stainers import stain_image
-    from stainers.at_scale import stain_at
+    from stainers.at_scale import size_at, stain_at
     from stainers.patch_stainer import target_index
+    from storage.images import image_info
     from storage.packages import find_package
     from storage.registry import load, modalities
     from storage.whole_files import write_png
@@ -72,6 +73,9 @@ def command(
         size, source = stated_pixel_size(path, pixel_size)
         if size is None:
             size, source = wanted, "assumed: the stainer's" if wanted else "not needed"
+        if size is not None and wanted is not None:
+            info = image_info(path)
+            size_at(info.width, info.height, size, wanted)  # before its pixels are read
         given = read_with_modality(path, reads[0] if len(reads) == 1 else None)[0]
         if size is None or wanted is None:
             image, confidence, uncertainty, _map = stain_image(stainer, given, target or settings.target)
