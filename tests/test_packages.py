@@ -197,12 +197,11 @@ def test_a_run_whose_package_would_take_the_place_of_something_else_is_refused_a
     from detectors.training import train_detector
     from stainers.families import train_by_recipe
 
-    for folder in (tmp_path / "package", tmp_path / "package" / "leukocyte-dic-none"):
-        folder.mkdir()
-        (folder / "notes.txt").write_text("mine")
-    with pytest.raises(BadInput, match=r"package: it holds 'leukocyte-dic-none'"):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"package: it holds 'notes\.txt'"):
         train_by_recipe(tmp_path / "none", tmp_path, "unet-film")
-    with pytest.raises(BadInput, match=r"leukocyte-dic-none: it holds 'notes\.txt'"):
+    with pytest.raises(BadInput, match=r"package: it holds 'notes\.txt'"):
         train_detector(tmp_path / "none", tmp_path, "dic")
 
 

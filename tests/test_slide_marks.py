@@ -34,9 +34,12 @@ HEAD = "slide,field,modality,stain,file\n"
 
 
 def draw(path: Path, seed: int = 1) -> Path:
-    """A slide of 620 x 500 px, full of violet specks."""
-    image = np.random.default_rng(seed).integers(60, 200, (500, 620, 3), np.uint8)
-    image[..., 1] //= 2
+    """A slide of 620 x 500 px, full of violet specks on glass."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(236, 244, (500, 620, 3), np.uint8)
+    y, x = np.mgrid[:500, :620]
+    for row, column in rng.uniform((0, 0), (500, 620), (220, 2)):
+        image[np.hypot(y - row, x - column) < 13] = (130, 60, 140)
     return write_pyramid(path, image, 0.5, 2)
 
 
@@ -188,7 +191,7 @@ def test_a_slide_that_changes_while_intake_looks_at_it_is_no_verdict(
 ) -> None:
     source = declare(folder, SMALL).sources[0]
 
-    def torn(self: SlideReader) -> np.ndarray:
+    def torn(self: SlideReader, *args: int) -> np.ndarray:
         (folder / "s.svs").unlink()
         raise UnreadableImage("s.svs: the whole-slide file is damaged")
 
