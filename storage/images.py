@@ -73,7 +73,7 @@ _DECODE: dict[Kind, Callable[[Path, bytes, int], np.ndarray]] = {
 def _open(path: Path) -> BinaryIO:
     try:
         if not path.is_file():  # a pipe or device would block for ever
-            raise refuse(path, "does not exist or is not a file", "check its name in the manifest")
+            raise refuse(path, "does not exist or is not a file", "check its name")
         return path.open("rb")
     except (OSError, ValueError) as error:
         if isinstance(error, UnreadableImage):

@@ -115,7 +115,7 @@ class SlideReader:
 
     def _bad(self, error: Exception) -> UnreadableImage:
         if not self.path.is_file():
-            return refuse(self.path, "does not exist or is not a file", "check its name in the manifest")
+            return refuse(self.path, "does not exist or is not a file", "check its name")
         detail = " ".join(str(error).split())[:160]
         return UnreadableImage(
             f"{self.path}: the whole-slide file is damaged, truncated or of an unknown kind ({detail}); "

@@ -67,7 +67,8 @@ def by_stainers(folder: Path) -> np.ndarray:
 def by_segmenters(folder: Path) -> np.ndarray:
     shown = next((folder / "neutrophil").iterdir())
     mask = np.zeros(SIDE, np.uint8)
-    mask[10:40, 14:44] = 255
+    mask[10:40, 14:44] = 128
+    mask[14:26, 18:40] = 255
     Image.fromarray(mask).save(folder / "mask.png")
     (folder / "labels.csv").write_text(f"image,mask\nneutrophil/{shown.name},mask.png\n")
     return read_labelled_cells(folder)[0].image

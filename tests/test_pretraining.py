@@ -22,6 +22,7 @@ from classifiers.pretraining import (
 )
 from classifiers.sources import boxed_cells
 from pipeline.errors import BadInput, BadModelPackage
+from storage.image_folders import own_source
 
 TINY = Pretraining(input_px=32, cached_px=40, crops=6, epochs=2, batch=4)
 
@@ -88,7 +89,7 @@ def test_training_lowers_the_loss_and_a_resumed_run_ends_the_same(smears, tmp_pa
 
 def test_a_classifier_starts_from_the_pretrained_weights_and_keeps_its_own_last_layer(smears, tmp_path):
     notes = pretrain_backbone(smears, tmp_path / "b", TINY, seed=2)
-    assert notes["cells"] == {"smears-bccd": 6}
+    assert notes["cells"] == {f"smears-{own_source(smears)}": 6}
     assert json.loads((tmp_path / "b" / "pretraining.json").read_text())["seed"] == 2
     state = read_backbone(tmp_path / "b")
     net = CellNet(TINY.backbone, 5, locator=False, none_output=True)

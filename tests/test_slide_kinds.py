@@ -98,7 +98,7 @@ def test_pixels_of_a_slide_that_are_not_square_are_called_so(
         ("12 bits", "0.5", "holds 10- to 14-bit data in 16 bits"),
         ("grey", "0.5", "is declared as MGG brightfield but carries no colour"),
         ("small", "0.5", "has only 40 x 40 pixels"),
-        ("coarse", "4", "at 4 µm a pixel the slide shows no nucleus"),
+        ("coarse", "1.5", "at 1.5 µm a pixel the slide shows no nucleus"),
     ],
 )
 def test_a_slide_that_cannot_be_counted_is_refused_in_one_sentence(

@@ -43,7 +43,7 @@ def test_a_table_keeps_every_row_whatever_its_encoding_mark_and_blank_lines(tmp_
         (b",mine,x", "line 2 says no image"),
         (b"a.png,mine", "line 2 has fewer cells"),
         (b"a.png,mine,\xe9", "not in UTF-8"),
-        (b"gone.png,mine,x", r"gone\.png: no readable image"),
+        (b"gone.png,mine,x", r"gone\.png: the image does not exist"),
     ],
 )
 def test_a_row_of_cells_that_cannot_be_used_is_named(tmp_path: Path, row: bytes, said: str) -> None:

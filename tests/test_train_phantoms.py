@@ -69,7 +69,12 @@ def test_a_training_on_phantoms_ends_in_a_package_that_answers_and_says_what_it_
     done = train(what, out, "--work", work)
     assert done.exit_code == 0, f"{done.output} {done.exception!r}"
     card = read_package(out).card
-    assert json.loads(done.stdout) == {"model": what, "out": str(out), "metrics": card.metrics}
+    assert json.loads(done.stdout) == {
+        "model": what,
+        "out": str(out),
+        "package": str(out),
+        "metrics": card.metrics,
+    }
     assert card.name == "mine"
     assert card.task == TASKS[what]
     assert card.training["seed"] == 3
