@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from flows import reporting, stages
+from flows import reporting
 from flows.auditing import audit_cases, note
 from flows.cli import group
 from flows.cluster import Workers
@@ -20,7 +19,6 @@ from flows.rebuild import rebuild
 from flows.reviewing import review_case
 from flows.runs import open_run
 from pipeline.errors import BadInput, SmearflowError
-from storage.packages import find_package
 from storage.results_db import ResultsDatabase
 from storage.store import Store
 from tests.report_cases import BLOOD, a_case, cells_of
@@ -49,20 +47,6 @@ def _report(store: str, counts: dict[str, int] | None = None, shift: float = 0.0
             reporting.report(run, findings)
             run.end()
             note(run, "run")
-
-
-@pytest.mark.parametrize("stage", ["explanation", "registration", "report"])
-def test_a_page_is_written_again_where_any_stage_computes_anew_and_only_then(
-    store: str, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = Path(store) / CASE / "report.html"
-    written = page.stat().st_mtime_ns
-    _report(store)
-    assert page.stat().st_mtime_ns == written
-    # Another picture of the same values, as where the code of a stage has changed.
-    monkeypatch.setitem(stages.VERSIONS, stage, stages.VERSIONS[stage] + 1)
-    _report(store)
-    assert page.stat().st_mtime_ns > written
 
 
 def _cli(*arguments: str) -> Result:
@@ -358,58 +342,6 @@ def test_a_report_that_is_made_again_from_the_same_changes_nothing_and_logs_noth
 def _files(store: str) -> dict[str, bytes]:
     found = (p for p in (Path(store) / CASE).rglob("*") if p.is_file() and p.name != "ledger.json")
     return {str(p): p.read_bytes() for p in found}
-
-
-def test_a_report_made_again_tells_of_the_models_and_settings_that_the_cells_were_named_by(
-    store: str,
-) -> None:
-    before = _result(store)
-    for given in ({"classification": {"virtual_classifier": None}}, {"staining": {"target": "raabin"}}):
-        with pytest.raises(BadInput, match=r"is not what the case was run with.*run the case again"):
-            rebuild(CASE, store, given)
-        with pytest.raises(BadInput, match="run the case again"):
-            review_case(CASE, store, reviewer="Dr. X", sign=True, settings=given)
-    assert _result(store) == before
-    same = {
-        "classification": {"virtual_classifier": "virtual-leukocytes"},
-        "counting": {"interval": "wilson"},
-    }
-    rebuild(CASE, store, same)
-    after = _result(store)
-    assert after["software"]["models"] == before["software"]["models"]
-    assert after["software"]["config_sha256"] != before["software"]["config_sha256"]
-
-
-def test_a_changed_card_or_weight_file_makes_the_report_anew(
-    store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Thresholds, reader errors and limits in a report are the card's; other weights block it."""
-    shipped = find_package("leukocyte-classes")
-    assert shipped is not None
-    shutil.copytree(shipped.folder, tmp_path / "weights" / "leukocyte-classes")
-    monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path / "weights"))
-    assert "LOW_CONFIDENCE" not in {f["code"] for f in _result(store)["flags"]}
-    card = tmp_path / "weights" / "leukocyte-classes" / "card.json"
-    document = json.loads(card.read_text())
-    document["parameters"]["min_confidence"] = 0.99
-    card.write_text(json.dumps(document))
-    _report(store)
-    assert "LOW_CONFIDENCE" in {f["code"] for f in _result(store)["flags"]}
-    assert "MODEL_HASH" not in {f["code"] for f in _result(store)["flags"]}
-    with (card.parent / "model.safetensors").open("ab") as stream:
-        stream.write(b" ")
-    _report(store)
-    flag = next(f for f in _result(store)["flags"] if f["code"] == "MODEL_HASH")
-    assert "leukocyte-classes" in flag["message"]
-
-
-def test_a_result_of_other_settings_than_the_validated_ones_is_flagged(store: str) -> None:
-    validated = _result(store)["software"]["config_sha256"]
-    rebuild(CASE, store, {"report": {"validated_config": validated}})
-    assert "MODEL_HASH" not in {f["code"] for f in _result(store)["flags"]}
-    rebuild(CASE, store, {"report": {"validated_config": validated}, "counting": {"level": 0.9}})
-    flag = next(f for f in _result(store)["flags"] if f["code"] == "MODEL_HASH")
-    assert "the configuration" in flag["message"]
 
 
 def test_looking_for_a_store_that_is_not_there_makes_none(tmp_path: Path) -> None:
