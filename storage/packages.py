@@ -202,20 +202,16 @@ def list_packages() -> list[ModelPackage]:
 
 
 def is_path(name: str) -> bool:
-    """Whether a model is named by its folder: `./mine`, `/models/mine`; `mine` alone is a name.
-
-    A folder that happens to lie where a command is run must not stand in for the model of its name.
-    """
+    """Whether a model is named by its folder alone: `./mine`, `/models/mine`."""
     return any(mark in name for mark in (os.sep, os.altsep) if mark)
 
 
 def find_package(name: str) -> ModelPackage | None:
-    """The package of a name, of a folder's path (`is_path`) or of the OUT of a training; None without one."""
-    if is_path(name) and (folder := package_in(Path(name))) is not None:
-        return read_package(folder)
-    return next((p for p in list_packages() if p.name == name), None)
+    """The package of a name, or of a folder or the OUT of a training; None where there is none.
 
-
-def folder_of_name(name: str) -> list[str]:
-    """How a package in a folder of this name would be given, for whoever meant it; empty where none is."""
-    return [f".{os.sep}{name}"] if not is_path(name) and (Path(name) / CARD_FILE).is_file() else []
+    A folder that lies where a command is run never stands in for a model of its name: that goes before, but
+    for a path (`is_path`).
+    """
+    folder = package_in(Path(name))
+    known = None if is_path(name) else next((p for p in list_packages() if p.name == name), None)
+    return known if known is not None or folder is None else read_package(folder)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pipeline.errors import BadModelPackage, UnknownName
 from storage.fingerprint import fingerprint
-from storage.packages import ModelPackage, find_package, folder_of_name, list_packages
+from storage.packages import ModelPackage, find_package, is_path, list_packages
 
 Task = Literal["detector", "segmenter", "stainer", "classifier", "sideroblast-reader", "patient-classifier"]
 Builder = Callable[[ModelPackage | None], Any]
@@ -82,13 +82,16 @@ def describe(task: Task, name: str) -> ModelPackage | Entry:
     Raises UnknownName with the names that exist.
     """
     package = find_package(name)
-    if package is not None and package.card.task == task:
+    fits = package is not None and package.card.task == task
+    if package is not None and fits and (package.name == name or is_path(name)):
         return package
     _import_rooms()
     entry = _ENTRIES.get((task, name))
     if entry is not None and not entry.needs_package:
         return entry
-    raise UnknownName(task, name, available(task) + folder_of_name(name))
+    if package is not None and fits:  # a folder whose name is no model's
+        return package
+    raise UnknownName(task, name, available(task))
 
 
 def modalities(task: Task, name: str) -> tuple[str, ...]:

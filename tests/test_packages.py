@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import BadInput, BadModelPackage, UnknownName
-from storage.packages import find_package, list_packages, read_package, write_package
+from storage.packages import ModelPackage, find_package, list_packages, read_package, write_package
 from storage.registry import available, describe, entries, load, virtual_array
 
 CARD: dict[str, Any] = {
@@ -219,13 +219,13 @@ def test_a_folder_where_a_command_is_run_never_stands_in_for_a_model_of_its_name
     """Workers that run elsewhere would work with another model than the command line looked at."""
     shipped = find_package("dic-to-mgg")
     assert shipped is not None
-    for name in ("dic-to-mgg", "mine"):
-        write(tmp_path / name, task="stainer", name=name)
+    for name, task in (("dic-to-mgg", "stainer"), ("classical", "detector"), ("mine", "stainer")):
+        write(tmp_path / name, task=task, name=f"own-{name}")
     monkeypatch.chdir(tmp_path)
     assert find_package("dic-to-mgg") == shipped
     assert describe("stainer", "./mine") == read_package(Path("mine"))
-    with pytest.raises(UnknownName, match=r"known are: \./mine, "):
-        describe("stainer", "mine")
+    assert not isinstance(describe("detector", "classical"), ModelPackage)
+    assert describe("stainer", "mine") == read_package(Path("mine"))  # no model's name
 
 
 @pytest.mark.parametrize("name", ["leukocyte-classes", "./leukocyte-classes", "best.pt"])

@@ -15,14 +15,14 @@ from flows.console import json_option, output
 def command(name: str | None, as_json: bool) -> None:
     """List the models that can be named, or print one model's card."""
     from pipeline.errors import UnknownName
-    from storage.packages import find_package, folder_of_name, list_packages, package_roots
+    from storage.packages import find_package, list_packages, package_roots
     from storage.registry import entries
 
     with output(as_json) as show:
         if name is not None:
             package = find_package(name)
             if package is None:
-                known = [p.name for p in list_packages()] + folder_of_name(name)
+                known = [p.name for p in list_packages()]
                 raise UnknownName("model package", name, known)
             show(package.card.model_dump(mode="json"), package.card.model_dump_json(indent=1))
             return

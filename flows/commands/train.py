@@ -38,10 +38,9 @@ def _figures(package: Path) -> dict[str, Any]:
 def command() -> None:
     """Train a model on a folder of images, or on drawn marrows, and write a model package.
 
-    Training goes on from its last checkpoint with --resume.  OUT can be named by its path (./NAME in this
-    folder) wherever a model is named, or put on the path list SMEARFLOW_WEIGHTS; the package is OUT itself,
-    or OUT/package beside what the training keeps (detectors, stainers).  Nothing but an earlier package is
-    written over.
+    Training goes on from its last checkpoint with --resume.  OUT can be named by its path wherever a model is
+    named, or put on the path list SMEARFLOW_WEIGHTS; the package is OUT itself, or OUT/package beside what
+    the training keeps (detectors, stainers).  Nothing but an earlier package is written over.
     """
 
 
