@@ -123,7 +123,8 @@ def test_a_large_image_says_how_much_there_is_to_label(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("storage.registry.load", lambda *_: ByColour())
-    cv2.imwrite(str(tmp_path / "large.png"), np.full((300, 400, 3), 230, np.uint8))
+    image = np.full((300, 400, 3), 230, np.uint8)
+    cv2.imwrite(str(tmp_path / "large.png"), cv2.circle(image, (200, 150), 60, (140, 60, 120), -1))
     args = ["segment", str(tmp_path / "large.png"), "--out", str(tmp_path / "out"), "--pixel-size"]
     large, small = (CliRunner().invoke(group, [*args, um]) for um in ("2", "0.5"))
     assert (large.exit_code, small.exit_code) == (0, 0)
