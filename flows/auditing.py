@@ -36,8 +36,12 @@ class RecordUnsound(BadInput):
 
 @dataclass
 class Told:
-    """What a log tells of a case's files: every sha256, the last of each, and the last report's mark."""
+    """What a log tells of a case's files: every sha256, the last of each, and the last report's mark.
 
+    `start` is the seal of its first entry, by which a log is known; None where there is no entry.
+    """
+
+    start: str | None = None
     known: dict[str, set[str]] = field(default_factory=dict)
     last: dict[str, str] = field(default_factory=dict)
     mark: str | None = None
@@ -45,7 +49,7 @@ class Told:
 
 def told_by(entries: Sequence[AuditEntry]) -> Told:
     """What the entries of programs say was written."""
-    told = Told()
+    told = Told(start=entries[0].seal if entries else None)
     for entry in entries:
         made = {c.target: c.new for c in entry.changes if c.new} if entry.action not in PERSONS else {}
         for name, sha in made.items():
@@ -78,7 +82,7 @@ def announce(run: CaseRun, sha256: Mapping[str, str], mark: str) -> LogHead:
     """
     from storage.results_db import LogHead
 
-    check_record(run.store, run.case_id)
+    told = check_record(run.store, run.case_id)
     log = AuditLog(run.store, run.case_id)
     computed = {**run.computed, "report": run.computed.get("report", 0) + 1}
     entry = log.append(
@@ -87,7 +91,7 @@ def announce(run: CaseRun, sha256: Mapping[str, str], mark: str) -> LogHead:
         detail={**_made_by(run, computed), "report": mark},
     )
     run.announced = True
-    return LogHead(start=log.entries()[0].seal, entries=entry.number, seal=entry.seal)
+    return LogHead(start=told.start or entry.seal, entries=entry.number, seal=entry.seal)
 
 
 def _made_by(run: CaseRun, computed: Mapping[str, int]) -> dict[str, str]:
@@ -106,21 +110,23 @@ def check_record(
     *,
     built_on: Sequence[str] = (RESULT,),
     database: ResultsDatabase | None = None,
-) -> None:
-    """Raise RecordUnsound unless a case's log holds and tells of the files that are to be built on.
+) -> Told:
+    """What a case's log tells; raises RecordUnsound unless it holds and tells of the files to be built on.
 
     An earlier file of the case, put back, is one that the log tells of: the next report replaces it.
     """
     # The files first: a hash is in the log before its file is there, so a look needs no lock.
     there = {name: _sha256(store, f"{case_id}/{name}") for name in built_on}
-    wrong = _log_faults(store, case_id) or _against_database(store, case_id, database)
+    wrong = _log_faults(store, case_id)
+    entries = [] if wrong else AuditLog(store, case_id).entries()
+    wrong = wrong or _against_database(case_id, entries, database)
     if wrong:
         raise RecordUnsound(
             f"{case_id}: the audit log does not hold ({wrong[0].rstrip('.')}), and nothing was changed; see "
             f"that SMEARFLOW_AUDIT_KEY is the laboratory's, then restore {store.url_of(case_id)} from a copy "
             "of the store, or remove it to begin anew without its signatures."
         )
-    told = told_by(AuditLog(store, case_id).entries())
+    told = told_by(entries)
     for name, sha in there.items():
         known = told.known.get(name, set())
         # Logs of earlier versions tell of result.json alone.
@@ -130,6 +136,7 @@ def check_record(
                 "nothing was changed; restore the case from a copy of the store, or, where its log is known "
                 "to be whole, remove the file and run the case again."
             )
+    return told
 
 
 def _sha256(store: Store, key: str) -> str | None:
@@ -147,10 +154,11 @@ def _log_faults(store: Store, case_id: str) -> list[str]:
     return AuditLog(store, case_id).verify()
 
 
-def _against_database(store: Store, case_id: str, database: ResultsDatabase | None) -> list[str]:
+def _against_database(
+    case_id: str, entries: Sequence[AuditEntry], database: ResultsDatabase | None
+) -> list[str]:
     """What a log lacks that it had when the results database was last written: its end was cut off."""
     head = database.log_head(pseudonym(case_id)) if database is not None else None
-    entries = AuditLog(store, case_id).entries()
     if head is None or not entries or head.start != entries[0].seal:  # of a log that was begun anew
         return []
     if len(entries) < head.entries or entries[head.entries - 1].seal != head.seal:
@@ -223,7 +231,8 @@ def _verify(store: Store, case_id: str, database: ResultsDatabase | None) -> lis
     wrong = _log_faults(store, case_id)
     if wrong:
         return wrong
-    told = told_by(AuditLog(store, case_id).entries())
+    entries = AuditLog(store, case_id).entries()
+    told = told_by(entries)
     if _has_result(store, case_id):
         try:
             said = list(store.read_json(f"{case_id}/{RESULT}")["audit"])
@@ -241,10 +250,9 @@ def _verify(store: Store, case_id: str, database: ResultsDatabase | None) -> lis
             wrong.append(f"{name} is not the file that the last run or review wrote.")
     if RESULT not in told.last and _has_result(store, case_id):
         wrong.append(f"{RESULT} is not the file that the last run or review wrote.")
-    wrong += _against_database(store, case_id, database)
+    wrong += _against_database(case_id, entries, database)
     head = database.log_head(pseudonym(case_id)) if database is not None else None
-    entries = AuditLog(store, case_id).entries()
     # Told, but no run is refused for it: a trial on another store, into the same database, does the same.
-    if head is not None and told.last and head.start != entries[0].seal:
+    if head is not None and told.last and head.start != told.start:
         wrong.append("the results database knows another log of this case, or another store's.")
     return wrong

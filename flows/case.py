@@ -18,10 +18,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows import stages
-from flows.asked import asked_of
 from flows.auditing import check_record, note
 from flows.cluster import Workers
-from flows.execute import CaseOutcome, end_failed, execute, summary
+from flows.execute import CaseOutcome, begin, end_failed, execute, summary
 from flows.records import CaseRun
 from flows.runs import configured, open_run
 from pipeline.settings import NightSettings
@@ -94,7 +93,7 @@ def process_case(
     """
     run = open_run(case_dir, store, settings, workers, pixel_size_um, action=action)
     with run.store.writing(run.case_id):
-        run.ledger.begin(str(run.case_dir), asked_of(run))
+        begin(run)
         try:
             check_record(run.store, run.case_id)
             run.store.sweep(run.case_id)

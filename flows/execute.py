@@ -92,6 +92,11 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
     )
 
 
+def begin(run: CaseRun) -> None:
+    """Open a run that reads the case's images, with what was asked of it; with the case's lock held."""
+    run.ledger.begin(str(run.case_dir), asked_of(run))
+
+
 def end_failed(run: CaseRun, error: BaseException) -> None:
     """Close a run that failed, in ledger and audit log; to be called with the case's lock held."""
     try:
@@ -129,7 +134,7 @@ def up_to_date(
             contextlib.suppress(CaseBusy),
             run.store.writing(run.case_id),
         ):  # the busy one writes its own line
-            run.ledger.begin(str(run.case_dir), asked_of(run))
+            begin(run)
             run.end()
             note(run, action)
         return outcome
@@ -155,7 +160,7 @@ def _leave_trace(run: CaseRun, error: Exception) -> None:
     """A failed run in the ledger, so that `status` and `retry` know of the case."""
     try:
         with run.store.writing(run.case_id):
-            run.ledger.begin(str(run.case_dir))
+            begin(run)
             end_failed(run, error)
     except CaseBusy:  # the busy one writes its own line
         return

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from flows import stages
-from flows.auditing import RESULT, announce, check_record, told_by
+from flows.auditing import RESULT, announce, check_record
 from flows.findings import FINDINGS, Findings
 from flows.identity import deidentified, deidentified_text, pseudonym
 from flows.provenance import source_commit
@@ -32,7 +32,6 @@ from pipeline.review import (
     review_part,
     review_state,
 )
-from storage.audit import AuditLog
 from storage.clock import now
 from storage.fingerprint import fingerprint
 
@@ -44,11 +43,10 @@ def report(run: CaseRun, findings: Findings) -> dict[str, Any]:
     from storage.results_db import ResultsDatabase
 
     with ResultsDatabase(database_url(run.store.url)) as database:
-        check_record(run.store, run.case_id, database=database)
+        told = check_record(run.store, run.case_id, database=database)
         acts, content, mark = report_marks(run, findings)
         # The results database may have been restored or lost.
         has_row = database.has(pseudonym(run.case_id), mark)
-    told = told_by(AuditLog(run.store, run.case_id).entries())
 
     def compute() -> dict[str, Any]:
         return {"sha256": write_report(run, findings, mark, acts, content)}

@@ -15,6 +15,7 @@ from flows.execute import up_to_date
 from flows.nightly import _Cases
 from flows.retry import chosen, retry_one
 from flows.runs import open_run
+from pipeline.errors import BadInput
 from storage.ledger import Ledger
 from storage.store import Store
 from tests.faults import models
@@ -69,6 +70,16 @@ def test_fields_that_were_chosen_on_another_slide_are_not_asked_again(folder: Pa
     assert "its files changed" in said
     assert _Cases([folder], store, PLAIN).look() == [folder]
     # A person who has this case run again means what was asked of it.
+    assert asked_again(folder, store, PLAIN, also_changed=True)[:2] == (BY_HAND, 0.52)
+
+
+def test_what_was_asked_of_a_run_that_failed_at_a_look_is_asked_again(folder: Path) -> None:
+    store = str(folder.parent / "store")
+    (folder / "manifest.csv").write_text("no manifest\n")
+    with pytest.raises(BadInput):
+        up_to_date(folder, store, BY_HAND, 0.52)
+    assert Ledger(Store(store), "W-1").runs[-1]["error"]
+    (folder / "manifest.csv").unlink()
     assert asked_again(folder, store, PLAIN, also_changed=True)[:2] == (BY_HAND, 0.52)
 
 
