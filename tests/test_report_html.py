@@ -200,11 +200,6 @@ def test_every_printed_page_carries_case_status_and_use_and_no_text_of_the_case_
     assert "preliminary" in rule
 
 
-def test_blocking_flags_stand_before_the_figure_of_ring_sideroblasts():
-    html, _ = iron_page(12, 88)
-    assert html.index('id="h-flags"') < html.index('id="h-rs"') < html.index('id="h-dx"')
-
-
 def test_an_me_ratio_by_a_classifier_of_blood_says_so_beside_the_figure():
     counts = {"neutrophil": 400, "erythroblast": 100}
     html = page(counts, case=a_case(specimen="bone_marrow"))
@@ -223,41 +218,6 @@ def test_an_interval_between_few_fields_is_greyed():
     assert "too narrow here" not in page(case=a_case(12), read=cells_of(BLOOD, 12))
 
 
-def iron_page(rings, others, settings=QUICK, **change):
-    images = (*(image(f"F{i + 1}") for i in range(5)), image("P1", stain="Perls", slide="s2"))
-    read = both(
-        cells_of({"neutrophil": 300}),
-        cells_of({"erythroblast": others}, rs_type="0", stain="Perls", start=1000, **change),
-        cells_of({"erythroblast": rings}, rs_type="3", stain="Perls", start=2000, **change),
-    )
-    case = a_case(specimen="bone_marrow", images=images, mode="mgg_perls")
-    result = a_result(settings=settings, case=case, read=read)
-    return render_html(result, {}), render_text(result)
-
-
-def test_two_rings_of_two_erythroblasts_are_no_hundred_percent():
-    for text in iron_page(2, 0):
-        assert "withheld" in text
-        assert "100.0 % =" not in text
-        assert ">100.0 %<" not in text
-        assert "the whole interval" not in text
-        assert "at or over 15" not in text
-    assert "One of 2 cells is more than the lowest limit" in iron_page(2, 0)[0]
-
-
-def test_where_reader_error_is_known_a_limit_is_settled_by_sampling_alone_in_words():
-    html, text = iron_page(30, 80, rs_finder="marrow-perls", rs_reader="rule")
-    assert "By sampling alone: at or over <b>15 %</b>" in html
-    assert "by sampling alone at or over 15 %" in text
-
-
-def test_a_laboratorys_own_errors_claim_no_precision():
-    own = Settings(counting=CountingSettings(bootstrap_draws=0, rs_reader_errors=(45, 5, 90, 10)))
-    html, _ = iron_page(30, 80, own)
-    assert "was not measured" in html
-    assert "100.0 % of what is counted" not in html
-
-
 def test_the_page_names_the_interval_of_rates_as_the_settings_do():
     score = Settings(counting=CountingSettings(bootstrap_draws=0, interval="wilson"))
     html = render_html(a_result(settings=score), {})
@@ -269,29 +229,6 @@ def test_the_text_has_the_decimals_that_the_settings_ask_for():
     two = Settings(counting=CountingSettings(bootstrap_draws=0, pct_decimals=2))
     text = render_text(a_result({"neutrophil": 130, "lymphocyte": 73}, settings=two))
     assert "64.04" in text
-
-
-def test_ring_sideroblasts_stand_before_the_differential_with_their_evidence():
-    images = (*(image(f"F{i + 1}") for i in range(5)), image("P1", stain="Perls", slide="s2"))
-    case = a_case(specimen="bone_marrow", images=images, mode="mgg_perls")
-    stained = both(
-        cells_of({"neutrophil": 300}),
-        cells_of({"erythroblast": 88}, rs_type="0", stain="Perls", start=1000),
-        cells_of({"erythroblast": 12}, rs_type="3", stain="Perls", start=2000),
-    )
-    html = page(case=case, read=stained)
-    assert html.index('id="h-rs"') < html.index('id="h-dx"')
-    assert "12.0 %" in html
-    assert 'about <b class="num">455</b> more erythroblasts' in html
-    assert 'class="rs rs-virtual' not in html
-    virtual = both(
-        cells_of({"neutrophil": 300}),
-        cells_of({"erythroblast": 88}, rs_type="0", virtual=True, start=1000),
-        cells_of({"erythroblast": 12}, rs_type="3", virtual=True, start=2000),
-    )
-    html = page(case=case, read=virtual)
-    assert 'class="rs rs-virtual' in html
-    assert "from virtual Perls, not from a stain" in html
 
 
 def test_a_case_without_cells_still_has_a_page():
