@@ -91,7 +91,7 @@ class _Cases:
 
     def _kept(self, folder: Path) -> CaseOutcome | None:
         # What fails here is tried again tonight, and then leaves its word.
-        return up_to_date(own_folder(folder), self.store, *self._as_asked(folder), last_word=False)
+        return up_to_date(folder, self.store, *self._as_asked(folder), last_word=False)
 
     def process(self, todo: list[Path], workers: Workers) -> None:
         """Process cases; those that the machine failed or another run holds are tried again at the end."""
