@@ -66,7 +66,7 @@ def decoded(path: Path, data: bytes, what: str = "table") -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         line = _line_at(data[: error.start].decode(encoding, "replace"))
-        name = "UTF-16, as it begins," if encoding == "utf-16" else "UTF-8"
+        name = "UTF-16, as it begins" if encoding == "utf-16" else "UTF-8"
         raise BadInput(
             f"{path}: the {what} is not in {name} (line {line}); save it in UTF-8 (in Excel: 'CSV UTF-8')."
         ) from error
@@ -136,6 +136,7 @@ def parse_table(
         names.pop()
     _check_head(path, names, columns, optional, closed)
     named = [name for name in names if name]
+    controls = _CONTROL.search(text) is not None
     table = Table(named)
     for line, cells in records:
         if len(table) == max_rows:
@@ -148,7 +149,7 @@ def parse_table(
             )
         row = Row({}, f"{path}, line {line}", line, delimiter != ",")
         for name, cell in zip(names, cells, strict=False):
-            if _CONTROL.search(cell):
+            if controls and _CONTROL.search(cell):
                 raise BadInput(
                     f"{row.where}: '{shown(cell)}' is no {shown(name) or 'cell'} name or value, it holds a "
                     "control character; type it again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -233,3 +234,15 @@ def test_a_published_table_is_read_by_its_ascii_columns(tmp_path: Path) -> None:
     table.write_text("id,label\nAAA,control\n")
     with pytest.raises(BadInput, match=r"metadata\.csv lacks the column 'patient_id'"):
         read_mll_patients(tmp_path)
+
+
+def test_no_other_module_reads_a_table() -> None:
+    root = Path(__file__).resolve().parent.parent
+    rooms = ("flows", "pipeline", "classifiers", "detectors", "stainers", "storage", "benchmarks")
+    found = {
+        path.relative_to(root).as_posix()
+        for room in rooms
+        for path in (root / room).rglob("*.py")
+        if re.search(r"^ *(import|from) csv\b", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert found == {"storage/tables.py"}  # phantoms, which know no storage, only write them
