@@ -8,7 +8,6 @@ a haematologist.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from storage.tables import read_table
 
 if TYPE_CHECKING:
     from detectors.datasets import Sample
@@ -28,12 +29,11 @@ Change = tuple[str, tuple[float, ...]]  # added or removed, and its box
 def _changes(group: str) -> dict[str, list[Change]]:
     """Those of one folder of the data, by what comes after its name (`S001/F002`, a file's name)."""
     out: dict[str, list[Change]] = {}
-    with CHANGES.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            folder, _, image = row["image"].partition("/")
-            if folder == group:
-                box = tuple(float(row[k]) for k in ("x0", "y0", "x1", "y1"))
-                out.setdefault(image, []).append((row["change"], box))
+    for row in read_table(CHANGES, ("image", "change", "x0", "y0", "x1", "y1")):
+        folder, _, image = row["image"].partition("/")
+        if folder == group:
+            box = tuple(float(row[k]) for k in ("x0", "y0", "x1", "y1"))
+            out.setdefault(image, []).append((row["change"], box))
     return out
 
 

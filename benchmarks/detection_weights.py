@@ -16,7 +16,6 @@ shipped weights had the cuts in these last runs alone.)  Each stage resumes wher
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 from dataclasses import replace
 from functools import partial
@@ -59,10 +58,10 @@ def reviewed_parts(data: Path, network: Any, out: Path) -> dict[str, list]:
         suspects += found
     for sample in [*parts["val"], *parts["test"]]:  # listed, never changed
         suspects += review(network, witness, sample)[1]
-    with (out / "label_suspects.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, ["file", "kind", "box", "score", "corrected"])
-        writer.writeheader()
-        writer.writerows(as_rows(suspects))
+    from storage.tables import write_table
+
+    columns = ("file", "kind", "box", "score", "corrected")
+    write_table(out / "label_suspects.csv", columns, as_rows(suspects))
     return {"train": reviewed, "val": parts["val"], "test": parts["test"]}
 
 

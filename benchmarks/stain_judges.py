@@ -6,7 +6,6 @@ turns, resizes and blurs cells, but changes no colour: it is to know its own sta
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +50,10 @@ def stained_cells(data: Path, scale: dict[str, float] | None = None, size_px: in
 def boxed_cells(data: Path) -> dict[str, Boxed]:
     """Both stains at their own scale, with boxes."""
     from storage.images import read_grey
+    from storage.tables import read_table
 
-    with (data / "labels.csv").open(newline="", encoding="utf-8") as stream:
-        rows = [r for r in csv.DictReader(stream) if r["class"] in CLASSES]
+    needed = ("source", "mask", "class")
+    rows = [r for r in read_table(data / "labels.csv", needed) if r["class"] in CLASSES]
     found = {}
     for stain, cells in stained_cells(data).items():
         boxes = []

@@ -16,7 +16,6 @@ silence: what does not fit the layout is refused with the first file that does n
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from classifiers.sources import Sample, group_duplicates, project_samples, read_
 from classifiers.taxonomy import DIALECTS, compatible, from_file_prefix, is_a, to_canonical
 from pipeline.errors import BadInput, UnknownName
 from storage.image_folders import is_image
+from storage.tables import read_table
 
 DISAGREEMENT_WEIGHT = 0.5  # trust in a label that an expert of the set read otherwise
 
@@ -268,8 +268,8 @@ def read_mll_patients(data: Path) -> list[PatientImages]:
         raise BadInput(f"{root}: no patient folders below the diagnoses; unpack the whole set.")
     table = next((t for t in (root / "metadata.csv", *_nearby(data, "metadata.csv")) if t.is_file()), None)
     if table is not None:
-        with table.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-            stated = {r["patient_id"]: r["bag_label"] for r in csv.DictReader(stream)}
+        rows = read_table(table, ("patient_id", "bag_label"), any_bytes=True)
+        stated = {r["patient_id"]: r["bag_label"] for r in rows}
         for p in patients:
             if p.patient in stated and stated[p.patient].lower() != p.diagnosis.lower():
                 raise BadInput(

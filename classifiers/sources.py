@@ -5,7 +5,6 @@ A sample is a place in an image with a canonical label.  Images are read lazily;
 
 from __future__ import annotations
 
-import csv
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from storage.tables import read_table
 # Copies (JPEG of quality 40, half the size, less light) of the 589 crops that the project has correlate above
 # 0.998 with them; two different cells under 0.99, one pair apart.
 COPY_LIKENESS = 0.99
+PLACE = ("x", "y", "side")
 SMEAR_LABELS = Path(__file__).parent / "labels" / "smears_leukocytes.csv"
 
 
@@ -104,12 +104,11 @@ def read_samples(data: Path) -> list[Sample]:
 
 
 def _from_table(table: Path) -> Iterator[Sample]:
-    for row in read_table(table, ("image", "class"), filled=("image",)):
+    for row in read_table(
+        table, ("image", "class"), filled=("image",), optional=("source", "patient", *PLACE)
+    ):
         path = table.parent / row["image"]
-        try:
-            place = [float(row[k]) if row.get(k) else None for k in ("x", "y", "side")]
-        except ValueError as error:
-            raise BadInput(f"{table}: the place of {row['image']} is no number ({error}).") from error
+        place = [row.number(k, "a number of pixels") for k in PLACE]
         source = row.get("source") or table.parent.name
         # Cells of one patient are no independent witnesses: they are never split.
         group = f"{source}/{row['patient']}" if row.get("patient") else str(path)
@@ -130,22 +129,21 @@ def project_samples(root: Path) -> list[Sample]:
 
 
 def _wbc_masks(folder: Path) -> Iterator[Sample]:
-    with (folder / "labels.csv").open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            ys, xs = np.nonzero(read_grey(folder / row["mask"]) > 60)
-            x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
-            path = folder / row["image"]
-            place = ((x0 + x1) / 2, (y0 + y1) / 2, float(max(x1 - x0, y1 - y0)))
-            label = canonical(row["class"])
-            yield Sample(path, label, row["source"], *map(float, place), group=str(path), is_crop=True)
+    for row in read_table(folder / "labels.csv", ("image", "mask", "source", "class")):
+        ys, xs = np.nonzero(read_grey(folder / row["mask"]) > 60)
+        x0, x1, y0, y1 = xs.min(), xs.max() + 1, ys.min(), ys.max() + 1
+        path = folder / row["image"]
+        place = ((x0 + x1) / 2, (y0 + y1) / 2, float(max(x1 - x0, y1 - y0)))
+        label = canonical(row["class"])
+        yield Sample(path, label, row["source"], *map(float, place), group=str(path), is_crop=True)
 
 
 def _smear_leukocytes(root: Path) -> Iterator[Sample]:
-    with SMEAR_LABELS.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            path = root / row["image"]
-            place = (float(row["x"]), float(row["y"]), float(row["side"]))
-            yield Sample(path, row["class"], "smears-" + row["source"], *place, group=str(path), weight=0.8)
+    needed = ("image", "source", *PLACE, "class")
+    for row in read_table(SMEAR_LABELS, needed, filled=needed):
+        path = root / row["image"]
+        place = [row.number(k) for k in PLACE]
+        yield Sample(path, row["class"], "smears-" + row["source"], *place, group=str(path), weight=0.8)
 
 
 def _boxes(folder: Path) -> Iterator[tuple[Path, str, int, list[tuple[int, float, float, float]]]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,8 +9,7 @@ from detectors.datasets import Sample, split
 from pipeline.errors import BadInput
 from storage.fingerprint import sha256_of
 from storage.packages import SPLIT_FILE, ModelPackage
-from storage.tables import read_table
-from storage.whole_files import write_whole
+from storage.tables import read_table, write_table
 
 PARTS = ("train", "val", "test")
 COLUMNS = ("image", "part", "sha256")
@@ -62,14 +59,13 @@ def n_without_label_file(samples: list[Sample]) -> int:
 
 def write_split(parts: Mapping[str, list[Sample]], data_dir: Path, *folders: Path) -> None:
     """Write split.csv (image relative to the data folder, part, sha256 of its file) to each folder."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    for part in PARTS:
-        for s in parts[part]:
-            writer.writerow((s.path.relative_to(data_dir).as_posix(), part, sha256_of(s.path)))
+    rows = [
+        {"image": s.path.relative_to(data_dir).as_posix(), "part": part, "sha256": sha256_of(s.path)}
+        for part in PARTS
+        for s in parts[part]
+    ]
     for folder in folders:
-        write_whole(folder / SPLIT_FILE, text.getvalue().encode())
+        write_table(folder / SPLIT_FILE, COLUMNS, rows)
 
 
 def unseen(package: ModelPackage | None, name: str, data_dir: Path, samples: list[Sample]) -> list[Sample]:

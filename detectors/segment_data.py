@@ -106,7 +106,8 @@ def _scale_of(
 def _rows(data_dir: Path) -> list[tuple[str, str, str, str]]:
     table = data_dir / "labels.csv"
     if table.is_file():
-        rows = read_table(table, ("image", "mask"), filled=("image", "mask"))
+        needed = ("image", "mask")
+        rows = read_table(table, needed, filled=needed, optional=("source", "class"))
         if not rows:
             raise BadInput(f"{table} has no rows; give one for each cell: its image and its mask.")
         return [(r["image"], r["mask"], r.get("source", ""), r.get("class", "")) for r in rows]

@@ -40,12 +40,16 @@ def _files_mark(case_dir: Path, settings: IntakeSettings) -> str | None:
     return fingerprint(sorted((s.file, s.hash_file(case_dir)) for s in sources))
 
 
-def _last_asked(store: Store, case: str) -> dict[str, Any] | None:
-    """What was asked of the newest run that read images; a report made again, or a review, reads none."""
+def last_asked(store: Store, case: str) -> dict[str, Any] | None:
+    """What was asked of the newest run that read images; a report made again, or a review, reads none.
+
+    A night's run that did not end well leaves what was asked before it.
+    """
     try:
         ledger = store.read_json(f"{case}/ledger.json")
         runs = [*ledger["runs"], ledger.get("current") or {}]
-        found = next((run.get("asked") for run in reversed(runs) if run.get("case_dir")), None)
+        newest: dict[str, Any] = next((run for run in reversed(runs) if run.get("case_dir")), {})
+        found = newest.get("asked_before") or newest.get("asked")
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if isinstance(found, dict) else None
@@ -60,7 +64,7 @@ def asked_again(
     of others nothing is asked again, unless `also_changed`, where a person has this very case run again.
     """
     values = dict(values or {})
-    asked = _last_asked(Store(store), case_dir.resolve().name)
+    asked = last_asked(Store(store), case_dir.resolve().name)
     if asked is None:
         return values, None, None
     if not also_changed and asked.get("files") != _files_mark(case_dir.resolve(), settings_of(values).intake):

@@ -86,12 +86,13 @@ def process_case(
     pixel_size_um: float | None = None,
     *,
     action: Action = "run",
+    by_night: bool = False,
 ) -> CaseOutcome:
     """Run a case inside a flow: stages as tasks, the report as an artifact.
 
     `action` is what the audit log calls it.
     """
-    run = open_run(case_dir, store, settings, workers, pixel_size_um, action=action)
+    run = open_run(case_dir, store, settings, workers, pixel_size_um, action=action, by_night=by_night)
     with run.store.writing(run.case_id):
         begin(run)
         try:

@@ -19,7 +19,7 @@ from flows import (
     unit_stages,
     virtual_perls_stage,
 )
-from flows.asked import asked_of
+from flows.asked import asked_of, last_asked
 from flows.auditing import check_record, note
 from flows.cluster import Workers
 from flows.failures import worth_another_try
@@ -93,8 +93,12 @@ def execute(run: CaseRun, wrap: Any = lambda name, function: function) -> CaseOu
 
 
 def begin(run: CaseRun) -> None:
-    """Open a run that reads the case's images, with what was asked of it; with the case's lock held."""
-    run.ledger.begin(str(run.case_dir), asked_of(run))
+    """Open a run that reads the case's images, with what was asked of it; with the case's lock held.
+
+    A night that fails leaves what a person had asked before, which it may not have asked again.
+    """
+    before = last_asked(run.store, run.case_id) if run.by_night else None
+    run.ledger.begin(str(run.case_dir), asked_of(run), before)
 
 
 def end_failed(run: CaseRun, error: BaseException) -> None:
@@ -114,13 +118,15 @@ def up_to_date(
     *,
     action: Action = "run",
     last_word: bool = True,
+    by_night: bool = False,
 ) -> CaseOutcome | None:
     """The kept outcome where nothing has to be computed, else None; needs no server and no cluster.
 
     An error ends the run in the case's ledger, unless the caller will try again (`last_word`), and is raised.
     """
     with Workers() as workers:
-        run = open_run(case_dir, store, settings, workers, pixel_size_um, allow_work=False, action=action)
+        how: dict[str, Any] = {"action": action, "by_night": by_night}
+        run = open_run(case_dir, store, settings, workers, pixel_size_um, allow_work=False, **how)
         try:
             check_record(run.store, run.case_id)
             outcome = execute(run)

@@ -91,7 +91,7 @@ class _Cases:
 
     def _kept(self, folder: Path) -> CaseOutcome | None:
         # What fails here is tried again tonight, and then leaves its word.
-        return up_to_date(folder, self.store, *self._as_asked(folder), last_word=False)
+        return up_to_date(folder, self.store, *self._as_asked(folder), last_word=False, by_night=True)
 
     def process(self, todo: list[Path], workers: Workers) -> None:
         """Process cases; those that the machine failed or another run holds are tried again at the end."""
@@ -109,8 +109,8 @@ class _Cases:
     def _one(self, folder: Path, workers: Workers) -> CaseOutcome:
         # Another night may have finished it since.
         values, pixel_size_um = self._as_asked(folder)
-        done = up_to_date(folder, self.store, values, pixel_size_um)
-        return done or process_case(folder, self.store, values, workers, pixel_size_um)
+        done = up_to_date(folder, self.store, values, pixel_size_um, by_night=True)
+        return done or process_case(folder, self.store, values, workers, pixel_size_um, by_night=True)
 
     def hold_back(self, todo: list[Path]) -> None:
         for folder in todo:

@@ -70,6 +70,7 @@ class CaseRun:
     pixel_size_um: float | None = None
     allow_work: bool = True
     action: Action = "run"  # what the audit log calls it
+    by_night: bool = False  # nobody said what is asked of this case alone
     announced: bool = False  # whether the log has its line already
     computed: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)

@@ -50,6 +50,7 @@ def open_run(
     allow_work: bool = True,
     case_id: str | None = None,
     action: Action = "run",
+    by_night: bool = False,
 ) -> CaseRun:
     """A run of one case; the case's id is its folder's name, `action` what the audit log calls it."""
     from pipeline.intake import check_case_id
@@ -73,6 +74,7 @@ def open_run(
         pixel_size_um=pixel_size_um,
         allow_work=allow_work,
         action=action,
+        by_night=by_night,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a store holds: each case's state, what was left out and why, its flags, and who works on it now."""
+"""What a store holds: each case's state, its report's, what was left out and why, and who works on it now."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class CaseStatus:
 
     `left_out` are the problems of the case's own result where it has one, else those that its ledger
     knows; `failed_items` those of the last run that crashed and that the next run tries again.
+    `report_status` is the result's (docs/safety.md), `reviewer` who last corrected, signed or withdrew it.
     """
 
     case: str
@@ -30,6 +31,9 @@ class CaseStatus:
     last_run: str | None = None
     attempts: int = 0
     report: str | None = None
+    report_status: str | None = None
+    reviewer: str | None = None
+    reviewed_at: str | None = None
     n_cells: int | None = None
     flags: list[str] = field(default_factory=list)
     left_out: list[dict[str, Any]] = field(default_factory=list)
@@ -112,6 +116,7 @@ def status_of_case(store: Store, case: str) -> CaseStatus:
     else:
         state = "done" if result else "unfinished"
     problems = (result or {}).get("problems") or record.get("problems") or []
+    review = (result or {}).get("review") or {}
     told = f"{error.get('type')}: {error.get('message')}" if error else None
     if state == "interrupted":
         told = "the run died before it could say why (killed, power, out of memory)"
@@ -121,6 +126,9 @@ def status_of_case(store: Store, case: str) -> CaseStatus:
         last_run=(current or last).get("started"),
         attempts=len(runs) + (current is not None),
         report=store.url_of(f"{case}/report.html") if result else None,
+        report_status=(result or {}).get("status"),
+        reviewer=review.get("reviewer"),
+        reviewed_at=review.get("reviewed_at"),
         n_cells=((result or {}).get("differential") or {}).get("n_detected"),
         flags=[f["code"] for f in (result or {}).get("flags", [])],
         left_out=[
@@ -172,6 +180,9 @@ def as_text(status: dict[str, Any]) -> str:
     lines = []
     for case in status["cases"]:
         about = [f"{case['n_cells']} cells" if case["n_cells"] is not None else "no result"]
+        if case["report_status"]:
+            by = f" ({case['reviewer']}, {(case['reviewed_at'] or '')[:10]})" if case["reviewer"] else ""
+            about.append(f"report {case['report_status']}{by}")
         if case["flags"]:
             about.append(", ".join(case["flags"]))
         if case["holder"]:

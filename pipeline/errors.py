@@ -35,6 +35,12 @@ def is_of_machine(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _MACHINE
 
 
+def shown(text: str, limit: int = 60) -> str:
+    """Foreign text for a message: cut, and with nothing in it that a terminal would obey."""
+    cut = text[:limit]
+    return cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")
+
+
 class SmearflowError(Exception):
     """Base of all errors that smearflow raises on purpose."""
 

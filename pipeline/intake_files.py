@@ -8,19 +8,13 @@ import re
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, shown
 from storage.fingerprint import sha256_of
 
 # Names that the store has for itself, beside the cases.
 RESERVED = ("nights", "audit")
 
 _CASE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-
-
-def shown(text: str, limit: int = 60) -> str:
-    """Foreign text for a message: cut, and with nothing in it that a terminal would obey."""
-    cut = text[:limit]
-    return cut if cut.isprintable() else cut.encode("unicode_escape").decode("ascii")
 
 
 def check_case_id(case_id: str) -> str:
@@ -91,12 +85,3 @@ def read_small(case_dir: Path, name: str, limit: int) -> bytes | None:
         return path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); check who may read it.") from error
-
-
-def decode_text(path: Path, data: bytes) -> str:
-    try:
-        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return data.decode("utf-16")
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'.") from error

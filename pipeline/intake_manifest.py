@@ -6,31 +6,23 @@ understood may be about other cells than the person thinks.  No image is opened.
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-from pipeline.errors import BadInput
-from pipeline.intake_files import (
-    check_case_id,
-    decode_text,
-    inside,
-    read_small,
-    sha256_slide,
-    shown,
-)
+from pipeline.errors import BadInput, shown
+from pipeline.intake_files import check_case_id, inside, read_small, sha256_slide
 from pipeline.intake_yaml import read_case_yaml
 from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.types import Modality, Problem, Spec, Specimen, Stain
 from storage.fingerprint import sha256_of
 from storage.images_info import check_pixel_size
+from storage.tables import Row, parse_table
 
 MANIFEST = "manifest.csv"
 REQUIRED = ("slide", "field", "modality", "stain", "file")
-COLUMNS = (*REQUIRED, "pixel_size_um", "x_um", "y_um")
+OPTIONAL = ("pixel_size_um", "x_um", "y_um")
+COLUMNS = (*REQUIRED, *OPTIONAL)
 MAX_MANIFEST_BYTES, MAX_ROWS = 16 << 20, 100_000
 MAX_POSITION_UM = 1e6
 
@@ -81,63 +73,16 @@ class Declaration(Spec):
     declared_fields: tuple[tuple[str, str], ...]  # (slide, field) of every row, left out or not
 
 
-def read_manifest(case_dir: Path) -> list[tuple[int, dict[str, str]]] | None:
-    """(line, cells by column) of each row of manifest.csv, or None where there is none.
-
-    Commas, semicolons or tabs separate (spreadsheets of some countries write semicolons, and then a
-    comma may be the decimal mark); UTF-8 with or without BOM, or UTF-16 with one.
-    """
+def read_manifest(case_dir: Path) -> list[Row] | None:
+    """The rows of manifest.csv, or None where there is none."""
     path = case_dir / MANIFEST
     data = read_small(case_dir, MANIFEST, MAX_MANIFEST_BYTES)
     if data is None:
         return None
-    text = decode_text(path, data)
-    if "\0" in text:
-        raise BadInput(f"{path} holds NUL characters and is no CSV text; save it again as 'CSV UTF-8'.")
-    first = text.lstrip("\r\n").split("\n", 1)[0]
-    delimiter = next((d for d in (",", ";", "\t") if d in first), ",")
-    rows: list[tuple[int, list[str]]] = []
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for cells in reader:
-            if any(c.strip() for c in cells):
-                rows.append((reader.line_num, [c.strip() for c in cells]))
-            if len(rows) > MAX_ROWS:
-                raise BadInput(f"{path} has more than {MAX_ROWS:,} rows; split the case.")
-    except csv.Error as error:
-        raise BadInput(
-            f"{path}, line {reader.line_num}: this is no valid CSV ({error}); save it again."
-        ) from error
+    rows = parse_table(path, data, REQUIRED, optional=OPTIONAL, closed=True, max_rows=MAX_ROWS)
     if not rows:
-        raise BadInput(f"{path} is empty; its first line names the columns {','.join(COLUMNS)}.")
-    header = [c.lower() for c in rows[0][1]]
-    unknown = [c for c in header if c not in COLUMNS]
-    missing = [c for c in REQUIRED if c not in header]
-    if unknown or missing or len(set(header)) != len(header):
-        what = (
-            f"has the unknown column '{shown(unknown[0])}'"
-            if unknown
-            else f"lacks the column '{missing[0]}'"
-            if missing
-            else "names a column twice"
-        )
-        raise BadInput(
-            f"{path} {what}; its columns are {','.join(COLUMNS)} (the last three may be left out)."
-        )
-    if len(rows) == 1:
         raise BadInput(f"{path} has no rows; write one for each image.")
-    named: list[tuple[int, dict[str, str]]] = []
-    for line, cells in rows[1:]:
-        if len(cells) != len(header):
-            raise BadInput(
-                f"{path}, line {line}: it has {len(cells)} cells, the header {len(header)}; correct the line."
-            )
-        row = dict(zip(header, cells, strict=True))
-        if delimiter != ",":
-            for column in ("pixel_size_um", "x_um", "y_um"):
-                row[column] = row.get(column, "").replace(",", ".")
-        named.append((line, row))
-    return named
+    return rows
 
 
 def _one_of(where: str, column: str, value: str, allowed: tuple[str, ...]) -> Any:
@@ -147,24 +92,10 @@ def _one_of(where: str, column: str, value: str, allowed: tuple[str, ...]) -> An
     raise BadInput(f"{where}: the {column} '{shown(value)}' is not known; use one of {', '.join(allowed)}.")
 
 
-def _number(where: str, column: str, text: str) -> float | None:
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise BadInput(f"{where}: {column} is '{shown(text)}'; write a number of micrometres.")
-    return value
-
-
-def _source(
-    case_dir: Path, line: int, row: dict[str, str], settings: IntakeSettings, given_um: float | None
-) -> Source:
+def _source(case_dir: Path, row: Row, settings: IntakeSettings, given_um: float | None) -> Source:
     from storage.slides import is_slide
 
-    where = f"{case_dir / MANIFEST}, line {line}"
+    where = row.where
     modality = _one_of(where, "modality", row["modality"], get_args(Modality))
     stain = _one_of(where, "stain", row["stain"], get_args(Stain))
     file = row["file"].replace("\\", "/")
@@ -186,8 +117,7 @@ def _source(
                 f"{where}: '{shown(name)}' is no {column} name; use 1 to 64 letters, digits, spaces, .()#+-_ "
                 "and begin with a letter or digit."
             )
-    size = _number(where, "pixel_size_um", row.get("pixel_size_um", ""))
-    x_um, y_um = (_number(where, c, row.get(c, "")) for c in ("x_um", "y_um"))
+    size, x_um, y_um = (row.number(c, "a number of micrometres") for c in OPTIONAL)
     if (x_um is None) != (y_um is None):
         raise BadInput(f"{where}: a stage position needs both x_um and y_um; give both or neither.")
     if any(v is not None and abs(v) > MAX_POSITION_UM for v in (x_um, y_um)):
@@ -199,7 +129,7 @@ def _source(
         stain=stain,
         file=file,
         kind=kind,
-        line=line,
+        line=row.line,
         manifest_pixel_size_um=None if size is None else check_pixel_size(where, size),
         given_pixel_size_um=given_um,
         x_um=x_um,
@@ -325,7 +255,7 @@ def declare(
                 )
             )
         else:
-            sources = [_source(case_dir, line, row, settings, pixel_size_um) for line, row in rows]
+            sources = [_source(case_dir, row, settings, pixel_size_um) for row in rows]
     except OSError as error:
         if isinstance(error, BadInput):
             raise

@@ -6,9 +6,10 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from pipeline.errors import BadInput
-from pipeline.intake_files import decode_text, read_small, shown
+from pipeline.errors import BadInput, shown
+from pipeline.intake_files import read_small
 from pipeline.types import Specimen
+from storage.tables import decoded
 
 CASE_YAML = "case.yaml"
 MAX_YAML_BYTES = 64 << 10
@@ -44,7 +45,7 @@ def read_case_yaml(case_dir: Path) -> tuple[Specimen | None, str | None]:
     if data is None:
         return None, None
     try:
-        document = _plain_document(decode_text(path, data))
+        document = _plain_document(decoded(path, data, "text"))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise

@@ -7,8 +7,6 @@ signed the new form; `corrected` once somebody has; `cancelled` where a person w
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -17,10 +15,10 @@ from pydantic import Field
 
 from classifiers import taxonomy
 from pipeline.cells import overlap
-from pipeline.errors import BadInput
-from pipeline.intake_files import shown
+from pipeline.errors import BadInput, shown
 from pipeline.result import AuditEntry, NotAssessed, Review, Status
 from pipeline.types import Box, Cell, CellClass, Spec
+from storage.tables import read_table
 
 SAME_CELL_IOU = 0.5
 MAX_CSV_BYTES = 4 << 20
@@ -154,23 +152,11 @@ def audit_part(acts: Iterable[Act]) -> tuple[AuditEntry, ...]:
 
 def read_corrections(path: Path) -> list[tuple[str, str]]:
     """(cell id, class) of each row of a CSV with the columns cell_id and class; raises BadInput."""
-    try:
-        if path.stat().st_size > MAX_CSV_BYTES:
-            raise BadInput(f"{path} is larger than {MAX_CSV_BYTES >> 20} MiB; it is no list of corrections.")
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text; save it as 'CSV UTF-8'.") from error
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}); check the path.") from error
-    delimiter = ";" if ";" in text.split("\n", 1)[0] else ","
-    try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise BadInput(f"{path} is no valid CSV ({error}); save it again.") from error
-    if not rows or any(c not in rows[0] for c in COLUMNS):
+    rows = read_table(path, COLUMNS, COLUMNS, max_bytes=MAX_CSV_BYTES)
+    if not rows:
         raise BadInput(f"{path} needs the columns {','.join(COLUMNS)} and one line for each cell.")
     # A spreadsheet's apostrophe before =, +, - or @ is no part of a name.
-    return [((r["cell_id"] or "").strip().removeprefix("'"), (r["class"] or "").strip()) for r in rows]
+    return [(row["cell_id"].removeprefix("'"), row["class"]) for row in rows]
 
 
 def check_corrections(case_id: str, cells: Sequence[Cell], corrections: Sequence[tuple[str, str]]) -> None:

@@ -8,7 +8,6 @@ the images and writes the page and, apart from it, the key; `pipeline.vtt_score`
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, shown
 from storage.image_folders import is_image
+from storage.tables import read_table
 from storage.whole_files import write_json, write_text
 
 KEY_FORMAT = "smearflow-vtt-key/1"
@@ -95,25 +95,19 @@ def read_candidates(source: Path) -> list[Candidate]:
 
 
 def _listed(path: Path) -> list[Candidate]:
-    try:
-        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
-        rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}: cannot be read as a CSV file ({error}); write it as UTF-8.") from error
-    missing = {"file", "origin", "label"} - set(reader.fieldnames or ())
-    if missing:
-        raise BadInput(f"{path}: the column {', '.join(sorted(missing))} is missing; add it.")
     found = []
-    for number, row in enumerate(rows, start=2):
-        origin, label = (row["origin"] or "").strip(), (row["label"] or "").strip()
+    for row in read_table(path, ("file", "origin", "label"), ("file",)):
+        origin, label = row["origin"], row["label"]
         if (origin, label) not in GROUPS:
             raise BadInput(
-                f"{path}, line {number}: origin '{origin}' and label '{label}'; origin is real or virtual, "
-                "label is positive or negative."
+                f"{row.where}: origin '{shown(origin)}' and label '{shown(label)}'; origin is real or "
+                "virtual, label is positive or negative."
             )
-        file = path.parent / (row["file"] or "").strip()
+        file = path.parent / row["file"]
         if not file.is_file():
-            raise BadInput(f"{path}, line {number}: there is no file '{row['file']}' beside it; correct it.")
+            raise BadInput(
+                f"{row.where}: there is no file '{shown(row['file'], 200)}' beside it; correct it."
+            )
         found.append(Candidate(file, origin == "real", label == "positive"))
     return found
 

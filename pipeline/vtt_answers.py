@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, shown
+from storage.tables import decoded, parse_table, read_bytes
 
 ANSWERS_FORMAT = "smearflow-vtt-answers/1"
 COLUMNS = ("test_id", "expert", "id", "origin", "label")
@@ -39,14 +39,13 @@ class Answers:
 
 def read_answers(path: Path) -> Answers:
     """Answers of a JSON or CSV file that the page gave; raises BadInput, one sentence, for anything else."""
+    data = read_bytes(path)
+    text = decoded(path, data, "text of answers")
+    if not text.lstrip().startswith("{"):
+        return _from_csv(path, data)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise BadInput(f"{path}: cannot be read as answers ({reason}); give a file of the page.") from error
-    try:
-        return _from_json(path, text) if text.lstrip().startswith("{") else _from_csv(path, text)
-    except (csv.Error, RecursionError) as error:
+        return _from_json(path, text)
+    except RecursionError as error:
         raise BadInput(f"{path}: the answers are damaged ({error}); download them again.") from error
 
 
@@ -71,26 +70,26 @@ def _from_json(path: Path, text: str) -> Answers:
     return _collect(path, found.get("test_id"), found.get("expert"), answers)
 
 
-def _from_csv(path: Path, text: str) -> Answers:
-    reader = csv.DictReader(text.splitlines())
-    missing = [c for c in COLUMNS if c not in (reader.fieldnames or ())]
+def _from_csv(path: Path, data: bytes) -> Answers:
+    rows = parse_table(path, data, optional=COLUMNS)
+    missing = [c for c in COLUMNS if c not in rows.columns]
     if missing:
         raise BadInput(
             f"{path}: the column {', '.join(missing)} is missing; give the CSV or JSON of the page."
         )
     heads: set[tuple[str, str]] = set()
     answers: list[tuple[str, Answer]] = []
-    for number, row in enumerate(reader, start=2):
-        heads.add((row["test_id"] or "", row["expert"] or ""))
+    for row in rows:
+        heads.add((row["test_id"], row["expert"]))
         said: dict[str, bool | None] = {}
         for column, words in WORDS.items():
-            word = (row[column] or "").strip().lower()
+            word = row[column].lower()
             if word and word not in words:
                 raise BadInput(
-                    f"{path}, line {number}: {column} is '{word}'; it is {' or '.join(words)}, or empty."
+                    f"{row.where}: {column} is '{shown(word)}'; it is {' or '.join(words)}, or empty."
                 )
             said[column] = words.get(word)
-        answers.append((row["id"] or "", Answer(said["origin"], said["label"])))
+        answers.append((row["id"], Answer(said["origin"], said["label"])))
     if len(heads) != 1:
         what = "no answer" if not heads else "several tests or experts"
         raise BadInput(f"{path}: holds {what}; a file holds one expert's answers to one test.")

@@ -7,7 +7,6 @@ is "positive", and its rates on virtual images show whether the pathology came a
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ import numpy as np
 
 from pipeline import statistics as st
 from pipeline.agreement import Kappa, kappa
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, shown
 from pipeline.vtt_answers import Answers
+from storage.tables import read_table
 
 
 @dataclass(frozen=True)
@@ -217,28 +217,19 @@ def read_distances(path: Path) -> dict[str, dict[str, float]]:
 
     Raises BadInput where it is none.
     """
-    try:
-        reader = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
-        rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{path}: cannot be read as a CSV file ({error}); write it as UTF-8.") from error
-    metrics = [c for c in reader.fieldnames or () if c != "configuration"]
-    if "configuration" not in (reader.fieldnames or ()) or not metrics:
+    rows = read_table(path, ("configuration",))
+    metrics = [c for c in rows.columns if c != "configuration"]
+    if not metrics:
         raise BadInput(f"{path}: needs the column configuration and one column for each distance; add them.")
     out: dict[str, dict[str, float]] = {}
-    for number, row in enumerate(rows, start=2):
-        values: dict[str, float] = {}
-        for metric in metrics:
-            text = (row[metric] or "").strip()
-            if not text:
-                continue
-            try:
-                values[metric] = float(text)
-            except ValueError:
-                values[metric] = math.nan
-            if not math.isfinite(values[metric]):
-                raise BadInput(f"{path}, line {number}: {metric} is '{text}', not a number; correct it.")
-        out[(row["configuration"] or "").strip()] = values
+    for row in rows:
+        name = row["configuration"]
+        if name in out:
+            raise BadInput(
+                f"{row.where}: configuration '{shown(name)}' stands there twice; keep one line of it."
+            )
+        found = {metric: row.number(metric) for metric in metrics}
+        out[name] = {metric: value for metric, value in found.items() if value is not None}
     return out
 
 

@@ -117,7 +117,7 @@ def _listed(folder: Path, domain: str) -> list[tuple[Path, str]]:
     """(file, class) of a domain: rows of labels.csv, class folders, or plain images without a class."""
     table = folder / "labels.csv"
     if table.is_file():
-        rows = read_table(table, ("image", "source"), filled=("image",))
+        rows = read_table(table, ("image", "source"), filled=("image",), optional=("class",))
         found = [(folder / r["image"], r.get("class") or "") for r in rows if r["source"] == domain]
         if found:
             return found

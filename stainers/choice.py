@@ -6,14 +6,13 @@ generators as `best-<criterion>.pt`.  Of `loss` the lowest is best, of anything 
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stainers.gan_records import append_rows
 from storage.checkpoints import read_checkpoint, write_checkpoint
+from storage.tables import append_rows, read_own
 
 TABLE = "choice.csv"
 
@@ -51,9 +50,6 @@ def _best_row(out_dir: Path, criterion: str) -> tuple[float, int] | None:
     """Rank and step of the first best row."""
     if not (out_dir / TABLE).is_file():
         return None
-    with (out_dir / TABLE).open(newline="", encoding="utf-8") as stream:
-        rows = [
-            (_rank(criterion, float(r.get(criterion) or "nan")), int(r["step"]))
-            for r in csv.DictReader(stream)
-        ]
+    _, noted = read_own(out_dir / TABLE)
+    rows = [(_rank(criterion, float(r.get(criterion) or "nan")), int(r["step"])) for r in noted]
     return min((r for r in rows if math.isfinite(r[0])), default=None)

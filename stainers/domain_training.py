@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from stainers.choice import keep_best
 from stainers.data_marks import mark_of_domains
 from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
-from stainers.gan_records import append_rows
 from stainers.gan_training import GanRun, Progress, RunOptions, go_on
 from stainers.seeds import step_seed
 from storage.checkpoints import write_checkpoint
+from storage.tables import append_rows
 from storage.whole_files import write_png
 
 Array = np.ndarray[Any, Any]

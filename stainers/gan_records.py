@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from storage.tables import write_table
+from storage.tables import read_own, write_table
 from storage.whole_files import write_png
 
 if TYPE_CHECKING:
@@ -33,27 +31,6 @@ def run_on_picture(net: Any, picture: Array, device: torch.device, target: int =
     return (out.permute(1, 2, 0).clamp(0, 1).cpu().numpy() * 255 + 0.5).astype(np.uint8)
 
 
-def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add rows to a CSV; a column appears with the first row that has it, and is empty in those before."""
-    if not rows:
-        return
-    columns = list(dict.fromkeys(k for row in rows for k in row))
-    earlier: list[dict[str, str]] = []
-    known = False
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            names = list(reader.fieldnames or ())
-            columns = list(dict.fromkeys([*names, *columns]))
-            known = names == columns
-            earlier = [] if known else list(reader)
-    if known:
-        with path.open("a", newline="", encoding="utf-8") as stream:
-            csv.DictWriter(stream, columns, restval="", lineterminator="\n").writerows(rows)
-        return
-    write_table(path, columns, [*earlier, *rows])  # a run that is killed here keeps its rows
-
-
 def begin_anew(out_dir: Path) -> None:
     """Make the folder of a run that begins: what an earlier one left there is neither resumed nor shipped.
 
@@ -69,10 +46,8 @@ def drop_later(path: Path, step: int) -> None:
     """Take the rows after `step` out of a CSV: a resumed run writes them again."""
     if not path.is_file():
         return
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream)
-        rows = [r for r in reader if int(r["step"]) <= step]
-        columns = list(reader.fieldnames or ())
+    columns, noted = read_own(path)
+    rows = [r for r in noted if int(r["step"]) <= step]
     if rows:
         write_table(path, columns, rows)  # a run that is killed here keeps its rows
     else:

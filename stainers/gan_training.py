@@ -22,14 +22,9 @@ from stainers.averages import follow
 from stainers.cell_sets import Example, Sampler, StainSet
 from stainers.choice import keep_best
 from stainers.data_marks import mark_of_set
-from stainers.gan_records import (
-    append_rows,
-    begin_anew,
-    drop_later,
-    run_on_picture,
-    save_samples,
-)
+from stainers.gan_records import begin_anew, drop_later, run_on_picture, save_samples
 from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
+from storage.tables import append_rows
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int, dict[str, float]], None]

@@ -205,7 +205,8 @@ def _folders(place: Path) -> list[Pair]:
 
 
 def _listed(table: Path) -> list[Pair]:
-    rows = read_table(table, ("dic", "stained"), filled=("dic", "stained"))
+    needed = ("dic", "stained")
+    rows = read_table(table, needed, filled=needed, optional=("target", "class", "source"))
     return [
         _read_pair(
             table.parent / r["dic"],

@@ -21,13 +21,14 @@ from pipeline.errors import BadInput
 from stainers.averages import follow
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
 from stainers.data_marks import mark_of_smears
-from stainers.gan_records import append_rows, begin_anew, drop_later
+from stainers.gan_records import begin_anew, drop_later
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 from stainers.seeds import step_seed
 from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
+from storage.tables import append_rows
 from storage.whole_files import write_png
 
 Progress = Callable[[int, int, dict[str, float]], None]

@@ -87,10 +87,16 @@ class Ledger:
                     entry["interrupted"] = entry.get("interrupted", 0) + 1
         return {**empty, **document, "schema_version": SCHEMA_VERSION}
 
-    def begin(self, case_dir: str | None = None, asked: dict[str, Any] | None = None) -> None:
+    def begin(
+        self,
+        case_dir: str | None = None,
+        asked: dict[str, Any] | None = None,
+        asked_before: dict[str, Any] | None = None,
+    ) -> None:
         """Open a run, from the images in `case_dir` if any; to be called with the case's lock held.
 
-        `asked` is what a person asked of this case alone (JSON-able); another run may ask the same.
+        `asked` is what a person asked of this case alone (JSON-able); another run may ask the same.  Of a run
+        that fails or dies `asked_before` takes its place: what an earlier one was asked and holds on.
 
         The record is read anew: another process may have written it since this one looked.  A run that is
         still open in it died, since its process no longer holds the lock.
@@ -106,10 +112,15 @@ class Ledger:
             self._run["case_dir"] = case_dir
         if asked is not None:
             self._run["asked"] = asked
+        if asked_before is not None:
+            self._run["asked_before"] = asked_before
         self._document["current"] = dict(self._run)
         self.save()
 
     def _close(self, run: dict[str, Any]) -> None:
+        before = run.pop("asked_before", None)
+        if before is not None and ("error" in run or run.get("interrupted")):
+            run["asked"] = before
         self._document["runs"] = [*self._document["runs"], run][-MAX_RUNS:]
 
     def _entry(self, stage: str, key: str) -> dict[str, Any]:

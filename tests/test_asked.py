@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from flows.asked import asked_again
 from flows.cli import group
-from flows.execute import up_to_date
+from flows.execute import begin, up_to_date
 from flows.nightly import _Cases
 from flows.retry import chosen, retry_one
 from flows.runs import open_run
@@ -99,3 +99,43 @@ def test_the_command_says_what_it_asked_again(folder: Path, monkeypatch: pytest.
     done = CliRunner().invoke(group, ["retry", "W-1", "--store", str(folder.parent / "store")])
     assert done.exit_code == 0
     assert "(as its last run was asked: 2 fields named by hand, 0.52 µm a pixel)" in done.output
+
+
+def test_a_night_that_fails_on_changed_files_leaves_what_was_asked_to_a_retry(folder: Path) -> None:
+    store = str(folder.parent / "store")
+    held = Ledger(Store(store), "W-1").runs[-1]["asked"]
+    (folder / "manifest.csv").write_text("no manifest\n")
+    for _ in range(2):  # and so does the next night
+        cases = _Cases([folder], store, PLAIN)
+        with pytest.raises(BadInput, match="manifest"):
+            cases._one(folder, Here())  # type: ignore[arg-type]
+        assert "its files changed" in (cases.asked[folder] or "")
+        assert Ledger(Store(store), "W-1").runs[-1]["error"]
+        assert Ledger(Store(store), "W-1").runs[-1]["asked"] == held
+    (folder / "manifest.csv").unlink()
+    assert asked_again(folder, store, PLAIN, also_changed=True)[:2] == (BY_HAND, 0.52)
+    assert asked_again(folder, store, PLAIN, also_changed=False)[:2] == (BY_HAND, 0.52)  # the files of then
+
+
+def test_a_night_that_dies_leaves_what_was_asked_and_one_that_ends_well_does_not(folder: Path) -> None:
+    store = str(folder.parent / "store")
+    draw(folder / "s.svs", seed=2)
+    run = open_run(folder, store, PLAIN, Here(), by_night=True)  # type: ignore[arg-type]
+    begin(run)
+    assert asked_again(folder, store, PLAIN, also_changed=True)[:2] == (BY_HAND, 0.52)
+    run = open_run(folder, store, PLAIN, Here(), by_night=True)  # type: ignore[arg-type]
+    begin(run)
+    assert run.ledger.runs[-1]["interrupted"]
+    assert run.ledger.runs[-1]["asked"]["pixel_size_um"] == 0.52
+    run.end()
+    assert not {"asked", "asked_before"} & set(run.ledger.runs[-1])
+    assert asked_again(folder, store, PLAIN, also_changed=True) == (PLAIN, None, None)
+
+
+def test_a_person_s_run_without_fields_that_fails_asks_for_none(folder: Path) -> None:
+    store = str(folder.parent / "store")
+    (folder / "manifest.csv").write_text("no manifest\n")
+    with pytest.raises(BadInput):
+        up_to_date(folder, store, PLAIN)
+    (folder / "manifest.csv").unlink()
+    assert asked_again(folder, store, PLAIN, also_changed=True) == (PLAIN, None, None)

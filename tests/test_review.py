@@ -18,6 +18,7 @@ from flows.findings import gather
 from flows.rebuild import rebuild
 from flows.reviewing import review_case
 from flows.runs import open_run
+from flows.status import status_of_case
 from pipeline.errors import BadInput, SmearflowError
 from storage.results_db import ResultsDatabase
 from storage.store import Store
@@ -143,6 +144,9 @@ def test_a_withdrawn_report_says_so_until_it_is_signed_again(store: str) -> None
     with pytest.raises(BadInput, match="give --reason"):
         _review(store, "--cancel")
     assert _review(store, "--cancel", "--reason", "wrong patient")["status"] == "cancelled"
+    listed = status_of_case(Store(store), CASE)
+    assert (listed.report_status, listed.reviewer) == ("cancelled", _result(store)["review"]["reviewer"])
+    assert listed.reviewer
     assert _result(store)["review"]["comment"] == "wrong patient"
     assert _review(store, "--sign")["status"] == "final"
 

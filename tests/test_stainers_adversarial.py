@@ -291,9 +291,10 @@ def test_mixed_precision_and_compilation_are_refused_without_a_gpu(wrong):
 
 def test_a_resumed_run_keeps_the_rows_up_to_its_step_and_a_kill_meanwhile_loses_none(tmp_path, monkeypatch):
     from stainers import gan_records
+    from storage.tables import append_rows
 
     table = tmp_path / "losses.csv"
-    gan_records.append_rows(table, [{"step": n, "loss": n / 2} for n in (1, 2, 3)])
+    append_rows(table, [{"step": n, "loss": n / 2} for n in (1, 2, 3)])
     whole = table.read_bytes()
 
     def killed(*_: object) -> None:
@@ -305,7 +306,7 @@ def test_a_resumed_run_keeps_the_rows_up_to_its_step_and_a_kill_meanwhile_loses_
             gan_records.drop_later(table, 2)
     assert table.read_bytes() == whole
     gan_records.drop_later(table, 2)
-    gan_records.append_rows(table, [{"step": 3, "loss": 9.0}])
+    append_rows(table, [{"step": 3, "loss": 9.0}])
     assert table.read_text().split() == ["step,loss", "1,0.5", "2,1.0", "3,9.0"]
     gan_records.drop_later(table, 0)
     assert not table.exists()

@@ -190,10 +190,10 @@ def test_losses_that_begin_in_a_later_phase_are_in_the_table(domain_recipe, tmp_
 
 
 def test_a_kill_while_a_column_is_added_loses_no_row(tmp_path, monkeypatch):
-    from stainers import gan_records
+    from storage.tables import append_rows
 
     table = tmp_path / "losses.csv"
-    gan_records.append_rows(table, [{"step": 1, "a": 0.5}])
+    append_rows(table, [{"step": 1, "a": 0.5}])
     whole = table.read_bytes()
 
     def killed(*_):
@@ -202,10 +202,10 @@ def test_a_kill_while_a_column_is_added_loses_no_row(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            gan_records.append_rows(table, [{"step": 2, "a": 0.4}, {"step": 3, "a": 0.3, "b": 1.0}])
+            append_rows(table, [{"step": 2, "a": 0.4}, {"step": 3, "a": 0.3, "b": 1.0}])
     assert table.read_bytes() == whole
-    gan_records.append_rows(table, [{"step": 2, "a": 0.4}, {"step": 3, "a": 0.3, "b": 1.0}])
-    gan_records.append_rows(table, [{"step": 4, "b": 2.0}])
+    append_rows(table, [{"step": 2, "a": 0.4}, {"step": 3, "a": 0.3, "b": 1.0}])
+    append_rows(table, [{"step": 4, "b": 2.0}])
     assert table.read_text().split() == ["step,a,b", "1,0.5,", "2,0.4,", "3,0.3,1.0", "4,,2.0"]
 
 

@@ -82,6 +82,30 @@ def test_each_case_is_listed_with_its_state_reason_and_flags(store: Store) -> No
         assert part in text
 
 
+def test_each_report_is_listed_as_signed_withdrawn_or_neither_and_by_whom(store: Store) -> None:
+    store.write_json("A-done/result.json", result_of(status="preliminary", review={"reviewer": None}))
+    ledger = Ledger(store, "E-signed")
+    ledger.begin("/inbox/E-signed")
+    ledger.end_run(computed={}, reused={})
+    review = {"reviewer": "Dr\x1b X", "reviewed_at": "2026-11-20T08:00:00Z"}
+    for status in ("final", "cancelled"):
+        store.write_json("E-signed/result.json", result_of(status=status, review=review))
+        found = status_of_store(store.url)
+        cases = {c["case"]: c for c in found["cases"]}
+        assert cases["A-done"]["report_status"] == "preliminary"
+        assert cases["A-done"]["reviewer"] is None
+        assert cases["B-failed"]["report_status"] is None
+        assert cases["E-signed"]["report_status"] == status
+        assert cases["E-signed"]["reviewer"] == "Dr\x1b X"
+        assert cases["E-signed"]["reviewed_at"] == "2026-11-20T08:00:00Z"
+        lines = {line.split()[0]: line for line in as_text(found).splitlines()}
+        assert "5 cells · report preliminary" in lines["A-done"]
+        assert f"report {status} (Dr" in lines["E-signed"]
+        assert "2026-11-20)" in lines["E-signed"]
+        assert "\x1b" not in as_text(found)
+        assert "report" not in lines["B-failed"]
+
+
 def test_a_case_that_is_being_worked_on_is_shown_with_its_holder(store: Store) -> None:
     with store.writing("C-died"):
         pass

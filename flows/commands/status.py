@@ -18,7 +18,8 @@ store_option = click.option(
 @store_option
 @json_option
 def command(store: str, as_json: bool) -> None:
-    """List the cases of a store: state, what was left out and why, flags, last run, and who works on them.
+    """List the cases of a store: state, report (preliminary, final, cancelled), what was left out and
+    why, flags, last run, and who works on them.
 
     Nothing is written and nobody is waited for.
     """
