@@ -78,7 +78,8 @@ def build_network(model: str = "yolo11n.yaml") -> Any:
 
 def dic_look(image: np.ndarray, pixel_size_um: float, rng: np.random.Generator) -> np.ndarray:
     """A computed DIC view of a stained piece, with optics drawn at random (phantoms.optics)."""
-    from phantoms.optics import compute_dic, random_optics
+    from phantoms.computed_dic import compute_dic
+    from phantoms.optics import random_optics
 
     grey = compute_dic(image, pixel_size_um, random_optics(rng), rng)
     return np.repeat(grey[..., None], 3, 2)

@@ -38,7 +38,7 @@ class Smear:
     """One stained field at 0.1 µm a pixel.
 
     image: (H, W, 3) uint8; leukocytes, red_cells: (n, 4) float32 boxes in its pixels; background_rgb and
-    red_cell_density as `phantoms.optics` wants them, read from the whole field.
+    red_cell_density as `phantoms.computed_dic` wants them, read from the whole field.
     """
 
     file: str
@@ -57,7 +57,8 @@ class Smear:
 
         `wide` draws from `phantoms.optics.wider_optics`.
         """
-        from phantoms.optics import compute_dic, random_optics, wider_optics
+        from phantoms.computed_dic import compute_dic
+        from phantoms.optics import random_optics, wider_optics
 
         optics = (wider_optics if wide else random_optics)(rng)
         dic = compute_dic(
