@@ -226,7 +226,11 @@ def find_teacher(name: str | Path) -> ModelPackage:
 
 
 def _follow(average: dict[str, Tensor], current: dict[str, Tensor], decay: float) -> None:
-    """Move the exponential average of the weights towards the current ones."""
+    """Move the exponential average of the weights towards the current ones.
+
+    Of states, not of networks as `storage.averages.follow`, and rounded otherwise: earlier trainings are to
+    be had again bit by bit.
+    """
     for key, value in current.items():
         if value.dtype.is_floating_point:
             average[key].mul_(decay).add_(value.detach(), alpha=1 - decay)

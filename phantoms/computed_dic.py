@@ -172,7 +172,10 @@ def _chromatin(index: Array, weight: Array, pixel_size_um: float, optics: DicOpt
 
 
 def _density(image_rgb: Array, channel: int, background: float) -> Array:
-    """Optical density of one channel against the empty glass, never below zero, (H, W) float32."""
+    """Optical density of one channel against the empty glass, never below zero, (H, W) float32.
+
+    By a table, which rounds otherwise than `detectors.segment_colour.optical_density` does.
+    """
     table = np.log10(max(background, 8.0) / np.maximum(np.arange(256, dtype=np.float32), 1.0))
     return np.maximum(table, 0.0).astype(np.float32)[image_rgb[..., channel]]
 
