@@ -61,7 +61,8 @@ def ways(detector: Any) -> tuple[Callable[[np.ndarray, float], dict[str, Boxes]]
 
 def computed(detector: Any, samples: Sequence[Any], wide: bool, truth: Sequence[Any]) -> Part:
     from detectors.training import dic_look
-    from phantoms.optics import compute_dic, wider_optics
+    from phantoms.computed_dic import compute_dic
+    from phantoms.optics import wider_optics
     from storage.images import read_rgb
 
     find, seconds = ways(detector)

@@ -90,7 +90,8 @@ def mean_weights(checkpoints: list[tuple[dict[str, Any], float]], out: Path) -> 
 
 def any_optics(image: np.ndarray, pixel_size_um: float, rng: np.random.Generator) -> np.ndarray:
     """A computed DIC view of a stained piece, under usual or wider optics."""
-    from phantoms.optics import compute_dic, random_optics, wider_optics
+    from phantoms.computed_dic import compute_dic
+    from phantoms.optics import random_optics, wider_optics
 
     optics = (wider_optics if rng.random() < 0.5 else random_optics)(rng)
     return np.repeat(compute_dic(image, pixel_size_um, optics, rng)[..., None], 3, 2)

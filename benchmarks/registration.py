@@ -256,7 +256,7 @@ def table(tallies: dict[str, dict[str, Tally]], n: dict[str, int], missing: list
 
 def null(data: Path, made: int) -> str:
     """Search scores and agreeing tiles of mismatched pairs and of true ones, and their Gumbel law."""
-    import pipeline.registration as module
+    import pipeline.registration_checks as module
 
     seen: list[tuple[float, float, int]] = []
     original = module.p_false_accept

@@ -14,8 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from phantoms.computed_dic import compute_dic
 from phantoms.geometry import random_deformation, similarity
-from phantoms.optics import DicOptics, compute_dic, random_optics
+from phantoms.optics import DicOptics, random_optics
 
 WIDTH, HEIGHT, MARGIN = 2064, 1544, 330
 # Width in px of a source's photographs, and how much they are enlarged to about 0.1 µm a pixel.

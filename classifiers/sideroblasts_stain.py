@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from storage.smear_colour import bright_median
+
 IRON = np.array((0.83, 0.49, 0.26))  # red, green, blue absorption of Prussian blue, unit length
 FAST_RED = np.array((0.22, 0.83, 0.51))  # of nuclear fast red
 MAX_BEND_DEG = 12.0
@@ -17,15 +19,14 @@ MIN_PIXELS = 60
 
 def glass_colour(image: np.ndarray) -> np.ndarray:
     """Colour (3,) of the empty glass of (H, W, 3) uint8: median of its 85th to 99th brightness percentile."""
-    pixels = image.reshape(-1, 3).astype(np.float64)
-    grey = pixels.mean(axis=1)
-    low, high = np.percentile(grey, (85, 99))
-    bright = pixels[(grey >= low) & (grey <= high)]
-    return np.maximum(np.median(bright, axis=0), 20.0)
+    return bright_median(image.reshape(-1, 3).astype(np.float64), 85)
 
 
 def optical_density(image: np.ndarray, glass: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float64; slightly negative where a pixel is brighter than the glass, so noise stays even."""
+    """(H, W, 3) float64; slightly negative where a pixel is brighter than the glass, so noise stays even.
+
+    Faint iron is told from noise, which the densities of other rooms, cut off at 0, would make one-sided.
+    """
     levels = -np.log10(np.maximum(np.arange(256.0), 1.0))[:, None] + np.log10(glass)
     return np.stack([levels[image[..., c], c] for c in range(3)], axis=-1)
 

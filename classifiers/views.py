@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from storage.mirroring import mirrored
+from storage.smear_colour import brightest
+
 LOCATOR_PX = 64
 # What the densest part of a cell, its nucleus, is brought to: optical density in red, green and blue, that of
 # a well stained May-Grünwald-Giemsa nucleus.
@@ -21,8 +24,7 @@ DENSEST = 0.12  # share of the cell's square that is surely nucleus
 
 def reflected(start: int, size: int, length: int) -> np.ndarray:
     """Indices start .. start + size - 1 into an axis of `length`, mirrored at its ends as often as needed."""
-    index = np.arange(start, start + size) % (2 * length)
-    return np.where(index >= length, 2 * length - 1 - index, index)
+    return mirrored(np.arange(start, start + size), length)
 
 
 def crop_square(image: np.ndarray, x: float, y: float, side: float, out_px: int) -> Tensor:
@@ -60,9 +62,7 @@ def white_point(image: np.ndarray) -> Tensor:
 
     Bounded below, so that a patch without background is not made white.
     """
-    step = max(1, min(image.shape[:2]) // 128)
-    white = np.percentile(image[::step, ::step].reshape(-1, 3), 98, axis=0) / 255
-    return torch.from_numpy(np.maximum(white, 0.45).astype(np.float32))
+    return torch.from_numpy(np.maximum(brightest(image) / 255, 0.45).astype(np.float32))
 
 
 def balance(view: Tensor, white: Tensor) -> Tensor:

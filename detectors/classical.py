@@ -102,7 +102,10 @@ class _Reference:
 
 
 def _densities(image: np.ndarray, white: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nuclear density and total density (H, W) float32 of an RGB image."""
+    """Nuclear density and total density (H, W) float32 of an RGB image.
+
+    Natural logarithms, on which the detector's contrasts were set; elsewhere densities are log10.
+    """
     od = -np.log(np.maximum(image.astype(np.float32), 1) / white.astype(np.float32))
     od = np.clip(od, 0, 3)
     red, green, blue = od[..., 0], od[..., 1], od[..., 2]

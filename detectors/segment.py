@@ -12,6 +12,7 @@ import numpy as np
 from detectors.base import CYTOPLASM, NUCLEUS, RED_CELL, Segmenter
 from detectors.segment_colour import background_colour
 from detectors.segment_refine import part_touching_cells
+from detectors.windows import starts
 from pipeline.errors import BadInput, BadModelPackage
 from storage.images_info import check_pixel_size
 
@@ -269,8 +270,7 @@ def _spans(length: int, tile: int, overlap: int) -> list[Span]:
     """Tiles (start, stop) along one axis and the part (first, last) of the image that each one decides."""
     if length <= tile:
         return [(0, length, 0, length)]
-    count = -(-(length - overlap) // (tile - overlap))
-    starts = np.linspace(0, length - tile, count).round().astype(int)
-    cuts = [0, *((a + tile + b) // 2 for a, b in itertools.pairwise(starts)), length]
-    parts = zip(starts, itertools.pairwise(cuts), strict=True)
-    return [(int(start), int(start) + tile, int(a), int(b)) for start, (a, b) in parts]
+    begins = starts(length, tile, overlap)
+    cuts = [0, *((a + tile + b) // 2 for a, b in itertools.pairwise(begins)), length]
+    parts = zip(begins, itertools.pairwise(cuts), strict=True)
+    return [(start, start + tile, a, b) for start, (a, b) in parts]

@@ -15,6 +15,7 @@ import numpy as np
 
 from detectors.segment import check_patches
 from detectors.segment_colour import background_colour, optical_density
+from detectors.windows import starts
 from storage.images_info import check_pixel_size
 
 WORKING_PIXEL_SIZE_UM = 0.2
@@ -64,8 +65,8 @@ def find_erythroblasts_perls(image: np.ndarray, pixel_size_um: float) -> tuple[n
 def windows(image: np.ndarray, pixel_size_um: float) -> Iterator[tuple[int, int, np.ndarray]]:
     """(left, top, part) of overlapping windows over an image, so that a slide takes bounded memory."""
     window, overlap = round(WINDOW_UM / pixel_size_um), round(OVERLAP_UM / pixel_size_um)
-    for top in _starts(image.shape[0], window, overlap):
-        for left in _starts(image.shape[1], window, overlap):
+    for top in starts(image.shape[0], window, overlap):
+        for left in starts(image.shape[1], window, overlap):
             yield left, top, image[top : top + window, left : left + window]
 
 
@@ -75,13 +76,6 @@ def nuclear_relief(pink: np.ndarray, pixel_size_um: float) -> np.ndarray:
     opened = cv2.morphologyEx(smooth, cv2.MORPH_OPEN, _disc(9 / pixel_size_um))
     floor = cv2.GaussianBlur(opened, (0, 0), 3 / pixel_size_um)
     return np.asarray(smooth - np.minimum(floor, smooth))
-
-
-def _starts(length: int, window: int, overlap: int) -> list[int]:
-    if length <= window:
-        return [0]
-    count = -(-(length - overlap) // (window - overlap))
-    return [int(v) for v in np.linspace(0, length - window, count).round()]
 
 
 def _window(image: np.ndarray, pixel_size_um: float, glass: np.ndarray) -> list[tuple[float, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from detectors.data_scale import scales_of
-from detectors.segment import MEAN, STD, WORKING_PIXEL_SIZE_UM
+from detectors.segment import MEAN, STD
 from detectors.segment_augment import training_crop
+from detectors.segment_card import EMA_DECAY, segmenter_card
 from detectors.segment_colour import background_colour
 from detectors.segment_data import (
     IGNORE,
-    PUBLIC_SOURCES,
     LabelledCell,
     images_mark,
     read_labelled_cells,
@@ -38,9 +39,23 @@ from storage.checkpoints import (
 if TYPE_CHECKING:
     from storage.packages import ModelPackage
 
-EMA_DECAY = 0.995
-SEGMENTATION_WBC = "segmentation_WBC (Zheng 2018), GPL-3.0"
-CLASSES = ("background", "red_cell", "cytoplasm", "nucleus")
+STATE = ("model", "optimiser", "schedule", "average", "epoch")
+
+
+@dataclass(frozen=True)
+class SegmenterRecipe:
+    """What decides the weights beside the data and the start."""
+
+    epochs: int
+    steps_per_epoch: int
+    batch: int
+    learning_rate: float
+    seed: int
+    widths: tuple[int, ...]
+
+    def said(self) -> dict[str, Any]:
+        """As a checkpoint and a card have it."""
+        return {**asdict(self), "widths": list(self.widths)}
 
 
 def normalise(images: np.ndarray, glass: np.ndarray) -> Tensor:
@@ -133,74 +148,24 @@ def train_segmenter(
     if not train or not test:
         raise BadInput(f"{data_dir} holds {len(cells)} cells, too few to train and test; add labelled cells.")
     extra = extra_cells or []
-    recipe = {
-        "epochs": epochs,
-        "steps_per_epoch": steps_per_epoch,
-        "batch": batch,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "widths": list(widths),
-    }
+    recipe = SegmenterRecipe(epochs, steps_per_epoch, batch, learning_rate, seed, tuple(widths))
     now = {
         "data": _digest(train + test + extra),
         "start": "" if teacher is None else find_teacher(teacher).card.sha256,
-        "recipe": recipe,
+        "recipe": recipe.said(),
     }
-    torch.manual_seed(seed)
-    model = UNet(widths).to(memory_format=torch.channels_last)
-    if teacher is not None:
-        model.load_state_dict(find_teacher(teacher).state_dict(), strict=True)
-    model.train()
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    total = epochs * steps_per_epoch
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=learning_rate, total_steps=max(total, 2), pct_start=0.15
-    )
+    run = _Run(recipe, teacher)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    start = 0
     if resume and checkpoint.is_file():
-        state = read_checkpoint(checkpoint, "model", "optimiser", "schedule", "average", "epoch")
+        state = read_checkpoint(checkpoint, *STATE)
         require_same(checkpoint, state, now, *now)
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
-        average, start = state["average"], state["epoch"]
-    for epoch in range(start, epochs):
-        losses = []
-        strength = float(np.interp(epoch / epochs, (0.6, 1.0), (1.0, 0.4)))
-        for step in range(steps_per_epoch):
-            # The draw depends on the step alone, so a resumed run sees what an unbroken one would.
-            rng = np.random.default_rng((seed, epoch, step))
-            images, labels = draw_batch(train, extra, batch, rng, strength)
-            loss = segmentation_loss(model(images.to(memory_format=torch.channels_last)), labels)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimiser.step()
-            schedule.step()
-            done = epoch * steps_per_epoch + step
-            _follow(average, model.state_dict(), min(EMA_DECAY, (1 + done) / (10 + done)))
-            losses.append(float(loss.detach()))
-        state = {
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "schedule": schedule.state_dict(),
-            "average": average,
-            "epoch": epoch + 1,
-            **now,
-        }
-        write_checkpoint(checkpoint, state)
-        say(f"epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.4f}")
-    from detectors.segment import UNetSegmenter
-    from detectors.segment_evaluation import evaluate_cells
-    from storage.packages import write_package
-
-    trained = UNet(widths)
-    average = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
-    trained.load_state_dict(average)  # as shipped: half precision on disk, single in use
-    shipped = UNetSegmenter(trained.eval(), out_dir.name)
-    metrics = evaluate_cells(shipped, test, pixel_size_um=pixel_size_um)
+        run.load(state)
+    for epoch in range(run.epoch, epochs):
+        loss = run.learn(epoch, train, extra)
+        write_checkpoint(checkpoint, {**run.state(), **now})
+        say(f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}")
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in run.average.items()}
+    metrics = _measured(weights, recipe, out_dir.name, test, pixel_size_um)
     said = {
         "data": now["data"],
         "teacher": now["start"] or None,
@@ -208,10 +173,85 @@ def train_segmenter(
         "pixel_size_from": scales_of(cells),
         "held_out_sha256": images_mark(c.image for c in test),
     }
-    recipe = {**recipe, **{k: v for k, v in said.items() if v is not None}}
-    card = _card(out_dir.name, data_dir, recipe, train, extra, test, metrics)
-    write_package(out_dir, card, average)
+    of_card = {**recipe.said(), **{k: v for k, v in said.items() if v is not None}}
+    card = segmenter_card(out_dir.name, data_dir, of_card, train, extra, test, metrics)
+    from storage.packages import write_package
+
+    write_package(out_dir, card, weights)
     return metrics
+
+
+class _Run:
+    """A training under way: the network, its average and what the optimiser knows, after `epoch` epochs."""
+
+    def __init__(self, recipe: SegmenterRecipe, teacher: str | Path | None) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.epoch = recipe, 0
+        self.model = UNet(recipe.widths).to(memory_format=torch.channels_last)
+        if teacher is not None:
+            self.model.load_state_dict(find_teacher(teacher).state_dict(), strict=True)
+        self.model.train()
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        total = recipe.epochs * recipe.steps_per_epoch
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=recipe.learning_rate, weight_decay=1e-4
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, max_lr=recipe.learning_rate, total_steps=max(total, 2), pct_start=0.15
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average,
+            "epoch": self.epoch,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.average, self.epoch = state["average"], state["epoch"]
+
+    def learn(self, epoch: int, train: list[LabelledCell], extra: list[LabelledCell]) -> float:
+        """Train through one epoch; returns its mean loss."""
+        recipe, losses = self.recipe, []
+        strength = float(np.interp(epoch / recipe.epochs, (0.6, 1.0), (1.0, 0.4)))
+        for step in range(recipe.steps_per_epoch):
+            # The draw depends on the step alone, so a resumed run sees what an unbroken one would.
+            rng = np.random.default_rng((recipe.seed, epoch, step))
+            images, labels = draw_batch(train, extra, recipe.batch, rng, strength)
+            loss = segmentation_loss(self.model(images.to(memory_format=torch.channels_last)), labels)
+            self.optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+            self.optimiser.step()
+            self.schedule.step()
+            done = epoch * recipe.steps_per_epoch + step
+            _follow(self.average, self.model.state_dict(), min(EMA_DECAY, (1 + done) / (10 + done)))
+            losses.append(float(loss.detach()))
+        self.epoch = epoch + 1
+        return float(np.mean(losses))
+
+
+def _measured(
+    weights: dict[str, Tensor],
+    recipe: SegmenterRecipe,
+    name: str,
+    test: list[LabelledCell],
+    pixel_size_um: float | None,
+) -> dict[str, Any]:
+    """Metrics on the test part of the network as shipped: half precision on disk, single in use."""
+    from detectors.segment import UNetSegmenter
+    from detectors.segment_evaluation import evaluate_cells
+
+    trained = UNet(recipe.widths)
+    trained.load_state_dict(weights)
+    return evaluate_cells(UNetSegmenter(trained.eval(), name), test, pixel_size_um=pixel_size_um)
 
 
 def find_teacher(name: str | Path) -> ModelPackage:
@@ -226,7 +266,11 @@ def find_teacher(name: str | Path) -> ModelPackage:
 
 
 def _follow(average: dict[str, Tensor], current: dict[str, Tensor], decay: float) -> None:
-    """Move the exponential average of the weights towards the current ones."""
+    """Move the exponential average of the weights towards the current ones.
+
+    Of states, not of networks as `storage.averages.follow`, and rounded otherwise: earlier trainings are to
+    be had again bit by bit.
+    """
     for key, value in current.items():
         if value.dtype.is_floating_point:
             average[key].mul_(decay).add_(value.detach(), alpha=1 - decay)
@@ -239,69 +283,3 @@ def _digest(cells: list[LabelledCell]) -> str:
     for cell in cells:
         digest.update(cell.name.encode() + cell.image.tobytes() + cell.labels.tobytes())
     return digest.hexdigest()
-
-
-def _card(
-    name: str,
-    data_dir: Path,
-    recipe: dict[str, Any],
-    train: list[LabelledCell],
-    extra: list[LabelledCell],
-    test: list[LabelledCell],
-    metrics: dict[str, Any],
-) -> dict[str, Any]:
-    counts = {
-        part: {s: sum(c.source == s for c in cells) for s in sorted({c.source for c in cells})}
-        for part, cells in (("train", train), ("pseudo-labelled", extra), ("test", test))
-    }
-    cells = [*train, *test]
-    sources = sorted({c.source for c in cells})
-    marks = {s: images_mark(c.image for c in cells if c.source == s) for s in sources}
-    public = [s for s in sources if marks[s] in PUBLIC_SOURCES]
-    given = f"{data_dir.resolve().name}: {len(cells)} leukocytes with masks"
-    if not public:
-        given += " of the user's own"
-    else:  # who trains on them owes their authors the name and the licence
-        given += (
-            f", {'all' if public == sources else 'those of ' + ' and '.join(public)} of {SEGMENTATION_WBC}"
-        )
-    pseudo = (
-        f"{len(extra)} cells of boxed smears, labelled by the first stage where it agreed with their boxes"
-        " (sources named by image size)",
-    ) * bool(extra)
-    return {
-        "name": name,
-        "version": "1",
-        "task": "segmenter",
-        "architecture": "unet",
-        "weights": "safetensors",
-        "sha256": "",
-        "licence": "AGPL-3.0-or-later",
-        "pixel_size_um": WORKING_PIXEL_SIZE_UM,
-        "intended_use": "Labels background, red cells, cytoplasm and nucleus of leukocytes in"
-        " Romanowsky-stained smears, for measurements and drawings. For research use only.",
-        "modalities": ("brightfield",),
-        "stains": ("MGG",),
-        "specimens": ("blood",),
-        "classes": CLASSES,
-        "normalisation": {"mean": (MEAN,), "std": (STD,)},
-        "training_data": (
-            f"{given}; used {json.dumps(counts)}",
-            *pseudo,
-        ),
-        "training": {
-            **recipe,
-            "split": "per source and class, near-duplicates (correlation over 0.97) together",
-            "augmentation": "scale 0.6-1.6, any rotation, flips, stain transfer, OD mixing, hue, tint, uneven"
-            " light, blur, noise, JPEG, pasted neighbours",
-            "weights": f"exponential average, {EMA_DECAY}",
-            "red_cells": "pseudo-labels by thresholding (thesis 4.4.4), never checked by a person",
-        },
-        "metrics": metrics,
-        "limits": (
-            "Red-cell labels are learned from thresholds; no figure for them is claimed.",
-            "Not trained on marrow, on Perls or on DIC.",
-            "Smudge cells and precipitate may be labelled as leukocytes.",
-        ),
-        "parameters": {"widths": recipe["widths"]},
-    }

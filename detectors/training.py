@@ -20,12 +20,9 @@ from typing import Any
 import numpy as np
 
 from detectors.checkpoints import earlier_state, marks
-from detectors.data_scale import scales_of
-from detectors.datasets import CLASSES, Sample, read_yolo_folder
+from detectors.datasets import CLASSES, Sample
 from detectors.packing import Look, endless, pack, resample
-from detectors.parts import PARTS, n_without_label_file, parts_of, remarks_on, write_split
-from detectors.starting import said_of, starting_weights
-from pipeline.errors import BadInput
+from detectors.starting import starting_weights
 from storage.checkpoints import write_checkpoint
 from storage.images import read_rgb
 from storage.whole_files import write_json
@@ -78,7 +75,8 @@ def build_network(model: str = "yolo11n.yaml") -> Any:
 
 def dic_look(image: np.ndarray, pixel_size_um: float, rng: np.random.Generator) -> np.ndarray:
     """A computed DIC view of a stained piece, with optics drawn at random (phantoms.optics)."""
-    from phantoms.optics import compute_dic, random_optics
+    from phantoms.computed_dic import compute_dic
+    from phantoms.optics import random_optics
 
     grey = compute_dic(image, pixel_size_um, random_optics(rng), rng)
     return np.repeat(grey[..., None], 3, 2)
@@ -140,103 +138,135 @@ def train(
     Raises BadInput where `out_dir` holds a checkpoint and `resume` is not asked for, or one of other
     settings, data or start.
     """
-    import torch
-
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     now = marks(samples, recipe, start)
     state = earlier_state(out_dir, resume, now)
-    torch.manual_seed(recipe.seed)
-    network = build_network(recipe.model).to(memory_format=torch.channels_last)
-    from ultralytics.utils.torch_utils import ModelEMA  # only after build_network has told it its folder
-
     if look is None and recipe.modality == "dic":
         look = dic_look
-    if start is not None and state is None:
-        network.load_state_dict(
-            starting_weights(start, network, lambda: first_canvases(samples["train"], recipe, look))
-        )
-    optimizer = torch.optim.AdamW(_groups(network, recipe.weight_decay), lr=recipe.learning_rate)
-    ema = ModelEMA(network, decay=recipe.ema_decay, tau=200)
-    steps = max(1, recipe.canvases_per_epoch // recipe.batch)
-    total = steps * recipe.epochs
-    first, history, best = 0, [], -1.0
+    run = _Run(recipe, look, start if state is None else None, samples["train"])
     if state is not None:
-        network.load_state_dict(state["network"])
-        ema.ema.load_state_dict(state["ema"])
-        ema.updates = state["updates"]
-        optimizer.load_state_dict(state["optimizer"])
-        first, history, best = state["epoch"], state["history"], state["best"]
+        run.load(state)
     write_json(out_dir / "recipe.json", asdict(recipe))
     chooses = any(len(s.of(0)) for s in samples.get("val", ()))  # without a leukocyte there is no AP
     with ThreadPoolExecutor(1) as pool:  # closed where a step raises, too
-        for epoch in range(first, recipe.epochs):
-            network.train()
-            began, losses = time.time(), []
-            stream = endless(samples["train"], np.random.default_rng([recipe.seed, epoch]))
-            # Canvases of a step are drawn while the network works on those of the step before.
-            upcoming = pool.submit(_batch, recipe, epoch, 0, stream, look)
-            for step in range(steps):
-                done = epoch * steps + step
-                cosine = 0.5 * (1 + math.cos(math.pi * done / total))
-                rate = recipe.final_rate + (1 - recipe.final_rate) * cosine
-                for group in optimizer.param_groups:
-                    group["lr"] = (
-                        recipe.learning_rate * rate * min(1.0, (done + 1) / max(1, recipe.warmup_steps))
-                    )
-                batch = upcoming.result()
-                if step + 1 < steps:
-                    upcoming = pool.submit(_batch, recipe, epoch, step + 1, stream, look)
-                loss, parts = network(batch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.sum().backward()
-                torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
-                optimizer.step()
-                ema.update(network)
-                losses.append([float(v) for v in (parts.values() if isinstance(parts, dict) else parts)])
-            row: dict[str, Any] = {
-                "epoch": epoch + 1,
-                "loss": [round(float(v), 4) for v in np.mean(losses, 0)],
-            }
+        for epoch in range(run.epoch, recipe.epochs):
+            began = time.time()
+            loss = run.learn(epoch, samples["train"], pool)
+            row: dict[str, Any] = {"epoch": epoch + 1, "loss": [round(float(v), 4) for v in loss]}
             row["train_s"] = round(time.time() - began, 1)
             if chooses and (epoch % 4 == 3 or epoch == recipe.epochs - 1):
-                from detectors.evaluation import average_precision
-
-                found = [
-                    predict(ema.ema, s, recipe, look, recipe.seed + i) for i, s in enumerate(samples["val"])
-                ]
-                truth = [s.of(0) * (s.pixel_size_um / recipe.pixel_size_um) for s in samples["val"]]
-                ap50, ap = average_precision([f[0] for f in found], [f[1] for f in found], truth)[:2]
-                row |= {"ap50": round(ap50, 4), "ap50_95": round(ap, 4)}
+                row |= run.judged(samples["val"])
             row["s"] = round(time.time() - began, 1)
-            history.append(row)
+            run.history.append(row)
             log(json.dumps(row), flush=True)
             # Early epochs count for little: the average has not forgotten the untrained weights.
             fitness = row.get("ap50", 0) * 0.3 + row.get("ap50_95", 0) * 0.7
-            if "ap50" in row and fitness >= best:
-                best = fitness
-                chosen = {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": row}
-                write_checkpoint(out_dir / "best.pt", chosen)
-            write_checkpoint(
-                out_dir / "last.pt",
-                {
-                    "network": network.state_dict(),
-                    "ema": ema.ema.state_dict(),
-                    "updates": ema.updates,
-                    "optimizer": optimizer.state_dict(),
-                    "epoch": epoch + 1,
-                    "history": history,
-                    "best": best,
-                    **now,
-                },
-            )
+            if "ap50" in row and fitness >= run.best:
+                run.best = fitness
+                write_checkpoint(out_dir / "best.pt", run.chosen(row))
+            write_checkpoint(out_dir / "last.pt", {**run.state(), **now})
             if stop_at is not None and time.time() > stop_at:
                 break
-    write_json(out_dir / "history.json", history)
-    if best < 0 or not (out_dir / "best.pt").is_file():  # no validation part to choose an epoch by
-        chosen = {"model": ema.ema.state_dict(), "recipe": asdict(recipe), "row": history[-1]}
-        write_checkpoint(out_dir / "best.pt", chosen)
-    return {"epochs": len(history), "best": best, "history": history}
+    write_json(out_dir / "history.json", run.history)
+    if run.best < 0 or not (out_dir / "best.pt").is_file():  # no validation part to choose an epoch by
+        write_checkpoint(out_dir / "best.pt", run.chosen(run.history[-1]))
+    return {"epochs": len(run.history), "best": run.best, "history": run.history}
+
+
+class _Run:
+    """A training under way: the network, its average and what the optimiser knows, after `epoch` epochs.
+
+    It begins with the weights of `start`, where there is one.  `history` has a row an epoch; `best` is the
+    highest fitness on the validation part, -1 before any.
+    """
+
+    def __init__(self, recipe: Recipe, look: Look | None, start: Path | None, samples: list[Sample]) -> None:
+        import torch
+
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.look = recipe, look
+        self.network = build_network(recipe.model).to(memory_format=torch.channels_last)
+        from ultralytics.utils.torch_utils import ModelEMA  # only after build_network has told it its folder
+
+        if start is not None:
+            self.network.load_state_dict(
+                starting_weights(start, self.network, lambda: first_canvases(samples, recipe, look))
+            )
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.network, recipe.weight_decay), lr=recipe.learning_rate
+        )
+        self.ema = ModelEMA(self.network, decay=recipe.ema_decay, tau=200)
+        self.epoch, self.best = 0, -1.0
+        self.history: list[dict[str, Any]] = []
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "network": self.network.state_dict(),
+            "ema": self.ema.ema.state_dict(),
+            "updates": self.ema.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.network.load_state_dict(state["network"])
+        self.ema.ema.load_state_dict(state["ema"])
+        self.ema.updates = state["updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.history, self.best = state["epoch"], state["history"], state["best"]
+
+    def chosen(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The averaged weights, with the epoch's row."""
+        return {"model": self.ema.ema.state_dict(), "recipe": asdict(self.recipe), "row": row}
+
+    def learn(self, epoch: int, samples: list[Sample], pool: ThreadPoolExecutor) -> np.ndarray:
+        """Train through one epoch; returns the mean of each part of the loss."""
+        import torch
+
+        recipe, losses = self.recipe, []
+        steps = max(1, recipe.canvases_per_epoch // recipe.batch)
+        self.network.train()
+        stream = endless(samples, np.random.default_rng([recipe.seed, epoch]))
+        # Canvases of a step are drawn while the network works on those of the step before.
+        upcoming = pool.submit(_batch, recipe, epoch, 0, stream, self.look)
+        for step in range(steps):
+            rate = _rate(recipe, epoch * steps + step, steps * recipe.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            batch = upcoming.result()
+            if step + 1 < steps:
+                upcoming = pool.submit(_batch, recipe, epoch, step + 1, stream, self.look)
+            loss, parts = self.network(batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.sum().backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 10.0)
+            self.optimizer.step()
+            self.ema.update(self.network)
+            losses.append([float(v) for v in (parts.values() if isinstance(parts, dict) else parts)])
+        self.epoch = epoch + 1
+        return np.mean(losses, 0)
+
+    def judged(self, samples: list[Sample]) -> dict[str, float]:
+        """Average precision of the averaged weights on the validation part."""
+        from detectors.evaluation import average_precision
+
+        recipe = self.recipe
+        found = [predict(self.ema.ema, s, recipe, self.look, recipe.seed + i) for i, s in enumerate(samples)]
+        truth = [s.of(0) * (s.pixel_size_um / recipe.pixel_size_um) for s in samples]
+        ap50, ap = average_precision([f[0] for f in found], [f[1] for f in found], truth)[:2]
+        return {"ap50": round(ap50, 4), "ap50_95": round(ap, 4)}
+
+
+def _rate(recipe: Recipe, done: int, total: int) -> float:
+    """The learning rate of a step: a warm-up, then a cosine down to the final rate."""
+    cosine = 0.5 * (1 + math.cos(math.pi * done / total))
+    rate = recipe.final_rate + (1 - recipe.final_rate) * cosine
+    return recipe.learning_rate * rate * min(1.0, (done + 1) / max(1, recipe.warmup_steps))
 
 
 def predict(
@@ -264,77 +294,3 @@ def predict(
     keep = suppress(boxes, scores, 0.6)
     boxes = np.clip(boxes[keep], 0, np.tile([width, height], 2))
     return boxes, scores[keep]
-
-
-def train_detector(
-    data_dir: Path,
-    out_dir: Path,
-    modality: str = "brightfield",
-    epochs: int = 60,
-    resume: bool = False,
-    seed: int = 20261121,
-    start: Path | None = None,
-    canvases_per_epoch: int | None = None,
-    batch: int = 8,
-    canvas_px: int = CANVAS_PX,
-    stop_at: float | None = None,
-    name: str | None = None,
-    pixel_size_um: float | None = None,
-    log: Any = print,
-) -> dict[str, Any]:
-    """Train on any YOLO-format folder and write an ONNX model package to `out_dir/package`.
-
-    A folder's own parts (train, val, test) are kept; one without is split, near-duplicates on one side.  The
-    split is written to `out_dir` and the package (split.csv); the test part is looked at once, for the card.
-    `pixel_size_um` is that of every image, where given; else each has its own (`read_yolo_folder`).
-    `modality` "dic" trains on DIC computed from the stained images.  Returns {"epochs", "best",
-    "history", "n_images", "n_without_label_file", "remarks", "test", "package"}; package is None where
-    `stop_at` ended the run early.  Raises BadInput for a folder without images or leukocytes.
-    """
-    from storage.packages import check_package_place, write_package
-
-    data_dir = Path(data_dir)
-    name = name or f"leukocyte-{modality}-{data_dir.resolve().name}"
-    folder = Path(out_dir) / "package"
-    check_package_place(folder)
-    samples = read_yolo_folder(data_dir, pixel_size_um)
-    log(json.dumps({"pixel_size_from": scales_of(samples)}, ensure_ascii=False), flush=True)
-    parts, parted = parts_of(data_dir, samples, FRACTIONS, seed)
-    if not any(len(s.of(0)) for s in parts["train"]):
-        raise BadInput(f"{data_dir} has no box of class 0 (leukocyte) to learn from.")
-    recipe = Recipe(
-        modality=modality,
-        epochs=epochs,
-        canvases_per_epoch=canvases_per_epoch or max(batch, len(parts["train"]) // 4),
-        batch=batch,
-        canvas_px=canvas_px,
-        seed=seed,
-    )
-    about = {
-        "n_images": {part: len(parts[part]) for part in PARTS},
-        "n_without_label_file": n_without_label_file(samples),
-        "remarks": remarks_on(parts),
-    }
-    log(json.dumps({"split": parted, **about}, ensure_ascii=False), flush=True)
-    result = train(parts, Path(out_dir), recipe, start=start, resume=resume, stop_at=stop_at, log=log) | about
-    write_split(parts, data_dir, Path(out_dir))
-    if result["epochs"] < recipe.epochs:
-        return result | {"package": None}  # interrupted: resume finishes and packs it
-    from detectors.evaluation import evaluate_detector
-    from detectors.export import detector_card, write_detector_package
-    from detectors.yolo_onnx import YoloOnnxDetector
-
-    data = (f"{data_dir}: {len(parts['train'])} images", *(said_of(start) if start else ()))
-    limits = ("trained by smearflow train detector; judge it before use", *about["remarks"])
-    card = detector_card(name, recipe, data, {}, limits, training={"split": parted, **about})
-    package = write_detector_package(Path(out_dir) / "best.pt", folder, card)
-    if parts["test"]:
-        look = dic_look if modality == "dic" else None
-        report = evaluate_detector(
-            YoloOnnxDetector(package), parts["test"], Path(out_dir) / "test", look=look
-        )
-        metrics = {"held-out part": report["all"], **{f"source {k}": v for k, v in report["sources"].items()}}
-        package = write_package(folder, card | {"metrics": metrics}, package.weights_path)
-        result |= {"test": report["all"]}
-    write_split(parts, data_dir, package.folder)
-    return result | {"package": str(package.folder)}

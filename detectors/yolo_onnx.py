@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detectors.boxes import decode, fused, overlapping_pairs, suppress, thin_out, voted
+from detectors.windows import spread
 from pipeline.errors import BadInput, BadModelPackage
 from storage.images_info import check_pixel_size
 
@@ -324,8 +325,7 @@ def _spans(length: int, window: float, overlap: float, unit: float = 1.0) -> lis
     count = int(np.ceil((length - overlap) / max(1, window - overlap)))
     needed = (length + (count - 1) * overlap) / count
     window = min(window, int(np.ceil(needed / unit) * unit))
-    starts = np.linspace(0, length - window, count).round().astype(int)
-    return [(int(s), int(s) + window) for s in starts]
+    return [(start, start + window) for start in spread(length, window, count)]
 
 
 def build(package: ModelPackage | None) -> Any:

@@ -6,16 +6,17 @@ are to be called so.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from phantoms.blood import TrueCell, draw
+from phantoms.case_files import SUFFIX, Format, manifest_row, write_image, write_manifest, write_mask
+from phantoms.case_truth import cell_truth, class_counts, field_truth
 from phantoms.fields import NORMAL_BLOOD, Drawer, FieldLayers, FieldView, lay_fields, populate, render_field
 from phantoms.geometry import (
     invert,
@@ -29,9 +30,34 @@ from phantoms.stains import DOMAINS, StainStyle, develop, disturb, random_style
 from pipeline.errors import BadInput
 
 Array = np.ndarray[Any, Any]
-Format = Literal["tiff", "ome-tiff", "png", "jpeg"]
-SUFFIX = {"tiff": ".tif", "ome-tiff": ".ome.tif", "png": ".png", "jpeg": ".jpg"}
-WHOLE = 0.5  # a cell counts as seen in a field when at least this share of it is
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the fields of a case are taken, once everything that was left open is drawn."""
+
+    folder: Path
+    seed: int
+    pixel_size_um: float
+    modalities: Sequence[str]
+    bits: int
+    format: Format
+    hard: bool
+    nuisance: float
+    write_masks: bool
+    style: StainStyle
+    optics: DicOptics
+    views: list[FieldView]
+    drawer: Drawer
+
+
+@dataclass
+class _Record:
+    """What was taken so far: lines of the manifest, truth by field, the fields that each cell is seen in."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+    where: dict[int, list[str]] = field(default_factory=dict)
 
 
 def simulate_case(
@@ -79,92 +105,131 @@ def simulate_case(
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, 0])
     marrow = specimen == "bone_marrow"
-    if composition is None:
-        composition = NORMAL_BLOOD
-        if marrow:
-            from phantoms.marrow import NORMAL_MARROW
+    drawer: Drawer = draw
+    usual, cover, nuisance = NORMAL_BLOOD, 0.38, 0.0
+    if marrow:
+        from phantoms.marrow import NORMAL_MARROW, marrow_drawer
 
-            composition = NORMAL_MARROW
-    chosen = _style(style, rng, hard)
-    seen_through = optics or (random_optics(rng) if hard else calm_optics(rng))
-    views = lay_fields(n_fields, width_px, height_px, pixel_size_um, overlap_um)
-    cover = red_cell_cover if red_cell_cover is not None else (0.22 if marrow else 0.38)
-    nuisance = nuisances if nuisances is not None else (0.5 if marrow else 0.0)
+        drawer = marrow_drawer("MGG", correlate)
+        usual, cover, nuisance = NORMAL_MARROW, 0.22, 0.5
+    plan = _Plan(
+        folder=folder,
+        seed=seed,
+        pixel_size_um=pixel_size_um,
+        modalities=modalities,
+        bits=bits,
+        format=format,
+        hard=hard,
+        nuisance=nuisance if nuisances is None else nuisances,
+        write_masks=write_masks,
+        style=_style(style, rng, hard),
+        optics=optics or (random_optics(rng) if hard else calm_optics(rng)),
+        views=lay_fields(n_fields, width_px, height_px, pixel_size_um, overlap_um),
+        drawer=drawer,
+    )
     cells = populate(
-        views,
+        plan.views,
         pixel_size_um,
         rng,
-        composition=composition,
+        composition=usual if composition is None else composition,
         n_leukocytes=n_leukocytes,
-        red_cell_cover=cover,
+        red_cell_cover=cover if red_cell_cover is None else red_cell_cover,
         cut_cells=cut_cells,
-        crowding=nuisance if marrow else 0.0,
+        crowding=plan.nuisance if marrow else 0.0,
     )
-    drawer: Drawer = draw
     if marrow:
-        from phantoms.marrow import assign_types, marrow_drawer
+        from phantoms.marrow import assign_types
 
         cells = assign_types(cells, rng, rs_fraction)
-        drawer = marrow_drawer("MGG", correlate)
-
-    rows: list[dict[str, Any]] = []
-    truth: dict[str, Any] = {
+    record = _Record()
+    for number in range(n_fields):
+        _take_field(plan, cells, number, record)
+    if perls:
+        _take_perls(plan, cells, record)
+    truth = {
         "case": case_id,
         "phantom": True,
         "seed": seed,
         "stain_domain": style if isinstance(style, str) else "phantom",
         "pixel_size_um": pixel_size_um,
         "specimen": specimen,
-        "fields": {},
-        "optics": asdict(seen_through),
+        "fields": record.fields,
+        "optics": asdict(plan.optics),
+        **_truth_of_cells(cells, record.where),
     }
-    where: dict[int, list[str]] = {}
-    for i, view in enumerate(views):
-        field_rng = np.random.default_rng([seed, 1, i])
-        margin = _margin(view)
-        layers = render_field(cells, view, pixel_size_um, chosen, margin_px=margin, drawer=drawer)
-        entry = _field_truth(layers, view, pixel_size_um, where)
-        if "brightfield" in modalities:
-            image = _photograph(layers, pixel_size_um, chosen, field_rng, bits, nuisance)
-            file = f"{view.name}_BF{SUFFIX[format]}"
-            _write(folder / file, image, pixel_size_um, format)
-            rows.append(_row("slide-1", view, "brightfield", "MGG", file, pixel_size_um))
-        if "dic" in modalities:
-            image, matrix, rms = _interfere(layers, view, pixel_size_um, seen_through, field_rng, bits)
-            file = f"{view.name}_DIC{SUFFIX[format]}"
-            _write(folder / file, image, pixel_size_um, format)
-            rows.append(_row("slide-1", view, "dic", "unstained", file, pixel_size_um))
-            entry["brightfield_to_dic"] = [list(r) for r in matrix]
-            entry["deformation_rms_px"] = rms
-            entry["leukocytes_dic_xyxy"] = [
-                [round(v, 2) for v in transform_box(matrix, tuple(b))] for b in entry["leukocytes_xyxy"]
-            ]
-        if write_masks:
-            _write_mask(folder / "truth" / f"{view.name}.png", layers.labels)
-        truth["fields"][view.name] = entry
-    if perls:
-        from phantoms.marrow import perls_fields
-
-        for view, image, labels, entry in perls_fields(
-            cells, views, pixel_size_um, seed=seed, bits=bits, nuisances=nuisance, hard=hard, where=where
-        ):
-            file = f"{view.name}_BF{SUFFIX[format]}"
-            _write(folder / file, image, pixel_size_um, format)
-            rows.append(_row("slide-2", view, "brightfield", "Perls", file, pixel_size_um))
-            if write_masks:
-                _write_mask(folder / "truth" / f"{view.name}.png", labels)
-            truth["fields"][view.name] = entry
-    truth["cells"] = [_cell_truth(c, where.get(c.number, [])) for c in cells if c.number in where]
-    truth["counts"] = _counts(truth["cells"])
     if marrow:
-        types = [c["rs_type"] for c in truth["cells"] if c.get("rs_type") is not None]
-        truth["sideroblasts"] = {f"type{t}": types.count(t) for t in range(4)}
-        truth["rs_pct"] = 100.0 * types.count(3) / len(types) if types else None
-        truth["correlate"] = correlate
-    _write_manifest(folder / "manifest.csv", rows, stage_positions)
-    (folder / "case.yaml").write_text(f"specimen: {specimen}\ncollected: 2026-11-01\n", encoding="utf-8")
-    (folder / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
-    return folder
+        truth |= {**_truth_of_iron(truth["cells"]), "correlate": correlate}
+    write_manifest(plan.folder / "manifest.csv", record.rows, stage_positions)
+    case_yaml = f"specimen: {specimen}\ncollected: 2026-11-01\n"
+    (plan.folder / "case.yaml").write_text(case_yaml, encoding="utf-8")
+    (plan.folder / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+    return plan.folder
+
+
+def _take_field(plan: _Plan, cells: Sequence[TrueCell], number: int, record: _Record) -> None:
+    """Write the images of one field of the MGG slide, and note what is true of it."""
+    view, rng = plan.views[number], np.random.default_rng([plan.seed, 1, number])
+    layers = render_field(
+        cells, view, plan.pixel_size_um, plan.style, margin_px=_margin(view), drawer=plan.drawer
+    )
+    entry = field_truth(layers, view, plan.pixel_size_um, record.where)
+    if "brightfield" in plan.modalities:
+        image = _photograph(layers, plan, rng)
+        _keep(plan, record, image, "slide-1", view, "brightfield", "MGG")
+    if "dic" in plan.modalities:
+        image, matrix, rms = _interfere(layers, view, plan, rng)
+        _keep(plan, record, image, "slide-1", view, "dic", "unstained")
+        entry["brightfield_to_dic"] = [list(r) for r in matrix]
+        entry["deformation_rms_px"] = rms
+        entry["leukocytes_dic_xyxy"] = [
+            [round(v, 2) for v in transform_box(matrix, tuple(b))] for b in entry["leukocytes_xyxy"]
+        ]
+    _note_field(plan, record, view, layers.labels, entry)
+
+
+def _take_perls(plan: _Plan, cells: Sequence[TrueCell], record: _Record) -> None:
+    """Write the same marrow as a Perls slide, and note what is true of its fields."""
+    from phantoms.marrow import perls_fields
+
+    for view, image, labels, entry in perls_fields(
+        cells,
+        plan.views,
+        plan.pixel_size_um,
+        seed=plan.seed,
+        bits=plan.bits,
+        nuisances=plan.nuisance,
+        hard=plan.hard,
+        where=record.where,
+    ):
+        _keep(plan, record, image, "slide-2", view, "brightfield", "Perls")
+        _note_field(plan, record, view, labels, entry)
+
+
+def _keep(
+    plan: _Plan, record: _Record, image: Array, slide: str, view: FieldView, modality: str, stain: str
+) -> None:
+    file = f"{view.name}_{'DIC' if modality == 'dic' else 'BF'}{SUFFIX[plan.format]}"
+    write_image(plan.folder / file, image, plan.pixel_size_um, plan.format)
+    record.rows.append(manifest_row(slide, view, modality, stain, file, plan.pixel_size_um))
+
+
+def _note_field(plan: _Plan, record: _Record, view: FieldView, labels: Array, entry: dict[str, Any]) -> None:
+    if plan.write_masks:
+        write_mask(plan.folder / "truth" / f"{view.name}.png", labels)
+    record.fields[view.name] = entry
+
+
+def _truth_of_cells(cells: Sequence[TrueCell], where: Mapping[int, list[str]]) -> dict[str, Any]:
+    seen = [cell_truth(c, where[c.number]) for c in cells if c.number in where]
+    return {"cells": seen, "counts": class_counts(seen)}
+
+
+def _truth_of_iron(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    types = [c["rs_type"] for c in cells if c.get("rs_type") is not None]
+    return {
+        "sideroblasts": {f"type{t}": types.count(t) for t in range(4)},
+        "rs_pct": 100.0 * types.count(3) / len(types) if types else None,
+    }
 
 
 def _check(
@@ -224,35 +289,23 @@ def _max_shift(view: FieldView) -> float:
     return min(100.0, 0.06 * min(view.width_px, view.height_px))
 
 
-def _photograph(
-    layers: FieldLayers,
-    pixel_size_um: float,
-    style: StainStyle,
-    rng: np.random.Generator,
-    bits: int,
-    nuisance: float,
-) -> Array:
-    density = np.ascontiguousarray(layers.inner(layers.density))
-    if nuisance > 0:
+def _photograph(layers: FieldLayers, plan: _Plan, rng: np.random.Generator) -> Array:
+    density, style = np.ascontiguousarray(layers.inner(layers.density)), plan.style
+    if plan.nuisance > 0:
         from phantoms.marrow import add_nuisances
 
-        density, style = add_nuisances(density, pixel_size_um, style, rng, nuisance, "MGG")
-    return develop(density, pixel_size_um, style, rng, bits=bits)
+        density, style = add_nuisances(density, plan.pixel_size_um, style, rng, plan.nuisance, "MGG")
+    return develop(density, plan.pixel_size_um, style, rng, bits=plan.bits)
 
 
 def _interfere(
-    layers: FieldLayers,
-    view: FieldView,
-    pixel_size_um: float,
-    optics: DicOptics,
-    rng: np.random.Generator,
-    bits: int,
+    layers: FieldLayers, view: FieldView, plan: _Plan, rng: np.random.Generator
 ) -> tuple[Array, Any, float]:
     """The DIC partner of a field: (image, matrix brightfield px -> DIC px, rms deformation in px)."""
     shape = (view.height_px, view.width_px)
     matrix = random_similarity(rng, view.width_px, view.height_px, max_shift_px=_max_shift(view))
     rms = 0.3
-    displacement = random_deformation(shape, rms, 40.0 / pixel_size_um, rng)
+    displacement = random_deformation(shape, rms, 40.0 / plan.pixel_size_um, rng)
     m = layers.margin_px
     # the layers' pixel (0, 0) is the field's (-m, -m)
     back = np.asarray(invert(matrix))
@@ -260,116 +313,5 @@ def _interfere(
     whole = invert(back)
     path = warp(layers.path, whole, shape, displacement=displacement)
     green = warp(np.ascontiguousarray(layers.density[..., 1]), whole, shape, displacement=displacement)
-    return render_dic(path, pixel_size_um, optics, rng, density=green, bits=bits), matrix, rms
-
-
-def _field_truth(
-    layers: FieldLayers, view: FieldView, pixel_size_um: float, where: dict[int, list[str]]
-) -> dict[str, Any]:
-    """Boxes and classes of a field's leukocytes, and of those that its edge cuts by more than half."""
-    x_um, y_um = view.stage_um(pixel_size_um)
-    whole = [s for s in layers.seen if s[2] >= WHOLE]
-    for cell, *_ in whole:
-        where.setdefault(cell.number, []).append(view.name)
-    return {
-        "x_um": round(x_um, 4),
-        "y_um": round(y_um, 4),
-        "leukocytes_xyxy": [list(map(float, s[1])) for s in whole],
-        "classes": [s[0].kind for s in whole],
-        "cell_ids": [s[0].number for s in whole],
-        "visible": [round(s[2], 3) for s in whole],
-        "cut_xyxy": [list(map(float, s[1])) for s in layers.seen if s[2] < WHOLE],
-    }
-
-
-def _cell_truth(cell: TrueCell, seen_in: list[str]) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "id": cell.number,
-        "class": cell.kind,
-        "x_um": round(cell.x_um, 3),
-        "y_um": round(cell.y_um, 3),
-        "diameter_um": round(cell.diameter_um, 2),
-        "seen_in": seen_in,
-    }
-    if cell.stage is not None:
-        out["stage"] = cell.stage
-    if cell.rs_type is not None:
-        out["rs_type"] = cell.rs_type
-    return out
-
-
-def _counts(cells: list[dict[str, Any]]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for cell in cells:
-        counts[cell["class"]] = counts.get(cell["class"], 0) + 1
-    return dict(sorted(counts.items()))
-
-
-def _row(
-    slide: str, view: FieldView, modality: str, stain: str, file: str, pixel_size_um: float
-) -> dict[str, Any]:
-    x_um, y_um = view.stage_um(pixel_size_um)
-    return {
-        "slide": slide,
-        "field": view.name,
-        "modality": modality,
-        "stain": stain,
-        "file": file,
-        "pixel_size_um": f"{pixel_size_um:g}",
-        "x_um": f"{x_um:.3f}",
-        "y_um": f"{y_um:.3f}",
-    }
-
-
-def _write_manifest(path: Path, rows: list[dict[str, Any]], stage_positions: bool) -> None:
-    columns = ["slide", "field", "modality", "stain", "file", "pixel_size_um"]
-    if stage_positions:
-        columns += ["x_um", "y_um"]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write(path: Path, image: Array, pixel_size_um: float, format: str) -> None:
-    if format in ("png", "jpeg"):
-        import cv2
-
-        bgr = image[..., ::-1] if image.ndim == 3 else image
-        options = [cv2.IMWRITE_JPEG_QUALITY, 92] if format == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
-        if not cv2.imwrite(str(path), np.ascontiguousarray(bgr), options):
-            raise OSError(f"{path} could not be written")
-        return
-    import tifffile
-
-    per_cm = 1e4 / pixel_size_um
-    more: dict[str, Any] = {"metadata": None}
-    if format == "ome-tiff":
-        more = {
-            "ome": True,
-            "metadata": {
-                "axes": "YXS" if image.ndim == 3 else "YX",
-                "PhysicalSizeX": pixel_size_um,
-                "PhysicalSizeXUnit": "µm",
-                "PhysicalSizeY": pixel_size_um,
-                "PhysicalSizeYUnit": "µm",
-            },
-        }
-    tifffile.imwrite(
-        path,
-        image,
-        photometric="rgb" if image.ndim == 3 else "minisblack",
-        compression="zlib",
-        compressionargs={"level": 1},
-        resolution=(per_cm, per_cm),
-        resolutionunit="CENTIMETER",
-        **more,
-    )
-
-
-def _write_mask(path: Path, labels: Array) -> None:
-    import cv2
-
-    path.parent.mkdir(exist_ok=True)
-    if not cv2.imwrite(str(path), labels):
-        raise OSError(f"{path} could not be written")
+    image = render_dic(path, plan.pixel_size_um, plan.optics, rng, density=green, bits=plan.bits)
+    return image, matrix, rms

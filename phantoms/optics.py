@@ -1,5 +1,5 @@
-"""A model of differential interference contrast: from a stained brightfield image, or from a known
-optical path, to the image that a DIC microscope would have made of the same field.
+"""A model of differential interference contrast: from a known optical path to the image that a DIC
+microscope would have made of it (from a stained brightfield image: `phantoms.computed_dic`).
 
 DIC interferes two copies of the wavefront that are sheared against each other, so its intensity
 follows the *difference* of optical path along the shear, not the path itself (Preza, Snyder and
@@ -21,9 +21,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-
-from phantoms.geometry import IDENTITY, warp
-from pipeline.types import Matrix
 
 Array = np.ndarray[Any, Any]
 
@@ -127,122 +124,6 @@ def wider_optics(rng: np.random.Generator) -> DicOptics:
     return replace(usual, density_mix=mix, red_cell_path=red_cell_path)
 
 
-def compute_dic(
-    image_rgb: Array,
-    pixel_size_um: float,
-    optics: DicOptics,
-    rng: np.random.Generator,
-    *,
-    background_rgb: tuple[float, float, float] | None = None,
-    red_cell_density: float | None = None,
-    matrix: Array | Matrix | None = None,
-    shape: tuple[int, int] | None = None,
-    displacement: Array | None = None,
-    bits: int = 8,
-) -> Array:
-    """The DIC image that the optics would make of the cells of a stained brightfield image.
-
-    `image_rgb` is (H, W, 3) uint8; the result (H, W) uint8, or uint16 with `bits=16`, and lies on it
-    without a shift.  `background_rgb` (the empty glass) and `red_cell_density` (optical density of a
-    red cell in the green) are read from the image unless given; give them for crops that show little
-    glass or few red cells.  With `matrix` (brightfield pixel -> DIC pixel), `shape` and `displacement`
-    (phantoms.geometry) the specimen is moved before it is imaged, so that noise, shading and the shear
-    are the microscope's own; beyond the brightfield's edge it is mirrored.
-    """
-    path, density = path_from_brightfield(
-        image_rgb,
-        pixel_size_um,
-        optics,
-        rng,
-        background_rgb=background_rgb,
-        red_cell_density=red_cell_density,
-    )
-    if matrix is not None or displacement is not None or shape not in (None, path.shape):
-        to = matrix if matrix is not None else IDENTITY
-        path = warp(path, to, shape or path.shape, displacement=displacement)
-        density = warp(density, to, shape or density.shape, displacement=displacement)
-    return render_dic(path, pixel_size_um, optics, rng, density=density, bits=bits)
-
-
-def path_from_brightfield(
-    image_rgb: Array,
-    pixel_size_um: float,
-    optics: DicOptics,
-    rng: np.random.Generator,
-    *,
-    background_rgb: tuple[float, float, float] | None = None,
-    red_cell_density: float | None = None,
-) -> tuple[Array, Array]:
-    """Guess the optical path from the stain: ((H, W) float32 path, (H, W) float32 optical density).
-
-    The path of a red cell follows its optical density (haemoglobin and eosin); above it the path is
-    compressed, since a nucleus takes far more stain than it is thick; around nuclei an unstained body
-    is raised as a dome, with the stain's fine structure and a texture that no stain shows.
-    """
-    if image_rgb.ndim != 3 or image_rgb.shape[2] != 3 or image_rgb.dtype != np.uint8:
-        raise ValueError(f"a brightfield image is (H, W, 3) uint8, not {image_rgb.shape} {image_rgb.dtype}")
-    height, width = image_rgb.shape[:2]
-    step = max(1, min(height, width) // 160)
-    sample = image_rgb[::step, ::step].reshape(-1, 3)
-    if background_rgb is None:
-        bright = sample[sample[:, 1] >= np.percentile(sample[:, 1], 85)]
-        background_rgb = tuple(float(v) for v in np.median(bright, axis=0))
-    green = _density(image_rgb, 1, background_rgb[1])
-    if red_cell_density is None:
-        seen = green[::step, ::step]
-        seen = seen[seen > 0.06]
-        red_cell_density = float(np.percentile(seen, 40)) if seen.size > 50 else 0.22
-        red_cell_density = float(np.clip(red_cell_density, 0.12, 0.4))
-    stain = green * np.float32(1.0 / red_cell_density)
-
-    # stain -> path by a table: the faintest stain is the glass's own unevenness; straight up to a red
-    # cell's rim; then compressed like a logarithm, which keeps the outline of a nucleus in dark cytoplasm
-    grid = np.arange(0, 1024, dtype=np.float32) / 64.0
-    beyond = np.maximum(grid - 1.3, 0.0)
-    room = np.float32(max(optics.nuclear_ceiling - 1.3, 0.15))
-    rise = room * np.log1p(beyond * (optics.nuclear_compression / room))
-    curve = (np.minimum(grid, 1.3) * (grid / (grid + 0.08)) + rise).astype(np.float32)
-    if optics.nuclear_drop > 0:
-        curve -= np.float32(optics.nuclear_drop) * _smoothstep(grid, 1.3, 2.9)
-    nuclear_curve = _smoothstep(grid, 1.7, 2.9).astype(np.float32)
-    index = np.minimum(stain * 64.0, 1023.0).astype(np.uint16)
-    nuclear_stain = nuclear_curve[index[::2, ::2]]
-    if optics.density_mix != (0.0, 1.0, 0.0) or optics.red_cell_path != 1.0:
-        shown = _mixed(image_rgb, background_rgb, optics.density_mix, stain)
-        index = np.minimum(shown * np.float32(64.0 * optics.red_cell_path), 1023.0).astype(np.uint16)
-    path = curve[index]
-
-    # leukocyte bodies, at a coarse scale: near dark nuclei, inside what is stained at all
-    coarse = max(1, round(0.4 / pixel_size_um))
-    size = (max(1, width // coarse), max(1, height // coarse))
-    nuclear = cv2.resize(nuclear_stain, size, interpolation=cv2.INTER_AREA)
-    stain_small = cv2.resize(stain, size, interpolation=cv2.INTER_AREA)
-    um = 1.0 / (coarse * pixel_size_um)  # coarse pixels a micrometre
-    near = np.clip(_blur(nuclear, 2.2 * um) * 3.0, 0.0, 1.0)
-    body = ((stain_small > 0.3) | (nuclear > 0.3)).astype(np.uint8)
-    depth = cv2.distanceTransform(body, cv2.DIST_L2, 3) / (3.5 * um)
-    dome = np.sqrt(np.clip(depth * (2.0 - np.minimum(depth, 1.0)), 0.0, 1.0)) * near
-    dome = _blur(dome, 0.6)
-    if optics.dome_height > 0:
-        dome *= np.float32(optics.dome_height)
-        path += cv2.resize(dome, (width, height), interpolation=cv2.INTER_LINEAR)
-    weight = cv2.resize(near, (width, height), interpolation=cv2.INTER_LINEAR)
-    if optics.chromatin_relief > 0:
-        # limited, or the outline of every dark cell would ring
-        fine = np.log1p(grid).astype(np.float32)[index]
-        fine -= cv2.blur(fine, _odd(0.8 / pixel_size_um))
-        np.clip(fine, -0.22, 0.22, out=fine)
-        fine *= weight
-        fine *= np.float32(optics.chromatin_relief)
-        path += fine
-    if optics.cytoplasm_texture > 0:
-        grain = texture((height, width), optics.texture_um / pixel_size_um, rng)
-        grain *= np.minimum(stain * np.float32(2.0), np.float32(optics.cytoplasm_texture))
-        grain *= weight
-        path += grain
-    return path, green
-
-
 def render_dic(
     path: Array,
     pixel_size_um: float,
@@ -259,7 +140,7 @@ def render_dic(
     if bits not in (8, 16):
         raise ValueError(f"bits is 8 or 16, not {bits}")
     height, width = path.shape
-    path = _blur(np.ascontiguousarray(path, dtype=np.float32), optics.blur_um / pixel_size_um)
+    path = blurred(np.ascontiguousarray(path, dtype=np.float32), optics.blur_um / pixel_size_um)
     angle = np.deg2rad(optics.shear_angle_deg)
     half = 0.5 * optics.shear_um / pixel_size_um
     dx, dy = half * np.cos(angle), half * np.sin(angle)
@@ -304,42 +185,12 @@ def texture(shape: tuple[int, int], grain_px: float, rng: np.random.Generator) -
     return big / np.float32(max(float(big[::3, ::3].std()), 1e-6))
 
 
-def _density(image_rgb: Array, channel: int, background: float) -> Array:
-    """Optical density of one channel against the empty glass, never below zero, (H, W) float32."""
-    table = np.log10(max(background, 8.0) / np.maximum(np.arange(256, dtype=np.float32), 1.0))
-    return np.maximum(table, 0.0).astype(np.float32)[image_rgb[..., channel]]
-
-
-def _mixed(
-    image_rgb: Array,
-    background_rgb: tuple[float, float, float],
-    mix: tuple[float, float, float],
-    stain: Array,
-) -> Array:
-    """Density of mixed channels, (H, W) float32 in units of a red cell; `stain` is the green's alone."""
-    density = np.zeros(image_rgb.shape[:2], np.float32)
-    for channel, weight in enumerate(mix):
-        if weight > 0:
-            density += np.float32(weight) * _density(image_rgb, channel, background_rgb[channel])
-    red_cells = density[(stain > 0.7) & (stain < 1.3)]
-    return density / np.float32(max(float(np.median(red_cells)), 0.05) if red_cells.size > 50 else 0.22)
-
-
-def _smoothstep(x: Array, low: float, high: float) -> Array:
-    t = np.clip((x - low) / (high - low), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
-
-
-def _blur(image: Array, sigma_px: float) -> Array:
+def blurred(image: Array, sigma_px: float) -> Array:
+    """An image (H, W) float32 through a Gaussian; as it is, where that is under a quarter of a pixel."""
     if sigma_px < 0.25:
         return image
     size = 2 * int(np.ceil(3.0 * sigma_px)) + 1  # OpenCV's own choice for floats is half as long again
     return cv2.GaussianBlur(image, (size, size), sigma_px, borderType=cv2.BORDER_REFLECT)
-
-
-def _odd(size: float) -> tuple[int, int]:
-    n = max(3, int(size) | 1)
-    return n, n
 
 
 def _shifted(image: Array, dx: float, dy: float) -> Array:

@@ -10,12 +10,12 @@ import numpy as np
 
 from phantoms.blood import TrueCell, random_diameter, split_kind
 from phantoms.fields import FieldView, populate, render_field, share_out
+from phantoms.iron import iron_truth
 from phantoms.marrow import (
     NORMAL_MARROW,
     MarrowStain,
     add_nuisances,
     assign_types,
-    iron_truth,
     marrow_drawer,
 )
 from phantoms.stains import StainStyle, develop, random_perls_style, random_style

@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from storage.mirroring import mirrored
+
 # Below this difference of scale a patch is cut, not resampled: 1 % is under 2 px at a patch's edge.
 SAME_SCALE = 0.01
 
@@ -88,7 +90,7 @@ def _window(
     """A rectangle of the image that may reach beyond it, as far as it likes."""
     xs, ys = np.arange(left, left + width), np.arange(top, top + height)
     if background is None:
-        return image[_mirrored(ys, image.shape[0])[:, None], _mirrored(xs, image.shape[1])[None, :]]
+        return image[mirrored(ys, image.shape[0])[:, None], mirrored(xs, image.shape[1])[None, :]]
     out = np.empty((height, width, image.shape[2]), np.uint8)
     out[:] = background
     inside_x = (xs >= 0) & (xs < image.shape[1])
@@ -96,9 +98,3 @@ def _window(
     if inside_x.any() and inside_y.any():
         out[np.ix_(inside_y, inside_x)] = image[ys[inside_y][:, None], xs[inside_x][None, :]]
     return out
-
-
-def _mirrored(index: np.ndarray, length: int) -> np.ndarray:
-    """Indices reflected about the edges (…1 0 | 0 1 2…), as often as needed."""
-    folded = np.mod(index, 2 * length)
-    return np.asarray(np.where(folded < length, folded, 2 * length - 1 - folded))

@@ -115,7 +115,7 @@ def optical_density(image: Array) -> Array:
     Luminance, because DIC is taken in the same light: with lateral colour of the camera's optics the
     mean of the channels' own densities lies a few tenths of a pixel off (docs/registration.md).
     16-bit pixels are scaled by their real range; the dark end keeps a floor, so that noise in black
-    is not blown up.
+    is not blown up.  Natural logarithm without a glass: the high-pass takes any constant away.
     """
     import cv2
 

@@ -35,7 +35,10 @@ def glass_of(rgb: Array) -> Array:
 
 
 def density(rgb: Array, glass: Array) -> Array:
-    """Optical density (..., 3), base 10, of colours (..., 3) of 0 to 255 against the glass (3,)."""
+    """Optical density (..., 3), base 10, of colours (..., 3) of 0 to 255 against the glass (3,).
+
+    Not cut off, unlike `storage.slide_grid.optical_density`, and in float64: transfers were fitted on it.
+    """
     return np.asarray(-np.log10((rgb.astype(np.float64) + 1.0) / (glass + 1.0)))
 
 

@@ -19,6 +19,7 @@ from pipeline.errors import BadInput
 from stainers.dic_input import canonical_turn, integrate, measure_scale, normalise, to_grey
 from storage.image_folders import TXL_PBC, label_path, read_boxes, sources_of, yolo_images
 from storage.images import read_rgb
+from storage.mirroring import mirrored_once
 from storage.near_duplicates import near_duplicate_groups, thumbnail
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Smear:
     """One stained field at 0.1 µm a pixel.
 
     image: (H, W, 3) uint8; leukocytes, red_cells: (n, 4) float32 boxes in its pixels; background_rgb and
-    red_cell_density as `phantoms.optics` wants them, read from the whole field.
+    red_cell_density as `phantoms.computed_dic` wants them, read from the whole field.
     """
 
     file: str
@@ -57,7 +58,8 @@ class Smear:
 
         `wide` draws from `phantoms.optics.wider_optics`.
         """
-        from phantoms.optics import compute_dic, random_optics, wider_optics
+        from phantoms.computed_dic import compute_dic
+        from phantoms.optics import random_optics, wider_optics
 
         optics = (wider_optics if wide else random_optics)(rng)
         dic = compute_dic(
@@ -159,7 +161,11 @@ def level_light(smears: Sequence[Smear]) -> list[Smear]:
 
 
 def glass_and_red_cell(rgb: Array) -> tuple[tuple[float, float, float], float]:
-    """Colour of the empty glass and the green density of a red cell of a stained field."""
+    """Colour of the empty glass and the green density of a red cell of a stained field.
+
+    By the green, in which red cells stand out, as `phantoms.computed_dic` reads it off a piece; thinned and
+    rounded otherwise, which every computed DIC that a stainer learned from depends on.
+    """
     sample = rgb[::3, ::3].reshape(-1, 3).astype(np.float32)
     bright = sample[sample[:, 1] >= np.percentile(sample[:, 1], 85)]
     background = np.median(bright, axis=0)
@@ -174,13 +180,9 @@ def window(image: Array, centre_xy: Sequence[float], size_px: int) -> Array:
     half = size_px // 2
     x0, y0 = round(float(centre_xy[0])) - half, round(float(centre_xy[1])) - half
     height, width = image.shape[:2]
-
-    def reflected(start: int, length: int) -> Array:
-        index = np.arange(start, start + size_px)
-        index = np.abs(index) % max(2 * length - 2, 1)
-        return np.where(index >= length, 2 * length - 2 - index, index)
-
-    return np.ascontiguousarray(image[reflected(y0, height)][:, reflected(x0, width)])
+    rows = mirrored_once(np.arange(y0, y0 + size_px), height)
+    columns = mirrored_once(np.arange(x0, x0 + size_px), width)
+    return np.ascontiguousarray(image[rows][:, columns])
 
 
 def leukocyte_windows(smears: Sequence[Smear], size_px: int) -> list[tuple[Smear, Array]]:

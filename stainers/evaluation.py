@@ -19,7 +19,7 @@ from stainers.downstream import names, outlines
 from stainers.feature_metrics import Encoder, feature_metrics, imagenet_weights
 from stainers.field import PATCH_LIMIT_PX, stain_image
 from stainers.image_errors import image_errors
-from stainers.pair_sources import Pair, find_pairs
+from stainers.pair_sources import Pair, PairSet, find_pairs
 from stainers.reliability import auroc, correlations, reliability_bins
 from stainers.spoiling import SPOILS
 from storage.whole_files import write_json, write_png
@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 # raw, in one light, without lamp and stain strength, and that as a share of the structure there is
 CORRELATED = ("rmse", "rmse_balanced", "rmse_matched", "structure_error")
 Interval = tuple[float, float, float]
+Namer = Callable[[Array], Sequence[str]]  # (N, H, W, 3) uint8 -> a class each
 
 
 def interval(values: Array, groups: Sequence[str], draws: int = 1000, seed: int = 0) -> Interval:
@@ -84,9 +85,9 @@ def evaluate_pairs(
     pairs: Sequence[Pair],
     *,
     measured_on: str = "computed DIC",
-    classify: Callable[[Array], Sequence[str]] | None = None,
+    classify: Namer | None = None,
     named_by: str = "a classifier",
-    classify_virtual: Callable[[Array], Sequence[str]] | None = None,
+    classify_virtual: Namer | None = None,
     segment: Callable[[Array, float], Array] | None = None,
     encoder: Callable[[], Encoder] | None = None,
     weights_dir: Path | None = None,
@@ -110,65 +111,27 @@ def evaluate_pairs(
     if weights_dir is not None:
         imagenet_weights(weights_dir)  # what it lacks is said before the pairs are stained
     clean = measure(stainer, pairs, [p.dic for p in pairs], progress)
-    sources = [p.source for p in pairs]
-    targets = np.asarray([p.target for p in pairs])
-    real, dic = [p.stained for p in pairs], [p.dic for p in pairs]
-    columns = dict(clean.errors)
-    of_sets: dict[str, Any] = {}
-    classes, labels_from = [p.label for p in pairs], "of the pairs"
+    columns, of_sets = dict(clean.errors), {}
+    classes, labels_from, not_measured = [p.label for p in pairs], "of the pairs", None
     if classify is not None:
-        truth = [str(classify(p[None])[0]) for p in real]
-        columns |= names(classify, clean.images, truth, dic, classify_virtual)
-        unnamed = sum(not c for c in classes)
-        if unnamed:
-            some = "" if unnamed == len(pairs) else f"of the pairs; {unnamed} of {len(pairs)} "
-            labels_from = f"{some}named by {named_by}"
-        classes = [c or t for c, t in zip(classes, truth, strict=True)]
+        found, classes, labels_from = _named(clean, pairs, classify, classify_virtual, named_by)
+        columns |= found
     if segment is not None:
-        columns |= outlines(segment, clean.images, real, dic)
-    sizes = sorted({p.stained.shape[:2] for p in pairs})
-    by_features = encoder is not None or weights_dir is not None
-    if by_features and len(sizes) == 1:
-        pairwise, of_sets, networks = feature_metrics(
-            clean.images, real, encoder=encoder, weights_dir=weights_dir
-        )
-        columns |= pairwise
-        of_sets = {**of_sets, "networks": networks}
-
-    def summary(chosen: Array) -> dict[str, Any]:
-        groups = [s for s, c in zip(sources, chosen, strict=True) if c]
-        return {"n": int(chosen.sum()), **{k: interval(v[chosen], groups) for k, v in columns.items()}}
-
-    every = np.ones(len(pairs), bool)
-    labels = np.asarray(classes)
+        columns |= outlines(segment, clean.images, [p.stained for p in pairs], [p.dic for p in pairs])
+    if encoder is not None or weights_dir is not None:
+        found, of_sets, not_measured = _by_features(clean, pairs, encoder, weights_dir)
+        columns |= found
+    of_all, per_target, per_class = _summaries(columns, pairs, classes)
     report: dict[str, Any] = {
         "measured_on": measured_on,
-        "all": {**summary(every), **of_sets},
-        "per_target": {t: summary(targets == t) for t in sorted(set(targets))},
-        "per_class": {c: summary(labels == c) for c in sorted(set(labels) - {""})},
+        "all": {**of_all, **of_sets},
+        "per_target": per_target,
+        "per_class": per_class,
         **({"labels": labels_from} if any(classes) else {}),
-        "confidence_error_correlation": {
-            error: {
-                "all": correlations(clean.confidence, clean.errors[error], sources, seed=seed),
-                **{
-                    t: correlations(
-                        clean.confidence[targets == t],
-                        clean.errors[error][targets == t],
-                        [s for s, x in zip(sources, targets, strict=True) if x == t],
-                        seed=seed,
-                    )
-                    for t in sorted(set(targets))
-                },
-            }
-            for error in CORRELATED
-        },
+        "confidence_error_correlation": {e: _correlations(clean, e, pairs, seed) for e in CORRELATED},
         "reliability": reliability_bins(clean.confidence, clean.errors),
+        **({} if not_measured is None else {"not_measured": not_measured}),
     }
-    if by_features and len(sizes) > 1:
-        report["not_measured"] = (
-            f"features: the pairs are of {len(sizes)} sizes, from {sizes[0][1]} x {sizes[0][0]} to "
-            f"{sizes[-1][1]} x {sizes[-1][0]} px, and need one"
-        )
     threshold = getattr(stainer, "min_confidence", None)
     if threshold is not None:
         report["share_below_threshold"] = float(np.mean(clean.confidence < threshold))
@@ -183,12 +146,80 @@ def evaluate_pairs(
             report["confidence_error_correlation"][error]["with_spoilt_inputs"] = correlations(
                 np.concatenate([m.confidence for m in together]),
                 np.concatenate([m.errors[error] for m in together]),
-                sources * len(together),
+                [p.source for p in pairs] * len(together),
                 seed=seed,
             )
     if keep is not None:
         keep(clean, spoilt)
     return report
+
+
+def _named(
+    clean: Measured,
+    pairs: Sequence[Pair],
+    classify: Namer,
+    classify_virtual: Namer | None,
+    named_by: str,
+) -> tuple[dict[str, Array], list[str], str]:
+    """Figures of what the pictures are named, the class of each pair, and where the classes are from."""
+    truth = [str(classify(p.stained[None])[0]) for p in pairs]
+    columns = names(classify, clean.images, truth, [p.dic for p in pairs], classify_virtual)
+    unnamed = sum(not p.label for p in pairs)
+    labels_from = "of the pairs"
+    if unnamed:
+        some = "" if unnamed == len(pairs) else f"of the pairs; {unnamed} of {len(pairs)} "
+        labels_from = f"{some}named by {named_by}"
+    return columns, [p.label or t for p, t in zip(pairs, truth, strict=True)], labels_from
+
+
+def _by_features(
+    clean: Measured,
+    pairs: Sequence[Pair],
+    encoder: Callable[[], Encoder] | None,
+    weights_dir: Path | None,
+) -> tuple[dict[str, Array], dict[str, Any], str | None]:
+    """Feature distances of each pair and of all together, or why pairs of several sizes have none."""
+    sizes = sorted({p.stained.shape[:2] for p in pairs})
+    if len(sizes) > 1:
+        return (
+            {},
+            {},
+            f"features: the pairs are of {len(sizes)} sizes, from {sizes[0][1]} x {sizes[0][0]} to "
+            f"{sizes[-1][1]} x {sizes[-1][0]} px, and need one",
+        )
+    pairwise, of_sets, networks = feature_metrics(
+        clean.images, [p.stained for p in pairs], encoder=encoder, weights_dir=weights_dir
+    )
+    return pairwise, {**of_sets, "networks": networks}, None
+
+
+def _summaries(
+    columns: dict[str, Array], pairs: Sequence[Pair], classes: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Every figure with its interval: over all pairs, per target and per class."""
+    targets, labels = np.asarray([p.target for p in pairs]), np.asarray(classes)
+
+    def summary(chosen: Array) -> dict[str, Any]:
+        groups = [p.source for p, c in zip(pairs, chosen, strict=True) if c]
+        return {"n": int(chosen.sum()), **{k: interval(v[chosen], groups) for k, v in columns.items()}}
+
+    return (
+        summary(np.ones(len(pairs), bool)),
+        {t: summary(targets == t) for t in sorted(set(targets))},
+        {c: summary(labels == c) for c in sorted(set(labels) - {""})},
+    )
+
+
+def _correlations(clean: Measured, error: str, pairs: Sequence[Pair], seed: int) -> dict[str, Any]:
+    """Correlation of the confidence with an error, over all pairs and per target."""
+    sources, targets = [p.source for p in pairs], np.asarray([p.target for p in pairs])
+    errors = clean.errors[error]
+    found = {"all": correlations(clean.confidence, errors, sources, seed=seed)}
+    for target in sorted(set(targets)):
+        mine = targets == target
+        groups = [s for s, chosen in zip(sources, mine, strict=True) if chosen]
+        found[target] = correlations(clean.confidence[mine], errors[mine], groups, seed=seed)
+    return found
 
 
 def evaluate_stainer(
@@ -216,36 +247,25 @@ def evaluate_stainer(
     Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
     into `out_dir`; returns what metrics.json holds.
     """
-    from stainers.reliability import draw_reliability
-
+    labelled = (data / "labels.csv").is_file()
     if modalities is None:
         modalities = ("dic",) if getattr(stainer, "uses_shear", False) else ("dic", "brightfield")
-    labelled = (data / "labels.csv").is_file()
+    if labelled and "brightfield" in modalities:
+        return _transfer(stainer, data, out_dir, classifier, target, limit, seed)
     if not labelled and "dic" not in modalities:
         raise BadInput(
             f"{data}: pairs of DIC and stain are for a stainer of DIC, and '{stainer.name}' reads "
             f"{' and '.join(modalities)}; give it labelled cells of its source stain (a folder with "
             "labels.csv), or name another stainer."
         )
-    if labelled and "brightfield" in modalities:
-        from stainers.label_evaluation import evaluate_transfer
-
-        if classifier is None:
-            raise BadInput(f"{data}: labelled cells are judged by a classifier; name one.")
-        judge = class_namer(classifier, None)
-        out_dir.mkdir(parents=True, exist_ok=True)
-        return evaluate_transfer(
-            stainer, data, out_dir, classify=judge, target=target, limit=limit, seed=seed
-        )
     found = find_pairs(data, stainer.targets, target=target, limit=limit, seed=seed)
-    pairs = found.pairs
-    fields = sum(max(p.dic.shape) > PATCH_LIMIT_PX for p in pairs)
+    fields = sum(max(p.dic.shape) > PATCH_LIMIT_PX for p in found.pairs)
     if fields:  # the judges look at one cell
         classifier = virtual_classifier = segmenter = None
     kept: list[tuple[Measured, dict[str, Measured]]] = []
     report = evaluate_pairs(
         stainer,
-        pairs,
+        found.pairs,
         measured_on=found.measured_on,
         classify=None if classifier is None else class_namer(classifier),
         named_by=named_by or str(getattr(classifier, "name", "")),
@@ -258,37 +278,47 @@ def evaluate_stainer(
         keep=lambda clean, spoilt: kept.append((clean, spoilt)),
     )
     report["target_from"] = found.target_from
-    report["judges"] = {
-        k: m.name
-        for k, m in (
-            ("classifier", classifier),
-            ("virtual_classifier", virtual_classifier),
-            ("segmenter", segmenter),
-        )
-        if m is not None
-    }
+    judges = {"classifier": classifier, "virtual_classifier": virtual_classifier, "segmenter": segmenter}
+    report["judges"] = {k: m.name for k, m in judges.items() if m is not None}
     if fields:
         judged = "classes, outlines and features" if weights_dir is None else "classes and outlines"
         reasons = [f"{judged}: {fields} images are larger than a cell's patch"]
         report["not_measured"] = "; ".join(reasons + [report[k] for k in ("not_measured",) if k in report])
-    clean, spoilt = kept[0]
     out_dir.mkdir(parents=True, exist_ok=True)
     write_json(out_dir / "metrics.json", report)
-    draw_pictures(out_dir / "pictures.png", pairs, clean)
+    _draw(out_dir, stainer, found, *kept[0])
+    return report
+
+
+def _transfer(
+    stainer: Any, data: Path, out_dir: Path, classifier: Any, target: str | None, limit: int, seed: int
+) -> dict[str, Any]:
+    """Measure a transfer between stains on labelled cells."""
+    from stainers.label_evaluation import evaluate_transfer
+
+    if classifier is None:
+        raise BadInput(f"{data}: labelled cells are judged by a classifier; name one.")
+    judge = class_namer(classifier, None)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    return evaluate_transfer(stainer, data, out_dir, classify=judge, target=target, limit=limit, seed=seed)
+
+
+def _draw(out_dir: Path, stainer: Any, found: PairSet, clean: Measured, spoilt: dict[str, Measured]) -> None:
+    """pictures.png and reliability.png."""
+    from stainers.reliability import draw_reliability
+
+    draw_pictures(out_dir / "pictures.png", found.pairs, clean)
     draw_reliability(
         out_dir / "reliability.png",
         clean.confidence,
         clean.errors,
         {k: (m.confidence, m.errors) for k, m in spoilt.items()},
         threshold=getattr(stainer, "min_confidence", None),
-        title=f"{stainer.name} on {found.measured_on}, n = {len(pairs)}",
+        title=f"{stainer.name} on {found.measured_on}, n = {len(found.pairs)}",
     )
-    return report
 
 
-def class_namer(
-    classifier: Any, pixel_size_um: float | None = PIXEL_SIZE_UM
-) -> Callable[[Array], Sequence[str]]:
+def class_namer(classifier: Any, pixel_size_um: float | None = PIXEL_SIZE_UM) -> Namer:
     """(N, H, W, 3) uint8 -> the most probable class of each; without a pixel size it infers one."""
 
     def name(patches: Array) -> list[str]:

@@ -23,7 +23,10 @@ OVERLAP_PX = 48
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Starts of tiles that cover a side, overlapping by at least `overlap`; one tile where it is short."""
+    """Starts of tiles that cover a side, overlapping by at least `overlap`; one tile where it is short.
+
+    As `detectors.windows.starts`, but rounded otherwise where a start falls half way between two pixels.
+    """
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
-from stainers.averages import follow
 from stainers.cell_sets import Example, Sampler, StainSet
 from stainers.choice import keep_best
 from stainers.data_marks import mark_of_set
 from stainers.gan_records import begin_anew, drop_later, run_on_picture, save_samples
+from storage.averages import follow
 from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
 from storage.tables import append_rows
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from stainers.losses import ssim
+from storage.smear_colour import brightest
 
 Array = np.ndarray[Any, Any]
 
@@ -30,10 +31,8 @@ MIN_CONTRAST = 0.05  # of RGB in [0, 1]; empty glass has no structure to be a sh
 
 
 def white_of(image: Array) -> Array:
-    """The brightest colour (3,) float of an image (H, W, 3) uint8: the 98th percentile of each channel."""
-    step = max(1, min(image.shape[:2]) // 128)
-    sample = image[::step, ::step].reshape(-1, 3)
-    return np.maximum(np.percentile(sample, 98, axis=0), 1.0)
+    """The brightest colour (3,) float of an image (H, W, 3) uint8, never 0."""
+    return np.maximum(brightest(image), 1.0)
 
 
 def in_the_light_of(real: Array, stained: Array) -> Array:

@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.errors import BadInput, BadModelPackage
 from stainers.base import Stained
 from stainers.confidence import Calibration, NoiseOptions
+from storage.mirroring import mirrored_once
 
 Array = np.ndarray[Any, Any]
 Patch = tuple[Array, Array, Array]  # colour (H, W, 3) float in [0, 1], uncertainty (H, W), feature row
@@ -60,9 +61,7 @@ def to_uint8(image: Array) -> Array:
 def reflected_index(length: int, halo: int, multiple: int) -> Array:
     """Indices that pad a side with `halo` reflected pixels, and more at its end up to a multiple."""
     total = -(-(length + 2 * halo) // multiple) * multiple
-    period = max(2 * length - 2, 1)
-    index = np.abs(np.arange(-halo, total - halo)) % period
-    return np.where(index >= length, period - index, index)
+    return mirrored_once(np.arange(-halo, total - halo), length)
 
 
 def checked_patches(patches: Array) -> Array:

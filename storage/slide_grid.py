@@ -19,7 +19,8 @@ def glass_colour(thumbnail: np.ndarray) -> np.ndarray:
     """(3,) float: the slide's empty glass, the 99th percentile of each channel of a thumbnail.
 
     Pixels of pure white are left out where there are others: scanners leave what they did not image
-    white or transparent, which is brighter than any glass.
+    white or transparent, which is brighter than any glass.  On a thumbnail most is glass, so the brightest
+    will do; a field of cells asks for more (`storage.smear_colour`).
     """
     pixels = thumbnail.reshape(-1, 3)
     imaged = pixels[(pixels < 255).any(axis=1)]
@@ -29,7 +30,10 @@ def glass_colour(thumbnail: np.ndarray) -> np.ndarray:
 
 
 def optical_density(image: np.ndarray, glass: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32 of an (H, W, 3) uint8 image: log10 of glass over light, 0 to 3."""
+    """(H, W, 3) float32 of an (H, W, 3) uint8 image: log10 of glass over light, 0 to 3.
+
+    A grey level is added to both, so that black has a density; a slide's thresholds were set on these.
+    """
     table = _densities(glass)
     return np.stack([table[:, c][image[..., c]] for c in range(3)], axis=-1)
 

@@ -10,7 +10,7 @@ import pytest
 from stainers.data import PairOptions
 from stainers.pair_sources import Pair
 from stainers.recipes import NetworkRecipe, Recipe
-from storage import image_folders
+from storage.image_folders import public_names
 
 torch = pytest.importorskip("torch")
 
@@ -34,10 +34,14 @@ def dic_patches(n: int, size: int = 64, seed: int = 0) -> np.ndarray:
 
 
 PUBLIC_SIZES = ((575, 120), (364, 70), (416, 80))  # side of a field and diameter of a red cell, px
-# Smears drawn in those sizes pass for the public ones by their names, as the photographs do.
-_shipped = image_folders.public_names
-DRAWN_NAMES = frozenset(f"{size}-{i}" for size, _ in PUBLIC_SIZES for i in range(100))
-image_folders.public_names = lambda: _shipped() | DRAWN_NAMES
+
+
+def smear_name(size: int, number: int) -> str:
+    """The file name of a drawn smear; one of a public size begins as a photograph of that set does."""
+    sizes = sorted(side for side, _ in PUBLIC_SIZES)
+    if size not in sizes:
+        return f"{size}-{number}"
+    return f"{sorted(public_names())[100 * sizes.index(size) + number]}-{size}-{number}"
 
 
 def smear_folder(
@@ -64,7 +68,7 @@ def smear_folder(
                 rows.append(
                     f"{0 if white else 1} {x / size} {y / size} {2 * radius / size} {2 * radius / size}"
                 )
-            stem = f"{size}-{i}"
+            stem = smear_name(size, i)
             cv2.imwrite(str(root / "images" / "train" / f"{stem}.jpg"), image)
             (root / "labels" / "train" / f"{stem}.txt").write_text("\n".join(rows))
     return root

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from classifiers import taxonomy
-from pipeline.counting import BLOOD_LOINC, count
+from pipeline.counting import count
+from pipeline.counting_differential import BLOOD_LOINC
 from pipeline.errors import BadInput
 from pipeline.settings import CountingSettings
 from pipeline.statistics import clopper_pearson, wilson

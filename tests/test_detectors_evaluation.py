@@ -61,7 +61,7 @@ def test_an_output_folder_that_takes_nothing_is_refused_before_any_work(
     write_field(tmp_path / "data")
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", closed)  # a test may run as root, whom nothing stops
     monkeypatch.setattr("detectors.evaluation.evaluate_detector", worked)
-    monkeypatch.setattr("detectors.training.train_detector", worked)
+    monkeypatch.setattr("detectors.folder_training.train_detector", worked)
     for command in ("evaluate", "train"):
         asked = [command, "detector", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
         done = CliRunner().invoke(group, asked)

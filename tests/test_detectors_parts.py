@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from detectors.datasets import read_yolo_folder
+from detectors.folder_training import train_detector
 from detectors.parts import parts_of, remarks_on
-from detectors.training import FRACTIONS, train_detector
+from detectors.training import FRACTIONS
 from flows.cli import group
 from pipeline.errors import BadInput
 from storage.packages import read_package

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from detectors.datasets import RED_CELL, read_labels, read_yolo_folder, split
+from detectors.folder_training import train_detector
 from detectors.packing import LEAST_SLIVER, endless, pack
-from detectors.training import Recipe, train, train_detector
+from detectors.training import Recipe, train
 from pipeline.errors import BadInput
 from storage.near_duplicates import near_duplicate_groups
 from tests.detector_scenes import smear

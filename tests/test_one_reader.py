@@ -20,7 +20,7 @@ from stainers.cell_sets import read_cells
 from stainers.data import load_smears
 from storage.image_folders import sources_of
 from storage.images import read_grey, read_rgb
-from tests.stainer_scenes import smear_folder
+from tests.stainer_scenes import smear_folder, smear_name
 
 SIDE = (48, 64)  # height, width: a turned picture has other sides
 
@@ -105,7 +105,7 @@ def test_smears_of_sixteen_bits_or_with_an_orientation_tag_teach_stainers_what_t
 
 def test_a_smear_that_cannot_be_read_is_named_and_not_left_out(tmp_path: Path) -> None:
     folder = smear_folder(tmp_path, 1)
-    (folder / "images" / "train" / "416-0.jpg").write_bytes(b"\xff\xd8\xff torn")
+    (folder / "images" / "train" / f"{smear_name(416, 0)}.jpg").write_bytes(b"\xff\xd8\xff torn")
     with pytest.raises(UnreadableImage, match=r"416-0\.jpg: "):
         load_smears(folder)
 
@@ -127,5 +127,5 @@ def test_classifiers_and_stainers_name_the_source_of_a_smear_alike(tmp_path: Pat
     for folder, names in ((public, {"barcelona", "bccd", "raabin"}), (own, {"my-lab"})):
         assert {s.domain for s in load_smears(folder)} == names
         assert {s.source for s in boxed_cells(folder, 100)} == {f"smears-{n}" for n in names}
-    paths = [Path("416-0.png"), Path("364-0.png")]
+    paths = [Path(f"{smear_name(size, 0)}.png") for size in (416, 364)]
     assert sources_of(public, paths, [(640, 480), (364, 370)]) == ["bccd", "barcelona"]

@@ -194,7 +194,7 @@ def test_a_training_into_a_folder_of_something_else_is_refused_before_its_first_
 def test_a_run_whose_package_would_take_the_place_of_something_else_is_refused_at_its_start(
     tmp_path: Path,
 ) -> None:
-    from detectors.training import train_detector
+    from detectors.folder_training import train_detector
     from stainers.families import train_by_recipe
 
     (tmp_path / "package").mkdir()

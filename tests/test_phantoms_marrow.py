@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from phantoms.blood import CYTOPLASM, NUCLEUS, TrueCell
 from phantoms.cases import simulate_case
-from phantoms.marrow import arc_covered, assign_types, marrow_drawer, type_of
+from phantoms.iron import arc_covered, type_of
+from phantoms.marrow import assign_types, marrow_drawer
 from phantoms.patches import STAGES, MarrowPatch, marrow_pair, marrow_patch
 from pipeline.errors import BadInput
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from phantoms.computed_dic import compute_dic, path_from_brightfield
 from phantoms.geometry import (
     deform,
     invert,
@@ -19,8 +20,6 @@ from phantoms.geometry import (
 )
 from phantoms.optics import (
     DicOptics,
-    compute_dic,
-    path_from_brightfield,
     random_optics,
     render_dic,
     wider_optics,

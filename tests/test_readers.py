@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifiers.readers import READERS, Reader, read_cells, read_mll_patients, reader_of, register_reader
+from classifiers.readers import READERS, Reader, read_cells, reader_of, register_reader
+from classifiers.set_layouts import read_mll_patients
 from classifiers.sources import split_by_group
 from classifiers.taxonomy import CELL_TYPES
 from pipeline.errors import BadInput, UnknownName

@@ -108,7 +108,7 @@ def test_a_brightfield_of_one_plane_is_read_as_grey(made):
 
 def test_an_alignment_that_does_not_lead_back_is_refused(made, monkeypatch):
     dic, brightfield, _ = made
-    monkeypatch.setattr(registration, "_round_trip", lambda *_: 1.2)
+    monkeypatch.setattr("pipeline.registration_checks._round_trip", lambda *_: 1.2)
     found = register(dic, brightfield, pixel_size_um=PIXEL_UM)
     assert (found.status, found.matrix) == ("failed", None)
     assert "There and back" in found.reason

@@ -126,16 +126,16 @@ def test_a_card_says_whose_cells_it_learned_from_and_by_what_scale(trained):
 
 
 def test_public_cells_are_known_by_their_pixels_whatever_they_are_called(trained, monkeypatch):
-    from detectors.segment_training import _card
+    from detectors.segment_card import segmenter_card
 
     data, _, _ = trained
     cells = read_labelled_cells(data)
     mark = images_mark(c.image for c in cells[::-1])
     monkeypatch.setattr("detectors.segment_data.PUBLIC_SOURCES", {mark: ("drawn", 0.3)})
-    monkeypatch.setattr("detectors.segment_training.PUBLIC_SOURCES", {mark: ("drawn", 0.3)})
+    monkeypatch.setattr("detectors.segment_card.PUBLIC_SOURCES", {mark: ("drawn", 0.3)})
     cells = read_labelled_cells(data)
     assert {(c.pixel_size_um, c.scale_from) for c in cells} == {(0.3, "the public set")}
-    card = _card("seg", data, {"widths": [4]}, cells[:4], [], cells[4:], {})
+    card = segmenter_card("seg", data, {"widths": [4]}, cells[:4], [], cells[4:], {})
     assert (
         "6 leukocytes with masks, all of segmentation_WBC (Zheng 2018), GPL-3.0" in card["training_data"][0]
     )

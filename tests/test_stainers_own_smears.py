@@ -47,7 +47,7 @@ def test_smears_of_another_size_are_one_stain_named_after_their_folder(own, tmp_
 @pytest.mark.parametrize("folder", ["My lab", "raabin"])
 def test_own_smears_of_a_size_that_the_public_set_has_are_not_the_public_set(tmp_path, folder):
     place = smear_folder(tmp_path / folder, 2, sizes=((416, 80),))
-    for path in sorted(place.rglob("416-*")):
+    for path in sorted(place.rglob("*-416-*")):
         path.rename(path.with_name(f"lab{path.name}"))
     found = load_smears(place)
     assert targets_of(found) == ({"My lab": "my-lab", "raabin": "own-raabin"}[folder],)

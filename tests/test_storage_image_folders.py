@@ -13,7 +13,7 @@ from detectors.datasets import read_yolo_folder
 from pipeline.errors import BadInput
 from stainers.data import load_smears
 from storage.image_folders import is_image, label_path, read_rows, yolo_images
-from tests.stainer_scenes import smear_folder
+from tests.stainer_scenes import smear_folder, smear_name
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,9 @@ def layouts(tmp_path_factory) -> tuple[Path, Path]:
 def test_detectors_stainers_and_classifiers_read_both_layouts_alike(layouts):
     detected, smears, cells = [], [], []
     for place in layouts:
-        assert [p.name for p in yolo_images(place)] == ["364-0.jpg", "416-0.jpg", "575-0.jpg"]
+        assert [p.name for p in yolo_images(place)] == [
+            f"{smear_name(size, 0)}.jpg" for size in (364, 416, 575)
+        ]
         detected.append([(s.path.name, s.boxes.tolist()) for s in read_yolo_folder(place)])
         smears.append([(s.file, s.domain, s.leukocytes.tolist()) for s in load_smears(place)])
         cells.append([(s.path.name, s.x, s.y, s.side) for s in boxed_cells(place, 100)])

@@ -34,7 +34,7 @@ from storage.packages import find_package, read_package
 from storage.registry import load
 from tests.case_folders import make_case
 from tests.report_cases import both, cells_of
-from tests.stainer_scenes import FakeStainer, smear_folder
+from tests.stainer_scenes import FakeStainer, smear_folder, smear_name
 
 TWO = VirtualCellOptions(draws=2, held_draws=1, seed=3)
 
@@ -98,7 +98,7 @@ def test_a_cell_that_the_namer_doubts_teaches_nothing(smears, tmp_path):
 
 
 def test_two_images_of_one_name_are_refused_for_their_pictures_would_be_mixed_up(smears, tmp_path):
-    with pytest.raises(BadInput, match="two images hold a cell '416-0-0'"):
+    with pytest.raises(BadInput, match=f"two images hold a cell '{smear_name(416, 0)}-0'"):
         write_virtual_cells(
             subjects([smears[0], smears[0]]), FakeStainer(), lambda patch: "neutrophil", tmp_path, TWO
         )

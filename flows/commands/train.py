@@ -76,7 +76,7 @@ def detector(
     pixel_size: float | None,
 ) -> None:
     """Train a YOLO detector on a YOLO-format folder (0 leukocyte, 1 red cell, 2 platelet)."""
-    from detectors.training import train_detector
+    from detectors.folder_training import train_detector
 
     existing(data, "folder")
     done(
