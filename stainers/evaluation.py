@@ -28,6 +28,9 @@ Array = np.ndarray[Any, Any]
 # raw, in one light, without lamp and stain strength, and that as a share of the structure there is
 CORRELATED = ("rmse", "rmse_balanced", "rmse_matched", "structure_error")
 Interval = tuple[float, float, float]
+Expects = Callable[
+    [str], str | None
+]  # the class that a judge is to give a cell of a label; None: it has none
 
 
 def interval(values: Array, groups: Sequence[str], draws: int = 1000, seed: int = 0) -> Interval:
@@ -87,6 +90,8 @@ def evaluate_pairs(
     classify: Callable[[Array], Sequence[str]] | None = None,
     named_by: str = "a classifier",
     classify_virtual: Callable[[Array], Sequence[str]] | None = None,
+    expects: Expects = str,
+    virtual_expects: Expects = str,
     segment: Callable[[Array, float], Array] | None = None,
     encoder: Callable[[], Encoder] | None = None,
     weights_dir: Path | None = None,
@@ -98,7 +103,8 @@ def evaluate_pairs(
     """Measure a stainer on pairs.
 
     `classify` takes (N, H, W, 3) uint8 to labels, `classify_virtual` does so as the classifier made for this
-    stainer's pictures, `segment` takes them and a pixel size to labels of pixels,
+    stainer's pictures, `segment` takes them and a pixel size to labels of pixels; cells of which `expects`,
+    or `virtual_expects`, knows no class are left out of that judge's agreement and counted in `n_not_judged`.
     `encoder` makes the network of the feature distances where ImageNet's are not to be had; each adds its
     figures.  Returns image errors overall, per target and per class, raw and in one light; correlation of the
     confidence with the errors, per target, and with spoilt inputs among them; AUROC for each kind of spoilt
@@ -116,9 +122,22 @@ def evaluate_pairs(
     columns = dict(clean.errors)
     of_sets: dict[str, Any] = {}
     classes, labels_from = [p.label for p in pairs], "of the pairs"
+    not_judged: dict[str, int] = {}
     if classify is not None:
         truth = [str(classify(p[None])[0]) for p in real]
-        columns |= names(classify, clean.images, truth, dic, classify_virtual)
+        judged, judged_virtual = _judged(classes, truth, expects, virtual_expects)
+        columns |= names(
+            classify,
+            clean.images,
+            truth,
+            dic,
+            classify_virtual,
+            judged=judged,
+            judged_virtual=judged_virtual,
+        )
+        not_judged = {"classifier": int((~judged).sum())}
+        if classify_virtual is not None:
+            not_judged["virtual_classifier"] = int((~judged_virtual).sum())
         unnamed = sum(not c for c in classes)
         if unnamed:
             some = "" if unnamed == len(pairs) else f"of the pairs; {unnamed} of {len(pairs)} "
@@ -147,6 +166,7 @@ def evaluate_pairs(
         "per_target": {t: summary(targets == t) for t in sorted(set(targets))},
         "per_class": {c: summary(labels == c) for c in sorted(set(labels) - {""})},
         **({"labels": labels_from} if any(classes) else {}),
+        **({"n_not_judged": not_judged} if not_judged else {}),
         "confidence_error_correlation": {
             error: {
                 "all": correlations(clean.confidence, clean.errors[error], sources, seed=seed),
@@ -191,6 +211,22 @@ def evaluate_pairs(
     return report
 
 
+def _judged(
+    stated: Sequence[str], truth: Sequence[str], expects: Expects, virtual_expects: Expects
+) -> tuple[Array, Array]:
+    """Whether (N,) each cell says something of the agreement of either classifier.
+
+    What a classifier makes of a cell of a class that it was not taught is no fault of the stain.  The name
+    of the real stain (`truth`) is one that its classifier has, and may be none that the other has.
+    """
+    by_real = [not label or expects(label) is not None for label in stated]
+    by_virtual = [
+        all(virtual_expects(label) is not None for label in (name, of_pair) if label)
+        for name, of_pair in zip(truth, stated, strict=True)
+    ]
+    return np.asarray(by_real, bool), np.asarray(by_virtual, bool)
+
+
 def evaluate_stainer(
     stainer: Any,
     data: Path,
@@ -201,6 +237,8 @@ def evaluate_stainer(
     seed: int = 0,
     classifier: Any = None,
     virtual_classifier: Any = None,
+    expects: Expects = str,
+    virtual_expects: Expects = str,
     segmenter: Any = None,
     named_by: str | None = None,
     modalities: Sequence[str] | None = None,
@@ -211,7 +249,8 @@ def evaluate_stainer(
 
     A transfer between stains is measured without pairs where `data` has a labels.csv
     (`stainers.label_evaluation`).  `modalities` are those that the stainer reads, by its card; None: not
-    known.  `named_by` is what the classifier is called in the result.  Raises BadInput where the stainer
+    known.  `named_by` is what the classifier is called in the result; `expects` and `virtual_expects` say
+    what the two classifiers can be asked (`evaluate_pairs`).  Raises BadInput where the stainer
     cannot read what `data` would give it.
     Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
     into `out_dir`; returns what metrics.json holds.
@@ -235,7 +274,7 @@ def evaluate_stainer(
         judge = class_namer(classifier, None)
         out_dir.mkdir(parents=True, exist_ok=True)
         return evaluate_transfer(
-            stainer, data, out_dir, classify=judge, target=target, limit=limit, seed=seed
+            stainer, data, out_dir, classify=judge, expects=expects, target=target, limit=limit, seed=seed
         )
     found = find_pairs(data, stainer.targets, target=target, limit=limit, seed=seed)
     pairs = found.pairs
@@ -250,6 +289,8 @@ def evaluate_stainer(
         classify=None if classifier is None else class_namer(classifier),
         named_by=named_by or str(getattr(classifier, "name", "")),
         classify_virtual=None if virtual_classifier is None else class_namer(virtual_classifier),
+        expects=expects,
+        virtual_expects=virtual_expects,
         segment=None if segmenter is None else segmenter.segment,
         encoder=None if classifier is None else lambda: Encoder(classifier, PIXEL_SIZE_UM),
         weights_dir=weights_dir,
