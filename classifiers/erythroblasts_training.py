@@ -11,18 +11,15 @@ import numpy as np
 import torch
 
 from classifiers.erythroblasts import CLASSES, RANKS, energy
-from classifiers.metrics import fit_temperature
-from classifiers.sideroblasts_cnn import INPUT_PX, PIXEL_SIZE_UM, IronNet
+from classifiers.sideroblasts_cnn import INPUT_PX, PIXEL_SIZE_UM
 from classifiers.sideroblasts_training import (
     IronSet,
     ReaderRecipe,
     cells_shown,
-    fit,
-    logits_of,
+    learn_from_phantoms,
 )
 from phantoms.marrow_fields import ERYTHROID_RECIPES
-from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set
-from storage.checkpoints import checkpoint_beside, keep_earlier
+from phantoms.marrow_sets import FieldSet
 from storage.packages import ModelPackage, write_package
 
 OTHER = CLASSES.index("other")
@@ -67,48 +64,26 @@ def train_erythroblasts(
     resume: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ModelPackage:
-    """Draw the phantoms where `work` does not hold them, train, calibrate, and write the package.
-
-    `work`, `resume` and errors: as of `classifiers.sideroblasts_training.train_reader`.
-    """
-    checkpoint = checkpoint_beside(out_dir)
-    keep_earlier(resume, checkpoint)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    work = work or checkpoint.parent
-    fields = field_set(
-        work / "fields", "MGG", recipe.n_marrows, n_stainings=recipe.n_stainings, report=report
-    )
-    held = field_set(
-        work / "fields",
-        "MGG",
-        recipe.n_validation,
-        first_seed=FIRST_VALIDATION_SEED,
-        n_stainings=1,
-        max_nuisances=1.0,
-        max_spread=1.0,
-        report=report,
-    )
-    data = erythroid_set(fields, recipe.n_empty, seed)
-    validation = erythroid_set(held, recipe.n_empty, seed + 1)
-    torch.manual_seed(seed)
-    net = fit(
-        IronNet(recipe.widths, len(CLASSES)),
-        data,
+    """Train as `classifiers.sideroblasts_training.learn_from_phantoms` says, and write the package."""
+    found = learn_from_phantoms(
+        out_dir,
+        work,
         recipe,
+        "MGG",
+        erythroid_set,
+        len(CLASSES),
+        WEIGHTS,
         seed=seed,
-        weights=WEIGHTS,
-        checkpoint=checkpoint,
         resume=resume,
         report=report,
     )
-    logits = logits_of(net, validation)
-    temperature = round(fit_temperature(logits.double().numpy(), validation.labels), 4)
-    metrics = confusion_of((logits / temperature).softmax(1).numpy(), validation.labels)
-    report(f"temperature {temperature} {metrics}")
-    card = _card(out_dir.name, recipe, seed, data, len(fields), metrics, temperature)
-    packed = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in net.state_dict().items()}
-    familiar = np.percentile(energy(logits.double().numpy()), np.linspace(0, 100, RANKS))
-    return write_package(out_dir, card, {**packed, "familiar": torch.tensor(familiar, dtype=torch.float32)})
+    metrics = confusion_of(found.probabilities, found.labels)
+    report(f"temperature {found.temperature} {metrics}")
+    card = _card(out_dir.name, recipe, seed, found.data, found.n_fields, metrics, found.temperature)
+    familiar = np.percentile(energy(found.logits.astype(np.float64)), np.linspace(0, 100, RANKS))
+    return write_package(
+        out_dir, card, {**found.packed(), "familiar": torch.tensor(familiar, dtype=torch.float32)}
+    )
 
 
 def _card(

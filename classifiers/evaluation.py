@@ -12,7 +12,7 @@ from classifiers.base import Classifier
 from classifiers.calibration import patch_of
 from classifiers.metrics import auroc, summary
 from classifiers.sources import Sample, read_samples, split_by_group
-from classifiers.taxonomy import is_a, roll_up
+from classifiers.taxonomy import CELL_TYPES, is_a, roll_up
 from pipeline.errors import BadInput
 from storage.fingerprint import fingerprint, sha256_of
 from storage.images import read_rgb
@@ -25,27 +25,30 @@ def evaluate_classifier(
     out_dir: Path | None = None,
     *,
     pixel_size_um: float | None = None,
+    known_classes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Top-1, macro-F1, precision and recall with intervals, one-vs-rest AUC and ECE, per source and in all.
 
     Truth finer than the classifier's classes is rolled up to them; truth that is a parent of some of them
     (a neutrophil, where band and segmented are told apart) cannot be judged and is counted in `n_coarser`;
-    labels that it cannot name at all count as out-of-distribution and give `ood_auroc`.
+    labels that it cannot name at all count as out-of-distribution and give `ood_auroc`.  `known_classes` are
+    those that cells taught it (its card's; None: all that it has): of the others it can name none, either.
     With `out_dir`, `metrics.json` and `confusion.png` are written there.  Raises BadInput where the data
     cannot be read or holds nothing to measure.
     """
     samples = read_samples(data) if isinstance(data, Path) else list(data)
     names = tuple(classifier.classes)
+    known_names = names if known_classes is None else tuple(known_classes)
     truth, probabilities, ood, sources = [], [], [], []
     n_coarser = 0
     for sample in samples:
-        label = next(iter(roll_up({sample.label: 1.0}, names)))
-        if label not in names and any(is_a(name, label) for name in names):
+        label = expected_class(sample.label, known_names)
+        if label is None and any(is_a(name, sample.label) for name in known_names):
             n_coarser += 1
             continue
         patch = patch_of(sample, read_rgb(sample.path))
         found = classifier.classify(patch[None], pixel_size_um)
-        truth.append(names.index(label) if label in names else -1)
+        truth.append(-1 if label is None else names.index(label))
         probabilities.append(found.probabilities[0])
         ood.append(float(found.ood[0]))
         sources.append(sample.source)
@@ -71,6 +74,18 @@ def evaluate_classifier(
         if result["all"] is not None:
             draw_confusion(np.array(result["all"]["confusion"]), names, out_dir / "confusion.png")
     return result
+
+
+def expected_class(label: str, known_classes: Sequence[str]) -> str | None:
+    """The class that a classifier is to give a cell of a label: the label's own, or the nearest above it.
+
+    None where there is none: of a class that it was not taught, of a label coarser than its classes, and of
+    one that is no class of cells.
+    """
+    if label not in CELL_TYPES:
+        return label if label in known_classes else None
+    found = next(iter(roll_up({label: 1.0}, known_classes)))
+    return found if found in known_classes else None
 
 
 def held_out_samples(name: str, samples: Sequence[Sample]) -> list[Sample]:

@@ -16,13 +16,13 @@ from torch.nn import functional
 from classifiers.metrics import fit_temperature
 from classifiers.sideroblasts_cnn import INPUT_PX, OUTPUTS, PIXEL_SIZE_UM, IronNet, decide, in_units_of_stain
 from classifiers.sideroblasts_stain import glass_colour, optical_density
+from phantoms.marrow import MarrowStain
 from phantoms.marrow_fields import ERYTHROID_RECIPES, RECIPES
-from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set, require_enough
 from phantoms.marrow_sets import PIXEL_SIZE_UM as FIELD_PIXEL_SIZE_UM
+from phantoms.marrow_sets import FieldSet, field_sets, require_enough
 from storage.averages import follow
 from storage.checkpoints import (
-    checkpoint_beside,
-    keep_earlier,
+    begin_beside,
     read_checkpoint,
     require_same,
     tensors_mark,
@@ -32,6 +32,7 @@ from storage.fingerprint import array_mark, fingerprint
 from storage.packages import ModelPackage, write_package
 
 OTHER = OUTPUTS.index("other")
+WEIGHTS = (1, 1, 1.2, 1.2, 0.9)  # of what is shown, by output
 ROOM_UM = 1.3  # the centre may be moved by up to this much, as a finder's box would be
 
 
@@ -139,7 +140,7 @@ def fit(
     recipe: ReaderRecipe,
     *,
     seed: int,
-    weights: Sequence[float] = (1, 1, 1.2, 1.2, 0.9),
+    weights: Sequence[float] = WEIGHTS,
     checkpoint: Path | None = None,
     resume: bool = False,
     stop_after: int | None = None,
@@ -244,6 +245,66 @@ def confusion_of(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any
     }
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A network that learned from phantoms, calibrated; the cells it learned from, of how many fields."""
+
+    net: IronNet
+    data: IronSet
+    n_fields: int
+    logits: np.ndarray  # (N, K) of the held-out cells, and their labels (N,)
+    labels: np.ndarray
+    temperature: float
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(N, K) of the held-out cells."""
+        return torch.from_numpy(self.logits / self.temperature).softmax(1).numpy()
+
+    def packed(self) -> dict[str, torch.Tensor]:
+        """The state dict to store: float16 for the weights, float32 for statistics."""
+        state = self.net.state_dict().items()
+        return {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in state}
+
+
+def learn_from_phantoms(
+    out_dir: Path,
+    work: Path | None,
+    recipe: ReaderRecipe,
+    stain: MarrowStain,
+    cells: Callable[[FieldSet, int, int], IronSet],
+    n_outputs: int,
+    weights: Sequence[float],
+    *,
+    seed: int,
+    resume: bool,
+    report: Callable[[str], None],
+) -> Learned:
+    """Draw the phantoms where `work` does not hold them, train, and fit the temperature on held-out ones.
+
+    `cells` takes fields, empty places a field and a seed to what is shown; `weights`: as of `fit`.  `work` is
+    `out_dir`.training, where the checkpoint is, unless given.  Raises BadInput where an earlier training's
+    checkpoint is there and `resume` is not asked for, or it was made of something else.
+    """
+    checkpoint = begin_beside(out_dir, resume)
+    fields, held = field_sets(work or checkpoint.parent, stain, recipe, report)
+    data, validation = cells(fields, recipe.n_empty, seed), cells(held, recipe.n_empty, seed + 1)
+    torch.manual_seed(seed)
+    net = fit(
+        IronNet(recipe.widths, n_outputs),
+        data,
+        recipe,
+        seed=seed,
+        weights=weights,
+        checkpoint=checkpoint,
+        resume=resume,
+        report=report,
+    )
+    logits = logits_of(net, validation).numpy()
+    temperature = round(fit_temperature(logits.astype(np.float64), validation.labels), 4)
+    return Learned(net, data, len(fields), logits, validation.labels, temperature)
+
+
 def train_reader(
     out_dir: Path,
     work: Path | None = None,
@@ -253,43 +314,22 @@ def train_reader(
     resume: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> ModelPackage:
-    """Draw the phantoms where `work` does not hold them, train, calibrate, and write the package.
-
-    `work` is `out_dir`.training, where the checkpoint is, unless given.  Raises BadInput where an earlier
-    training's checkpoint is there and `resume` is not asked for, or it was made of something else.
-    """
+    """Train the reader as `learn_from_phantoms` says, and write the package."""
     recipe = recipe or ReaderRecipe()
-    checkpoint = checkpoint_beside(out_dir)
-    keep_earlier(resume, checkpoint)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    work = work or checkpoint.parent
-    fields = field_set(
-        work / "fields", "Perls", recipe.n_marrows, n_stainings=recipe.n_stainings, report=report
-    )
-    held = field_set(
-        work / "fields",
-        "Perls",
-        recipe.n_validation,
-        first_seed=FIRST_VALIDATION_SEED,
-        n_stainings=1,
-        max_nuisances=1.0,
-        max_spread=1.0,
-        report=report,
-    )
-    data, validation = iron_set(fields, recipe.n_empty, seed), iron_set(held, recipe.n_empty, seed + 1)
-    torch.manual_seed(seed)
-    net = fit(
-        IronNet(recipe.widths),
-        data,
+    found = learn_from_phantoms(
+        out_dir,
+        work,
         recipe,
+        "Perls",
+        iron_set,
+        len(OUTPUTS),
+        WEIGHTS,
         seed=seed,
-        checkpoint=checkpoint,
         resume=resume,
         report=report,
     )
-    logits = logits_of(net, validation)
-    temperature = round(fit_temperature(logits.double().numpy(), validation.labels), 4)
-    metrics = confusion_of((logits / temperature).softmax(1).numpy(), validation.labels)
+    data, temperature = found.data, found.temperature
+    metrics = confusion_of(found.probabilities, found.labels)
     report(
         f"temperature {temperature} " + str({k: v for k, v in metrics.items() if k != "true_type_then_read"})
     )
@@ -308,7 +348,7 @@ def train_reader(
         "input_px": [INPUT_PX, INPUT_PX],
         "classes": list(OUTPUTS),
         "training_data": [
-            f"Phantom marrows (phantoms.marrow_fields): {len(fields)} Perls fields of {recipe.n_marrows} "
+            f"Phantom marrows (phantoms.marrow_fields): {found.n_fields} Perls fields of {recipe.n_marrows} "
             f"marrows; erythroblasts of type 0 to 3: {np.bincount(data.labels, minlength=5)[:4].tolist()}, "
             f"others {int((data.labels == OTHER).sum())}. No photograph."
         ],
@@ -324,5 +364,4 @@ def train_reader(
         ],
         "parameters": {"widths": list(recipe.widths), "temperature": temperature},
     }
-    packed = {k: v.half() if v.is_floating_point() and v.ndim > 1 else v for k, v in net.state_dict().items()}
-    return write_package(out_dir, card, packed)
+    return write_package(out_dir, card, found.packed())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -231,13 +232,22 @@ def _is_weight(value: object) -> bool:
 
 
 def locator_weights(name: str) -> dict[str, torch.Tensor]:
-    """The locator of a classifier's package, to train another network with; BadInput where it has none."""
+    """The locator of a classifier's package, or of a folder of `train locator`, to train a network with.
+
+    Raises BadInput where there is none.
+    """
+    from classifiers.locating import WEIGHTS, read_locator
     from storage.packages import find_package
 
     package = find_package(name)
+    if package is None and (Path(name) / WEIGHTS).is_file():
+        return read_locator(Path(name))
     found = None if package is None else own_locator(package)
     if found is None:
-        raise BadInput(f"{name}: no classifier with a locator; `smearflow models` lists the packages.")
+        raise BadInput(
+            f"{name}: no classifier with a locator, nor a folder of one; `smearflow models` lists the "
+            "packages, and `smearflow train locator` makes one."
+        )
     return found
 
 

@@ -16,10 +16,9 @@ from torch.nn import functional
 from detectors.boxes import iou_matrix, suppress
 from detectors.perls_nuclei import FEATURES, Nuclei, PerlsNucleiFinder, measure_nuclei, squashed
 from phantoms.marrow_fields import ERYTHROID_RECIPES, RECIPES, TrainingField
-from phantoms.marrow_sets import FIRST_VALIDATION_SEED, PIXEL_SIZE_UM, FieldSet, field_set, require_enough
+from phantoms.marrow_sets import PIXEL_SIZE_UM, FieldSet, field_sets, require_enough
 from storage.checkpoints import (
-    checkpoint_beside,
-    keep_earlier,
+    begin_beside,
     read_checkpoint,
     require_same,
     write_checkpoint,
@@ -208,26 +207,12 @@ def train_perls_finder(
     `resume` is not asked for, or it was made of something else.
     """
     recipe = recipe or NucleiRecipe()
-    checkpoint = checkpoint_beside(out_dir)
-    keep_earlier(resume, checkpoint)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint = begin_beside(out_dir, resume)
     work = work or checkpoint.parent
-    drawn = field_set(
-        work / "fields", "Perls", recipe.n_marrows, n_stainings=recipe.n_stainings, report=report
-    )
+    drawn, held = field_sets(work, "Perls", recipe, report)
     k = recipe.n_stainings
     chosen = [i for i in range(len(drawn)) if i % k == (i // k) % k]
     fields = FieldSet(drawn.images[chosen], tuple(drawn.fields[i] for i in chosen))
-    held = field_set(
-        work / "fields",
-        "Perls",
-        recipe.n_validation,
-        first_seed=FIRST_VALIDATION_SEED,
-        n_stainings=1,
-        max_nuisances=1.0,
-        max_spread=1.0,
-        report=report,
-    )
     report(f"measuring the nuclei of {len(fields)} and {len(held)} fields")
     train, validation = _measured(fields, work), _measured(held, work)
     rows = [labelled(n, f) for n, f in train]

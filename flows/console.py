@@ -141,8 +141,8 @@ def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> A
     from storage.images import is_blank, is_noise, to_uint8
     from storage.registry import modalities
 
-    pixels = _read_pixels(path)
-    image = to_uint8(pixels)
+    pixels, bits = _read_pixels(path)
+    image = to_uint8(pixels, at_least_bits=bits)
     for shows_none, what in ((is_blank, "blank"), (is_noise, "nothing but noise")):
         if shows_none(image):
             raise BadInput(f"{path}: the image is {what}; hand in one that shows a cell.")
@@ -167,22 +167,26 @@ def read_with_modality(
     from detectors.scale import guess_modality
     from storage.images import luminance, to_uint8, varies_in_colour
 
-    pixels = _read_pixels(path, max_pixels)
+    pixels, bits = _read_pixels(path, max_pixels)
     kind = modality or (grey if grey and not varies_in_colour(pixels) else guess_modality(pixels))
-    return to_uint8(luminance(pixels) if kind == "dic" else pixels, modality=kind), kind
+    grey_or_rgb = luminance(pixels) if kind == "dic" else pixels
+    return to_uint8(grey_or_rgb, modality=kind, at_least_bits=bits), kind
 
 
-def _read_pixels(path: Path, max_pixels: int | None = None) -> Any:
-    """The pixels of an image file as they are stored; BadInput for one too small to show a cell."""
-    from storage.images import MAX_PIXELS, read_image
+def _read_pixels(path: Path, max_pixels: int | None = None) -> tuple[Any, int | None]:
+    """The pixels of an image file as they are stored, and its camera's bits where it states them.
 
-    image = read_image(path, max_pixels=max_pixels or MAX_PIXELS)
+    BadInput for an image too small to show a cell.
+    """
+    from storage.images import MAX_PIXELS, read_with_info
+
+    info, image = read_with_info(path, max_pixels=max_pixels or MAX_PIXELS)
     if min(image.shape[:2]) < MIN_SIDE_PX:
         raise BadInput(
             f"{path}: the image has only {image.shape[1]} x {image.shape[0]} pixels; hand in the whole cell "
             "or field."
         )
-    return image
+    return image, info.camera_bits
 
 
 def stated_pixel_size(path: Path, given: float | None) -> tuple[float | None, str]:

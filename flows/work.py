@@ -47,9 +47,14 @@ def read_raw(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray
 
 def read(case_dir: str, image: FieldImage, settings: Settings) -> np.ndarray:
     """The pixels of an image of a case as 8 bit, (H, W) or (H, W, 3)."""
+    return _eight_bits(read_raw(case_dir, image, settings), image)
+
+
+def _eight_bits(raw: np.ndarray, image: FieldImage) -> np.ndarray:
+    """The 8-bit view of the pixels of an image of a case."""
     from storage.images import to_uint8
 
-    return to_uint8(read_raw(case_dir, image, settings), modality=image.modality)
+    return to_uint8(raw, modality=image.modality, at_least_bits=image.camera_bits)
 
 
 def put_jpeg(store_url: str, key: str, rgb: np.ndarray) -> None:
@@ -88,7 +93,6 @@ def align_field(
     """Register a DIC field to its brightfield partner; keep a picture where the result is in doubt."""
     from pipeline.registration import quality_picture, register
     from pipeline.report_quality import is_doubtful
-    from storage.images import to_uint8
 
     limit_threads()
     moving = read_raw(case_dir, dic, settings)
@@ -104,9 +108,7 @@ def align_field(
     )
     doubtful = is_doubtful(found)
     if doubtful:
-        picture = quality_picture(
-            to_uint8(moving, modality="dic"), to_uint8(fixed, modality="brightfield"), found
-        )
+        picture = quality_picture(_eight_bits(moving, dic), _eight_bits(fixed, brightfield), found)
         put_jpeg(store_url, picture_key, _reduced(picture, OVERVIEW_WIDTH_PX))
     return {
         # The time is kept out: a result must not differ between two runs of the same inputs.
@@ -130,15 +132,14 @@ def find_cells(
     """
     from detectors.painted import leukocyte_detector
     from pipeline.quality import focus_quality
-    from storage.images import to_uint8
 
     model = detector and leukocyte_detector(detector, painted=settings.detection.dic_painted)
     limit_threads()  # after the model, which may have brought torch
     raw = read_raw(case_dir, image, settings)
     # Of the pixels as stored: the 8-bit view of 16-bit DIC is stretched to its own contrast, which hides
     # defocus and makes dark corners and saturated pixels where there are none.
-    quality = focus_quality(raw, image.modality)
-    pixels = to_uint8(raw, modality=image.modality)
+    quality = focus_quality(raw, image.modality, at_least_bits=image.camera_bits)
+    pixels = _eight_bits(raw, image)
     del raw
     boxes, scores = list[list[float]](), list[float]()
     scale = None

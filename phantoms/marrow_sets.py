@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -71,6 +72,40 @@ def field_set(
         found += _read(path)
     images = np.stack([f.image for f in found])
     return FieldSet(images, tuple(replace(f, image=images[i]) for i, f in enumerate(found)))
+
+
+class Amounts(Protocol):
+    """How much a recipe draws."""
+
+    @property
+    def n_marrows(self) -> int: ...
+    @property
+    def n_stainings(self) -> int: ...
+    @property
+    def n_validation(self) -> int: ...
+
+
+def field_sets(
+    work: Path, stain: MarrowStain, recipe: Amounts, report: Callable[[str], None] = lambda line: None
+) -> tuple[FieldSet, FieldSet]:
+    """Fields to learn from and fields to measure on, kept in `work`/fields.
+
+    The latter are of other marrows, each in one staining, no farther from the usual than a case may be.
+    """
+    folder = work / "fields"
+    return (
+        field_set(folder, stain, recipe.n_marrows, n_stainings=recipe.n_stainings, report=report),
+        field_set(
+            folder,
+            stain,
+            recipe.n_validation,
+            first_seed=FIRST_VALIDATION_SEED,
+            n_stainings=1,
+            max_nuisances=1.0,
+            max_spread=1.0,
+            report=report,
+        ),
+    )
 
 
 def _write(path: Path, drawn: list[TrainingField]) -> None:

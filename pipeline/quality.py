@@ -20,13 +20,17 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BACKGROUND_PERCENTILE = {"brightfield": 90.0, "dic": 50.0}  # empty glass is brightest, or in the middle
 
 
-def focus_quality(image: Array, modality: Modality) -> FocusQuality:
+def focus_quality(image: Array, modality: Modality, *, at_least_bits: int | None = None) -> FocusQuality:
     """Quality of an image (H, W) or (H, W, 3), uint8 or uint16; BadInput for anything else.
 
-    Focus figures are of grey levels in [0, 1]; the Laplacian is taken at full resolution, on the
-    middle of the image where that holds more than a megapixel.
+    `at_least_bits` are those of the camera by the other images that it took (`storage.images.camera_bits`):
+    a dim field alone would pass for one of a shallower camera, and its figures would not compare.  Focus
+    figures are of grey levels in [0, 1]; the Laplacian is taken at full resolution, on the middle of the
+    image where that holds more than a megapixel.
     """
     import cv2
+
+    from storage.images import camera_bits
 
     if not isinstance(image, np.ndarray) or image.dtype not in (np.uint8, np.uint16):
         raise BadInput(
@@ -34,7 +38,7 @@ def focus_quality(image: Array, modality: Modality) -> FocusQuality:
         )
     if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise BadInput(f"Quality is read from (H, W) or (H, W, 3) images, not from shape {image.shape}.")
-    top = _top(image)
+    top = 2.0 ** camera_bits(image, at_least_bits) - 1  # upper end of the camera's range
     if image.ndim == 3 and image.shape[2] == 3:
         grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     else:
@@ -53,17 +57,6 @@ def focus_quality(image: Array, modality: Modality) -> FocusQuality:
         illumination_ratio=_illumination(grey, modality),
         saturation_pct=100.0 * saturated,
     )
-
-
-def _top(image: Array) -> float:
-    """Upper end of the camera's range: 12- or 14-bit cameras write 16-bit files."""
-    if image.dtype == np.uint8:
-        return 255.0
-    highest = int(image.max())
-    for bits in (8, 10, 12, 14):
-        if highest < 2**bits:
-            return float(2**bits - 1)
-    return 65535.0
 
 
 def _saturated(image: Array, top: float) -> float:

@@ -67,6 +67,8 @@ class FieldImage(Spec):
     sha256: str
     x_um: float | None = None  # stage position of the upper left pixel's corner
     y_um: float | None = None
+    # Of a file of 16 bits: those that its camera fills, alike in all images of the case's modality and stain.
+    camera_bits: int | None = None
     region: SlideRegion | None = None  # set where the field is cut from a whole-slide file
     # Of a whole slide in this run; neither written nor fingerprinted: a copy of the slide is the same slide.
     as_seen: SlideMark | None = Field(None, exclude=True, repr=False)

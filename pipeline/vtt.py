@@ -175,9 +175,9 @@ def _square(path: Path, size_px: int | None) -> np.ndarray:
     """Pixels (S, S, 3) uint8 of a file; nothing else of the file is kept."""
     import cv2
 
-    from storage.images import read_image, to_uint8
+    from storage.images import read_uint8
 
-    image = to_uint8(read_image(path))
+    image = read_uint8(path)
     image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image[..., :3]
     height, width = image.shape[:2]
     if size_px is None:

@@ -60,17 +60,20 @@ def names(
     truth: Sequence[str],
     dic: Sequence[Array],
     classify_virtual: Callable[[Array], Sequence[str]] | None = None,
+    *,
+    judged: Array,
+    judged_virtual: Array,
 ) -> dict[str, Array]:
     """Whether (N,) the classifier gives the virtual stain, and the DIC itself, the name that it gives the
     real one (`truth`); and whether the classifier made for this stainer's pictures (`classify_virtual`) gives
-    that name, too."""
+    that name, too.  NaN of a cell that is not `judged` (N,) bool, or not by the latter (`judged_virtual`)."""
     found = {
-        "after": [classify(p[None])[0] for p in stained],
-        "before": [classify(as_rgb(p)[None])[0] for p in dic],
+        "after": ([classify(p[None])[0] for p in stained], judged),
+        "before": ([classify(as_rgb(p)[None])[0] for p in dic], judged),
     }
     if classify_virtual is not None:
-        found["by_virtual_classifier"] = [classify_virtual(p[None])[0] for p in stained]
+        found["by_virtual_classifier"] = ([classify_virtual(p[None])[0] for p in stained], judged_virtual)
     return {
-        f"same_class_{when}": np.asarray([a == b for a, b in zip(given, truth, strict=True)], float)
-        for when, given in found.items()
+        f"same_class_{when}": np.where(counts, np.asarray(given) == np.asarray(truth), np.nan)
+        for when, (given, counts) in found.items()
     }

@@ -29,6 +29,7 @@ Array = np.ndarray[Any, Any]
 CORRELATED = ("rmse", "rmse_balanced", "rmse_matched", "structure_error")
 Interval = tuple[float, float, float]
 Namer = Callable[[Array], Sequence[str]]  # (N, H, W, 3) uint8 -> a class each
+Expects = Callable[[str], str | None]  # the class that a judge is to give a label; None: it has none
 
 
 def interval(values: Array, groups: Sequence[str], draws: int = 1000, seed: int = 0) -> Interval:
@@ -88,6 +89,8 @@ def evaluate_pairs(
     classify: Namer | None = None,
     named_by: str = "a classifier",
     classify_virtual: Namer | None = None,
+    expects: Expects = str,
+    virtual_expects: Expects = str,
     segment: Callable[[Array, float], Array] | None = None,
     encoder: Callable[[], Encoder] | None = None,
     weights_dir: Path | None = None,
@@ -99,7 +102,8 @@ def evaluate_pairs(
     """Measure a stainer on pairs.
 
     `classify` takes (N, H, W, 3) uint8 to labels, `classify_virtual` does so as the classifier made for this
-    stainer's pictures, `segment` takes them and a pixel size to labels of pixels,
+    stainer's pictures, `segment` takes them and a pixel size to labels of pixels; cells of which `expects`,
+    or `virtual_expects`, knows no class are left out of that judge's agreement and counted in `n_not_judged`.
     `encoder` makes the network of the feature distances where ImageNet's are not to be had; each adds its
     figures.  Returns image errors overall, per target and per class, raw and in one light; correlation of the
     confidence with the errors, per target, and with spoilt inputs among them; AUROC for each kind of spoilt
@@ -113,9 +117,17 @@ def evaluate_pairs(
     clean = measure(stainer, pairs, [p.dic for p in pairs], progress)
     columns, of_sets = dict(clean.errors), {}
     classes, labels_from, not_measured = [p.label for p in pairs], "of the pairs", None
+    not_judged: dict[str, int] = {}
     if classify is not None:
-        found, classes, labels_from = _named(clean, pairs, classify, classify_virtual, named_by)
-        columns |= found
+        truth = [str(classify(p.stained[None])[0]) for p in pairs]
+        judged, judged_virtual = _judged(classes, truth, expects, virtual_expects)
+        dic = [p.dic for p in pairs]
+        asked = {"judged": judged, "judged_virtual": judged_virtual}
+        columns |= names(classify, clean.images, truth, dic, classify_virtual, **asked)
+        not_judged = {"classifier": int((~judged).sum())}
+        if classify_virtual is not None:
+            not_judged["virtual_classifier"] = int((~judged_virtual).sum())
+        classes, labels_from = _labels(pairs, truth, named_by)
     if segment is not None:
         columns |= outlines(segment, clean.images, [p.stained for p in pairs], [p.dic for p in pairs])
     if encoder is not None or weights_dir is not None:
@@ -128,6 +140,7 @@ def evaluate_pairs(
         "per_target": per_target,
         "per_class": per_class,
         **({"labels": labels_from} if any(classes) else {}),
+        **({"n_not_judged": not_judged} if not_judged else {}),
         "confidence_error_correlation": {e: _correlations(clean, e, pairs, seed) for e in CORRELATED},
         "reliability": reliability_bins(clean.confidence, clean.errors),
         **({} if not_measured is None else {"not_measured": not_measured}),
@@ -154,22 +167,14 @@ def evaluate_pairs(
     return report
 
 
-def _named(
-    clean: Measured,
-    pairs: Sequence[Pair],
-    classify: Namer,
-    classify_virtual: Namer | None,
-    named_by: str,
-) -> tuple[dict[str, Array], list[str], str]:
-    """Figures of what the pictures are named, the class of each pair, and where the classes are from."""
-    truth = [str(classify(p.stained[None])[0]) for p in pairs]
-    columns = names(classify, clean.images, truth, [p.dic for p in pairs], classify_virtual)
+def _labels(pairs: Sequence[Pair], truth: Sequence[str], named_by: str) -> tuple[list[str], str]:
+    """The class of each pair, its own or what its real stain is named, and where the classes are from."""
     unnamed = sum(not p.label for p in pairs)
     labels_from = "of the pairs"
     if unnamed:
         some = "" if unnamed == len(pairs) else f"of the pairs; {unnamed} of {len(pairs)} "
         labels_from = f"{some}named by {named_by}"
-    return columns, [p.label or t for p, t in zip(pairs, truth, strict=True)], labels_from
+    return [p.label or t for p, t in zip(pairs, truth, strict=True)], labels_from
 
 
 def _by_features(
@@ -222,6 +227,22 @@ def _correlations(clean: Measured, error: str, pairs: Sequence[Pair], seed: int)
     return found
 
 
+def _judged(
+    stated: Sequence[str], truth: Sequence[str], expects: Expects, virtual_expects: Expects
+) -> tuple[Array, Array]:
+    """Whether (N,) each cell says something of the agreement of either classifier.
+
+    What a classifier makes of a cell of a class that it was not taught is no fault of the stain.  The name
+    of the real stain (`truth`) is one that its classifier has, and may be none that the other has.
+    """
+    by_real = [not label or expects(label) is not None for label in stated]
+    by_virtual = [
+        all(virtual_expects(label) is not None for label in (name, of_pair) if label)
+        for name, of_pair in zip(truth, stated, strict=True)
+    ]
+    return np.asarray(by_real, bool), np.asarray(by_virtual, bool)
+
+
 def evaluate_stainer(
     stainer: Any,
     data: Path,
@@ -232,6 +253,8 @@ def evaluate_stainer(
     seed: int = 0,
     classifier: Any = None,
     virtual_classifier: Any = None,
+    expects: Expects = str,
+    virtual_expects: Expects = str,
     segmenter: Any = None,
     named_by: str | None = None,
     modalities: Sequence[str] | None = None,
@@ -242,7 +265,8 @@ def evaluate_stainer(
 
     A transfer between stains is measured without pairs where `data` has a labels.csv
     (`stainers.label_evaluation`).  `modalities` are those that the stainer reads, by its card; None: not
-    known.  `named_by` is what the classifier is called in the result.  Raises BadInput where the stainer
+    known.  `named_by` is what the classifier is called in the result; `expects` and `virtual_expects` say
+    what the two classifiers can be asked (`evaluate_pairs`).  Raises BadInput where the stainer
     cannot read what `data` would give it.
     Writes metrics.json, pictures.png (DIC, stained, real, uncertainty of twelve cells) and reliability.png
     into `out_dir`; returns what metrics.json holds.
@@ -251,7 +275,7 @@ def evaluate_stainer(
     if modalities is None:
         modalities = ("dic",) if getattr(stainer, "uses_shear", False) else ("dic", "brightfield")
     if labelled and "brightfield" in modalities:
-        return _transfer(stainer, data, out_dir, classifier, target, limit, seed)
+        return _transfer(stainer, data, out_dir, classifier, expects, target, limit, seed)
     if not labelled and "dic" not in modalities:
         raise BadInput(
             f"{data}: pairs of DIC and stain are for a stainer of DIC, and '{stainer.name}' reads "
@@ -270,6 +294,8 @@ def evaluate_stainer(
         classify=None if classifier is None else class_namer(classifier),
         named_by=named_by or str(getattr(classifier, "name", "")),
         classify_virtual=None if virtual_classifier is None else class_namer(virtual_classifier),
+        expects=expects,
+        virtual_expects=virtual_expects,
         segment=None if segmenter is None else segmenter.segment,
         encoder=None if classifier is None else lambda: Encoder(classifier, PIXEL_SIZE_UM),
         weights_dir=weights_dir,
@@ -291,7 +317,14 @@ def evaluate_stainer(
 
 
 def _transfer(
-    stainer: Any, data: Path, out_dir: Path, classifier: Any, target: str | None, limit: int, seed: int
+    stainer: Any,
+    data: Path,
+    out_dir: Path,
+    classifier: Any,
+    expects: Expects,
+    target: str | None,
+    limit: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Measure a transfer between stains on labelled cells."""
     from stainers.label_evaluation import evaluate_transfer
@@ -300,7 +333,8 @@ def _transfer(
         raise BadInput(f"{data}: labelled cells are judged by a classifier; name one.")
     judge = class_namer(classifier, None)
     out_dir.mkdir(parents=True, exist_ok=True)
-    return evaluate_transfer(stainer, data, out_dir, classify=judge, target=target, limit=limit, seed=seed)
+    how = {"expects": expects, "target": target, "limit": limit, "seed": seed}
+    return evaluate_transfer(stainer, data, out_dir, classify=judge, **how)
 
 
 def _draw(out_dir: Path, stainer: Any, found: PairSet, clean: Measured, spoilt: dict[str, Measured]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, read_cells
-from stainers.evaluation import interval
+from stainers.evaluation import Expects, interval
 from storage.tables import read_table
 from storage.whole_files import write_json, write_png
 
@@ -33,14 +33,17 @@ def evaluate_transfer(
     out_dir: Path,
     *,
     classify: Callable[[Array], Sequence[str]],
+    expects: Expects = str,
     target: str | None = None,
     limit: int = 60,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a stainer on the labelled cells of `data` that are not of its target; at most `limit` a source.
 
-    `classify` takes (N, H, W, 3) uint8 to class names.  Writes metrics.json and pictures.png (as it is,
-    virtual) into `out_dir`; returns what metrics.json holds: figures of each source and, within it, class.
+    `classify` takes (N, H, W, 3) uint8 to class names; a cell is right that has the one which `expects` makes
+    of its label, and one of which that makes none is counted in `n_not_judged` alone.  Writes
+    metrics.json and pictures.png (as it is, virtual) into `out_dir`; returns what metrics.json holds: figures
+    of each source and, within it, class.
     """
     import cv2
 
@@ -59,8 +62,10 @@ def evaluate_transfer(
         columns: dict[str, list[float]] = {"right_before": [], "right_after": [], "confidence": []}
         for image, label in zip(cells.images, cells.labels, strict=True):
             made = stainer.stain(image[None], target)
-            columns["right_before"].append(float(classify(image[None])[0] == label))
-            columns["right_after"].append(float(classify(made.image)[0] == label))
+            wanted = expects(label)
+            for when, shown in (("before", image[None]), ("after", made.image)):
+                right = np.nan if wanted is None else float(classify(shown)[0] == wanted)
+                columns[f"right_{when}"].append(right)
             columns["confidence"].append(float(made.confidence[0]))
             if len(pictures) < PICTURED:
                 pictures.append(cv2.resize(np.hstack([image, made.image[0]]), (256, 128)))
@@ -79,7 +84,12 @@ def evaluate_transfer(
 def _row(values: Mapping[str, Array], groups: Sequence[str], chosen: Array) -> dict[str, Any]:
     """The number of the chosen cells (N,) bool, and each figure of theirs with its interval."""
     those = [g for g, c in zip(groups, chosen, strict=True) if c]
-    return {"n": int(chosen.sum()), **{k: interval(v[chosen], those) for k, v in values.items()}}
+    not_judged = int(np.isnan(values["right_after"][chosen]).sum())
+    return {
+        "n": int(chosen.sum()),
+        "n_not_judged": not_judged,
+        **{k: interval(v[chosen], those) for k, v in values.items()},
+    }
 
 
 def _some(cells: Cells, limit: int, seed: int) -> Cells:

@@ -140,9 +140,9 @@ def _limited(pairs: Sequence[Pair], limit: int, seed: int) -> list[Pair]:
 
 
 def _read_pair(dic_path: Path, stained_path: Path, target: str, source: str, label: str = "") -> Pair:
-    from storage.images import read_image, to_uint8
+    from storage.images import read_uint8
 
-    dic = to_uint8(read_image(dic_path), modality="dic")
+    dic = read_uint8(dic_path, modality="dic")
     stained = _coloured(stained_path)
     if dic.ndim == 3:
         dic = np.round(dic[..., :3].astype(np.float32).mean(axis=2)).astype(np.uint8)
@@ -156,9 +156,9 @@ def _read_pair(dic_path: Path, stained_path: Path, target: str, source: str, lab
 
 def _coloured(path: Path) -> Array:
     """The stained side of a pair, (H, W, 3) uint8."""
-    from storage.images import read_image, to_uint8
+    from storage.images import read_uint8
 
-    stained = to_uint8(read_image(path))
+    stained = read_uint8(path)
     if stained.ndim != 3 or stained.shape[2] < 3:
         raise BadInput(f"{path}: the stained side of a pair must be RGB, this image is grey.")
     return np.ascontiguousarray(stained[..., :3])
@@ -223,7 +223,7 @@ def _case(place: Path) -> list[Pair]:
     """Patches around the leukocytes of a case of known matrices; the DIC is brought to the brightfield."""
     import cv2
 
-    from storage.images import read_image, to_uint8
+    from storage.images import read_uint8
 
     truth = place / "truth.json"
     if not truth.is_file():
@@ -243,7 +243,7 @@ def _case(place: Path) -> list[Pair]:
             continue
         matrix, boxes = _known(truth, name, field)
         stained = _coloured(files[name, "brightfield"])
-        dic = to_uint8(read_image(files[name, "dic"]), modality="dic")
+        dic = read_uint8(files[name, "dic"], modality="dic")
         dic = (
             dic if dic.ndim == 2 else np.round(dic[..., :3].astype(np.float32).mean(axis=2)).astype(np.uint8)
         )

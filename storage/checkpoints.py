@@ -25,6 +25,17 @@ def checkpoint_beside(out_dir: Path) -> Path:
     return out_dir.with_name(out_dir.name + ".training") / "checkpoint.pt"
 
 
+def begin_beside(out_dir: Path, resume: bool) -> Path:
+    """The checkpoint beside the package `out_dir`, in a folder that is there by now.
+
+    Raises BadInput where it is of an earlier training and `resume` is not asked for.
+    """
+    checkpoint = checkpoint_beside(out_dir)
+    keep_earlier(resume, checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    return checkpoint
+
+
 def read_checkpoint(path: Path, *needed: str, device: Any = "cpu") -> dict[str, Any]:
     """The state in a checkpoint, its tensors on `device`; nothing in the file is run.
 

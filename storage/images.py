@@ -21,6 +21,7 @@ __all__ = [
     "MAX_PIXELS",
     "ImageInfo",
     "as_rgb",
+    "camera_bits",
     "decode_image",
     "image_info",
     "is_grey",
@@ -28,6 +29,8 @@ __all__ = [
     "read_grey",
     "read_image",
     "read_rgb",
+    "read_uint8",
+    "read_with_info",
     "to_uint8",
     "varies_in_colour",
 ]
@@ -123,6 +126,11 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     applied (boxes are in pixels as they are stored).  Images of more than `max_pixels` are refused
     from their header.  Raises UnreadableImage.
     """
+    return read_with_info(path, max_pixels=max_pixels)[1]
+
+
+def read_with_info(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> tuple[ImageInfo, np.ndarray]:
+    """The header of an image file and its pixels as `read_image` gives them."""
     path = Path(path)
     with _open(path) as stream:
         size = path.stat().st_size
@@ -131,7 +139,13 @@ def read_image(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
                 path, f"is a file of {size >> 30} GiB", "hand it in as a whole-slide file or cut it up"
             )
         data = stream.read()
-    return decode_image(path, data, max_pixels=max_pixels)[1]
+    return decode_image(path, data, max_pixels=max_pixels)
+
+
+def read_uint8(path: Path | str, *, modality: str = "brightfield") -> np.ndarray:
+    """The 8-bit view (`to_uint8`) of an image file; raises UnreadableImage."""
+    info, pixels = read_with_info(path)
+    return to_uint8(pixels, modality=modality, at_least_bits=info.camera_bits)
 
 
 def read_rgb(path: Path | str) -> np.ndarray:
@@ -140,12 +154,12 @@ def read_rgb(path: Path | str) -> np.ndarray:
     What people and models look at beside a case (labelled cells, boxed smears) is read by this alone, so that
     they are trained and judged on what they will be shown.  Raises UnreadableImage.
     """
-    return np.require(as_rgb(to_uint8(read_image(path))), requirements="W")  # a JPEG's come read-only
+    return np.require(as_rgb(read_uint8(path)), requirements="W")  # a JPEG's come read-only
 
 
 def read_grey(path: Path | str) -> np.ndarray:
     """A mask as (H, W) uint8, of a coloured one the luminance; raises UnreadableImage."""
-    return luminance(to_uint8(read_image(path)))
+    return luminance(read_uint8(path))
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
@@ -220,13 +234,28 @@ def luminance(image: np.ndarray) -> np.ndarray:
     return np.asarray(np.rint(image @ weights).astype(image.dtype))
 
 
-def to_uint8(image: np.ndarray, *, modality: str = "brightfield") -> np.ndarray:
+def camera_bits(image: np.ndarray, at_least: int | None = None) -> int:
+    """Bits of the camera that took an image: 12- and 14-bit cameras write 16-bit files.
+
+    The smallest usual depth (8, 10, 12, 14, 16) that holds all but one in 10,000 of the values and is
+    `at_least` what its file or the other images of its camera say; 8 of an 8-bit image.
+    """
+    if image.dtype == np.uint8:
+        return 8
+    few = 1e-4 * image.size
+    depths = (b for b in (8, 10, 12, 14) if b >= (at_least or 0))
+    return next((b for b in depths if np.count_nonzero(image >= 2**b) <= few), 16)
+
+
+def to_uint8(
+    image: np.ndarray, *, modality: str = "brightfield", at_least_bits: int | None = None
+) -> np.ndarray:
     """The 8-bit view of an image (H, W) or (H, W, 3); 8-bit input is returned as it is.
 
-    Brightfield: divided by the full scale of the smallest camera depth (8, 10, 12, 14, 16 bits) that
-    holds its 99.99th percentile, one factor for all channels, so that colour and optical density keep
-    their ratios.  Where even the background stays under half of that scale, the camera used a part of
-    its range, and the 99.9th percentile is put at 240 instead.
+    Brightfield: divided by the full scale of the camera's depth (`camera_bits`, of `at_least_bits`), one
+    factor for all channels, so that colour and optical density keep their ratios.  Where even the
+    background stays under half of that scale, the camera used a part of its range, and the 99.9th
+    percentile is put at 240 instead.
     DIC: its 0.1th to 99.9th percentile is stretched over 0-255; DIC has no absolute level, only
     contrast about its grey.
     """
@@ -242,10 +271,8 @@ def to_uint8(image: np.ndarray, *, modality: str = "brightfield") -> np.ndarray:
             return np.full(image.shape, 128, np.uint8)
         table = (np.arange(65536, dtype=np.float64) - low) * (255.0 / (high - low))
     else:
-        used = float(np.percentile(image, 99.99))
-        full = next((float(2**bits - 1) for bits in (8, 10, 12, 14) if used <= 2**bits - 1), 65535.0)
         white = float(np.percentile(image, 99.9))
-        gain = 255.0 / full
+        gain = 255.0 / (2 ** camera_bits(image, at_least_bits) - 1)
         if 0 < white * gain < 128.0:
             gain = 240.0 / white
         table = np.arange(65536, dtype=np.float64) * gain

@@ -22,7 +22,9 @@ class ImageInfo:
     """An image file's header: size in pixels, channels (1 or 3, alpha not counted), bits a sample.
 
     `pixel_size_um` is None where the file does not say it plausibly; `notes` say what a person should
-    know of it (an orientation tag that is not applied, pixels that are not square).
+    know of it (an orientation tag that is not applied, pixels that are not square).  `camera_bits` are
+    those of 16 that the file says its camera fills; None where it says nothing, or 16, which most writers
+    say of any camera.
     """
 
     width: int
@@ -31,6 +33,7 @@ class ImageInfo:
     bits: int
     pixel_size_um: float | None
     notes: tuple[str, ...] = ()
+    camera_bits: int | None = None
 
 
 def refuse(path: Path, problem: str, fix: str) -> UnreadableImage:

@@ -156,7 +156,17 @@ def info(path: Path, stream: BinaryIO) -> ImageInfo:
         orientation = page.tags.get("Orientation")
         if orientation is not None and orientation.value not in (0, 1):
             notes += ("its orientation tag is not applied: it is read as its pixels are stored",)
-        return ImageInfo(page.imagewidth, page.imagelength, channels, bits, size_um, notes)
+        camera_bits = None if bits == 8 else _camera_bits(tif, page)
+        return ImageInfo(page.imagewidth, page.imagelength, channels, bits, size_um, notes, camera_bits)
+
+
+def _camera_bits(tif: Any, page: Any) -> int | None:
+    """Bits that the camera fills of 16: those that are packed, else OME's SignificantBits."""
+    stated = int(page.bitspersample)
+    significant = (_ome_pixels(tif) or {}).get("SignificantBits", "")
+    if stated == 16 and re.fullmatch(r"\d{1,2}", significant):
+        stated = int(significant)
+    return stated if 8 <= stated < 16 else None
 
 
 def has_levels(path: Path) -> bool:

@@ -25,6 +25,7 @@ KEPT = {
     "classifier": ".out.checkpoint.pt",
     "virtual-classifier": ".out.checkpoint.pt",
     "backbone": "out/checkpoint.pt",
+    "locator": "out/checkpoint.pt",
     "perls-finder": "out.training/checkpoint.pt",
     "perls-reader": "out.training/checkpoint.pt",
     "marrow-classifier": "out.training/checkpoint.pt",

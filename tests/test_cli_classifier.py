@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from classifiers.evaluation import evaluate_classifier, held_out_samples
+from classifiers.evaluation import evaluate_classifier, expected_class, held_out_samples
 from classifiers.readers import read_cells
 from classifiers.recipes import Recipe
 from classifiers.sources import Sample, read_samples, with_copies_together
@@ -142,6 +142,31 @@ def test_diagnoses_of_patients_are_no_classes_of_cells(tmp_path):
 def test_a_card_without_a_split_cannot_hold_out():
     with pytest.raises(BadInput, match="no seed"):
         held_out_samples("nucleus-cytoplasm-of-nowhere", [])
+
+
+def test_a_class_that_the_classifier_was_never_taught_is_not_wrong_but_no_class(tmp_path):
+    Image.new("RGB", (8, 8), (20, 20, 20)).save(tmp_path / "a.png")
+    samples = [
+        Sample(tmp_path / "a.png", c, "drawn") for c in ("lymphocyte", "lymphocyte", "neutrophil_band")
+    ]
+    taught = [c for c in Brightness().classes if c != "neutrophil_band"]
+    found = evaluate_classifier(Brightness(), samples, known_classes=taught)
+    assert found["n_not_a_class"] == 1
+    assert (found["all"]["n"], found["all"]["top1"]) == (2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("lymphocyte", "lymphocyte"),
+        ("lymphocyte_reactive", "lymphocyte"),
+        ("platelet", None),
+        ("leukocyte", None),
+        ("of no list", None),
+    ],
+)
+def test_a_cell_is_expected_to_have_its_own_class_or_the_nearest_above_that_was_taught(label, expected):
+    assert expected_class(label, ("lymphocyte", "monocyte")) == expected
 
 
 def test_truth_that_is_coarser_than_the_classes_is_neither_wrong_nor_unfamiliar(tmp_path):

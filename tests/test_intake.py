@@ -57,6 +57,21 @@ def test_mgg_and_perls_are_a_mode_of_their_own(paired: Path) -> None:
     assert read_case(paired, S).mode == "mgg_perls"
 
 
+def test_the_bits_of_the_camera_are_those_of_its_brightest_field(tmp_path: Path) -> None:
+    rows = []
+    for name, light in (("F1", 15.0), ("F2", 15.0), ("F3", 3.5)):  # 12 bits, of which the third uses 10
+        field = colour(int(name[1])).astype(np.float32) * light
+        tifffile.imwrite(tmp_path / f"{name}.tif", field.astype(np.uint16), photometric="rgb")
+        rows.append(f"s1,{name},brightfield,MGG,{name}.tif,0.1")
+    tifffile.imwrite(tmp_path / "dic.tif", grey(1).astype(np.uint16) * 3)  # of another camera
+    tifffile.imwrite(tmp_path / "perls.tif", colour(9), photometric="rgb")
+    write_manifest(
+        tmp_path, *rows, "s1,F1,dic,unstained,dic.tif,0.1", "s2,F1,brightfield,Perls,perls.tif,0.1"
+    )
+    found = {i.file: i.camera_bits for i in read_case(tmp_path, S).images}
+    assert found == {"F1.tif": 12, "F2.tif": 12, "F3.tif": 12, "dic.tif": 10, "perls.tif": None}
+
+
 def test_reading_twice_gives_the_same_case_in_any_order_of_inspection(paired: Path) -> None:
     declared = declare(paired, S)
     inspected = [inspect_source(paired, s, S) for s in declared.sources]

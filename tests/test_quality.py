@@ -95,3 +95,24 @@ def test_a_field_of_sixteen_bits_has_the_quality_of_its_eight_bit_view(tmp_path,
     }
     assert found[16] == pytest.approx(found[8], rel=0.03)
     assert found[16]["saturation_pct"] == found[8]["saturation_pct"]
+
+
+def test_fields_on_either_side_of_a_power_of_two_have_figures_that_compare(tmp_path, images):
+    eight = images["brightfield"].astype(np.float32)
+    for name, white in (("F1", 1000), ("F2", 1060), ("F3", 3900)):
+        pixels = (eight * (white / eight.max())).astype(np.uint16)
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb")
+    write_manifest(tmp_path, *(f"s1,F{n},brightfield,MGG,F{n}.tif,0.1" for n in (1, 2, 3)))
+    first, second, _ = (
+        find_cells(str(tmp_path), "", "", image, None, Settings())["quality"]
+        for image in read_case(tmp_path, S).images
+    )
+    assert first["normalised_variance"] == pytest.approx(second["normalised_variance"], rel=0.1)
+    assert first["laplacian_variance"] == pytest.approx(second["laplacian_variance"], rel=0.2)
+    assert first["saturation_pct"] == second["saturation_pct"] == 0
+
+
+def test_a_field_as_bright_as_a_shallower_camera_goes_is_not_saturated(images):
+    eight = images["brightfield"].astype(np.uint16)
+    assert focus_quality(np.minimum(eight * 5, 1023), "brightfield").saturation_pct > 1
+    assert focus_quality(np.minimum(eight * 5, 1023), "brightfield", at_least_bits=12).saturation_pct == 0

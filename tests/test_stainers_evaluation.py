@@ -141,6 +141,33 @@ def test_the_classifier_made_for_the_pictures_is_judged_by_the_names_of_the_real
     assert found["judges"] == {"classifier": "fake-classifier", "virtual_classifier": "contrary"}
 
 
+def test_cells_of_classes_that_a_judge_was_never_taught_are_left_out_of_its_agreement_and_counted():
+    from stainers.evaluation import class_namer, evaluate_pairs
+
+    class Wrong(FakeStainer):  # paints every cell pale, which the judge calls light
+        def stain(self, patches, target=None):
+            made = super().stain(patches, target)
+            return replace(made, image=np.full_like(made.image, 250))
+
+    judge = class_namer(FakeClassifier())
+    dark, n = pairs_of(8), 3
+    light = [replace(p, stained=np.full_like(p.stained, 250), label="light") for p in dark[n:]]
+    pairs = dark[:n] + light
+    untaught = [replace(p, label="basophil") for p in dark[:n]] + light
+    asked = {"classify": judge, "classify_virtual": judge, "spoilt_inputs": False}
+    assert evaluate_pairs(Wrong(), pairs, **asked)["all"]["same_class_after"][0] == 1 - n / 8
+    found = evaluate_pairs(
+        Wrong(),
+        untaught,
+        expects=lambda label: None if label == "basophil" else label,
+        virtual_expects=lambda label: None if label == "dark" else label,
+        **asked,
+    )
+    assert found["n_not_judged"] == {"classifier": n, "virtual_classifier": n}
+    assert found["all"]["n"] == 8
+    assert found["all"]["same_class_after"][0] == found["all"]["same_class_by_virtual_classifier"][0] == 1
+
+
 def test_fields_are_measured_and_judges_of_single_cells_are_left_out(tmp_path):
     from PIL import Image
 

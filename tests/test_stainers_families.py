@@ -289,6 +289,11 @@ def test_a_transfer_without_pairs_is_judged_by_a_classifier_before_and_after(tmp
         "red": (1, 0),
     }
     assert (tmp_path / "pictures.png").is_file()
+    untaught = evaluate_transfer(
+        stainer, tmp_path, tmp_path, classify=classify, expects=lambda c: None if c == "red" else c
+    )["per_source"]["theirs"]
+    assert (untaught["n"], untaught["n_not_judged"], untaught["gain"][0]) == (4, 1, 1)
+    assert untaught["per_class"]["red"]["n_not_judged"] == 1
     own = NormalizerStainer("macenko", stainer.fitted, name="n", targets=("theirs",))
     with pytest.raises(BadInput, match="own target"):
         evaluate_transfer(own, tmp_path, tmp_path, classify=classify)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import UnreadableImage
-from storage.images import image_info, is_grey, read_image, to_uint8, varies_in_colour
+from storage.images import camera_bits, image_info, is_grey, read_image, to_uint8, varies_in_colour
 
 RNG = np.random.default_rng(7)
 SMOOTH = np.add.outer(np.arange(70), np.arange(90)).astype(np.uint8)  # (70, 90)
@@ -349,6 +349,33 @@ def test_a_dim_16_bit_image_does_not_read_as_black() -> None:
     assert stretched.max() == 255
     assert abs(float(stretched.mean()) - 128) < 12
     assert (to_uint8(np.full((9, 9), 700, np.uint16), modality="dic") == 128).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"), [({"SignificantBits": 12}, 12), ({"SignificantBits": 16}, None)]
+)
+def test_the_bits_that_a_camera_fills_are_read_where_the_file_states_them(
+    tmp_path: Path, options: dict[str, object], bits: int | None
+) -> None:
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(
+        path, SMOOTH.astype(np.uint16) * 16, photometric="minisblack", metadata={"axes": "YX", **options}
+    )
+    assert image_info(path).camera_bits == bits
+
+
+def test_the_bits_that_are_packed_are_those_that_the_camera_fills(tmp_path: Path) -> None:
+    path = tmp_path / "packed.tif"
+    tifffile.imwrite(path, SMOOTH.astype(np.uint16) * 16, bitspersample=12)
+    assert image_info(path).camera_bits == 12
+
+
+def test_a_depth_that_is_known_holds_until_the_values_pass_it() -> None:
+    image = np.full((80, 80), 900, np.uint16)
+    assert [camera_bits(image), camera_bits(image, 12), camera_bits(image * 20, 12)] == [10, 12, 16]
+    bright = np.full((80, 80, 3), 15_000, np.uint16)
+    assert to_uint8(bright, at_least_bits=16)[0, 0, 0] == 240  # under half of the range, not near its end
+    assert to_uint8(bright)[0, 0, 0] == 233
 
 
 def test_colour_that_varies_is_told_from_a_cast_and_from_noise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,17 @@ def segmenter(
     )
 
 
+def _known_classes(name: str) -> tuple[str, ...]:
+    """The classes that cells taught a classifier, by its card; of one without weights, those that it has."""
+    from storage.packages import ModelPackage
+    from storage.registry import describe, load
+
+    found = describe("classifier", name)
+    if isinstance(found, ModelPackage):
+        return found.card.known_classes
+    return tuple(load("classifier", name).classes)
+
+
 @command.command(name="stainer")
 @click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("--pairs", type=click.Path(path_type=Path), help="The same as DATA, by its name.")
@@ -165,6 +177,7 @@ def stainer(
     DATA is a folder with dic/ and stained/ (files of the same name), a pairs.csv, a case folder with a known
     matrix, or a folder of stained smears, of which the DIC is computed; docs/stain-evaluation.md says more.
     """
+    from classifiers.evaluation import expected_class
     from flows.naming import made_for
     from pipeline.errors import BadInput
     from pipeline.settings import Settings
@@ -194,6 +207,8 @@ def stainer(
             limit=limit,
             classifier=load("classifier", judges.classifier),
             virtual_classifier=load("classifier", own) if own is not None and made_for(own, name) else None,
+            expects=partial(expected_class, known_classes=_known_classes(judges.classifier)),
+            virtual_expects=partial(expected_class, known_classes=_known_classes(own or judges.classifier)),
             segmenter=load("segmenter", judges.segmenter),
             named_by=None if judge is None else f"{judge.card.name} {judge.card.version}",
             modalities=modalities("stainer", name) or None,
@@ -249,6 +264,8 @@ def classifier(
         samples = read_cells(data, reader)
         if held_out:
             samples = held_out_samples(name, samples)
-        return evaluate_classifier(load("classifier", name), samples, out, pixel_size_um=size)
+        return evaluate_classifier(
+            load("classifier", name), samples, out, pixel_size_um=size, known_classes=_known_classes(name)
+        )
 
     _done(as_json, data, out, evaluate)

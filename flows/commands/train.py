@@ -1,4 +1,4 @@
-"""`smearflow train detector | segmenter | stainer | classifier | virtual-classifier | backbone`.
+"""`smearflow train detector | segmenter | stainer | classifier | virtual-classifier | backbone | locator`.
 
 What is trained on drawn phantoms alone is in `train_phantoms`.
 """
@@ -183,7 +183,11 @@ def stainer(
     default=None,
     help="Begin from: a backbone of `train backbone`, or a classifier's name or package.",
 )
-@click.option("--locator", default=None, help="Classifier whose locator is taken over [none].")
+@click.option(
+    "--locator",
+    default=None,
+    help="Folder of `train locator`, or classifier whose locator is taken over [none].",
+)
 @click.option(
     "--stain",
     type=click.Choice(["MGG", "Perls", "unstained"]),
@@ -333,4 +337,24 @@ def backbone(data: Path, out: Path, length: int, seed: int, resume: bool, as_jso
         "backbone",
         out,
         lambda: pretrain_backbone(data, out, run, seed=seed, resume=resume, report=say),
+    )
+
+
+@command.command(name="locator")
+@click.option("--reader", default="folders", show_default=True, help="How DATA is laid out.")
+@options(epochs=2600, unit="steps")
+def locator(data: Path, out: Path, length: int, seed: int, resume: bool, as_json: bool, reader: str) -> None:
+    """Train what finds the cell in a crop of unknown scale, for `train classifier --locator OUT`.
+
+    It learns from labelled cells with boxes: a labels.csv with the columns x, y and side, or a public set.
+    The cells that `train classifier` holds out of the same DATA by the same seed are held out here, too.
+    """
+    from classifiers.locating import write_locator
+
+    existing(data, "folder")
+    done(
+        as_json,
+        "locator",
+        out,
+        lambda: write_locator(data, out, reader=reader, steps=length, seed=seed, resume=resume, report=say),
     )

@@ -66,43 +66,60 @@ def _train(
     done(as_json, what, out, trained, package=True)
 
 
-@click.command(name="perls-finder")
-@_options
-def perls_finder(**given: Any) -> None:
-    """Train the finder of erythroblasts in Perls fields.
-
-    It learns from phantoms only: marrows that are drawn here.  There is no DATA.  The shipped package is
-    `train perls-finder --seed 1 --out marrow-perls`.
-    """
+def _finder() -> tuple[Callable[..., Any], Any]:
     from detectors.perls_nuclei_training import NucleiRecipe, train_perls_finder
 
-    _train("perls-finder", train_perls_finder, NucleiRecipe(), **given)
+    return train_perls_finder, NucleiRecipe()
 
 
-@click.command(name="perls-reader")
-@_options
-def perls_reader(**given: Any) -> None:
-    """Train the second reader of iron, which reads sideroblast types beside the rule.
-
-    It learns from phantoms only: marrows that are drawn here.  There is no DATA.  The shipped package is
-    `train perls-reader --seed 1 --out iron-types`.
-    """
+def _reader() -> tuple[Callable[..., Any], Any]:
     from classifiers.sideroblasts_training import ReaderRecipe, train_reader
 
-    _train("perls-reader", train_reader, ReaderRecipe(), **given)
+    return train_reader, ReaderRecipe()
 
 
-@click.command(name="marrow-classifier")
-@_options
-def marrow_classifier(**given: Any) -> None:
-    """Train the classifier of erythroblasts in MGG marrow.
-
-    It learns from phantoms only: marrows that are drawn here.  There is no DATA.  The shipped package is
-    `train marrow-classifier --out marrow-erythroblasts`.
-    """
+def _classifier() -> tuple[Callable[..., Any], Any]:
     from classifiers.erythroblasts_training import RECIPE, train_erythroblasts
 
-    _train("marrow-classifier", train_erythroblasts, RECIPE, **given)
+    return train_erythroblasts, RECIPE
 
 
-PHANTOM_COMMANDS = (perls_finder, perls_reader, marrow_classifier)
+def _command(what: str, model: str, shipped: str, by: Callable[[], tuple[Callable[..., Any], Any]]) -> Any:
+    """The command `train WHAT`; `by` gives the trainer and its recipe, imported where they are used."""
+    text = f"""Train {model}.
+
+    It learns from phantoms only: marrows that are drawn here.  There is no DATA.  The shipped package is
+    `train {what} {shipped}`.
+    """
+
+    @click.command(name=what, help=text)
+    @_options
+    def command(**given: Any) -> None:
+        _train(what, *by(), **given)
+
+    return command
+
+
+PHANTOM_COMMANDS = tuple(
+    _command(*one)
+    for one in (
+        (
+            "perls-finder",
+            "the finder of erythroblasts in Perls fields",
+            "--seed 1 --out marrow-perls",
+            _finder,
+        ),
+        (
+            "perls-reader",
+            "the second reader of iron, which reads sideroblast types beside the rule",
+            "--seed 1 --out iron-types",
+            _reader,
+        ),
+        (
+            "marrow-classifier",
+            "the classifier of erythroblasts in MGG marrow",
+            "--out marrow-erythroblasts",
+            _classifier,
+        ),
+    )
+)
