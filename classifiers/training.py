@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,13 +143,7 @@ def _fit_one(
         report(f"learning rate {rate:.2g} by a range test")
         torch.manual_seed(seed)
     per_epoch = max(1, (recipe.samples_per_epoch or len(cells.labels)) // recipe.batch)
-    parameters = list(network.parameters())
-    decayed = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=rate,
-    )
+    optimiser = torch.optim.AdamW(_groups(network, recipe.weight_decay), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rate, total_steps=max(2, per_epoch * recipe.epochs), pct_start=0.2
     )
@@ -177,7 +171,7 @@ def _fit_one(
             loss = class_loss(network(x), labels, weights, recipe)
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
             optimiser.step()
             schedule.step()
             total += float(loss.detach())
@@ -197,6 +191,15 @@ def _fit_one(
             }
             write_checkpoint(checkpoint, state)
     network.load_state_dict(average.state_dict())
+
+
+def _groups(network: torch.nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Weight decay for weights only, as biases and norms have no use for it."""
+    parameters = list(network.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def checkpoint_of(out_dir: Path) -> Path:
@@ -242,48 +245,28 @@ def train_classifier(
     used, or where an earlier training's checkpoint is there and `resume` is not asked for.
     """
     from classifiers.calibration import finish_package, require_held_out
-    from classifiers.evaluation import held_out_mark
     from classifiers.pretraining import how_pretrained
-    from classifiers.readers import read_cells, reader_of
-    from classifiers.sources import split_by_group, with_copies_together
+    from classifiers.readers import read_cells
     from classifiers.tallies import tally
-    from classifiers.timm_classifier import go_on_from, own_locator
-    from storage.packages import find_package
 
     checkpoint = checkpoint_of(out_dir)
     keep_earlier(resume, checkpoint)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     if epochs is not None:
         recipe = recipe.with_epochs(epochs)
-    name_of_reader = reader or recipe.reader
-    samples = read_cells(data, name_of_reader) if isinstance(data, Path) else list(data)
+    samples = read_cells(data, reader or recipe.reader) if isinstance(data, Path) else list(data)
     if held_out is None:
-        samples = with_copies_together(samples, report)
-        train, held = split_by_group(samples, holdout, seed)
-        learned, held_out = [samples[i] for i in train], [samples[i] for i in held]
-        share: float | None = holdout
-        mark: str | None = held_out_mark(held_out)
-    else:
-        learned, share, mark = samples, None, None  # no share that the card could state, to be drawn again
-    counted = tally(learned, held_out, recipe.level)
+        division = _divided(samples, holdout, seed, report)
+    else:  # no share that the card could state, to be drawn again
+        division = _Division(samples, held_out, None, None)
+    counted = tally(division.learned, division.held_out, recipe.level)
     counted.require_two_classes()
-    require_held_out(held_out, recipe)
+    require_held_out(division.held_out, recipe)
     for line in counted.lines():
         report(line)
-    classes = level_classes(recipe.level)
-    before = None if start is None else find_package(str(start))
-    if before is not None and locator is None:
-        locator = own_locator(before)
-    backbone = start if before is None else None
-    net = new_net(recipe, locator=locator is not None, seed=seed, backbone=backbone)
-    if net.locator is not None and locator is not None:
-        net.locator.load_state_dict(locator)
-    if before is not None:
-        go_on_from(net, before, classes)
-    elif recipe.start_share:
-        raise BadInput("recipe: start_share is of a classifier to go on from; name one with --start.")
+    net = _net_to_train(recipe, seed, locator, start)
     begun = copy.deepcopy(net.members) if recipe.start_share else ()
-    cells = cell_set(learned, recipe, net)
+    cells = cell_set(division.learned, recipe, net)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     net = fit(
         net,
@@ -301,16 +284,64 @@ def train_classifier(
         "seed": seed,
         "recipe": asdict(recipe),
         "trained_cells": len(cells.labels),
-        "holdout": share,
-        "held_out_mark": mark,
+        "holdout": division.share,
+        "held_out_mark": division.mark,
         **counted.on_card(),
         "pretrained": None if start is None else how_pretrained(start),
     }
-    if isinstance(data, Path):
-        source = reader_of(name_of_reader)
-        stated = f"{source.citation}; licence: {source.licence}; {counted}"
-        card = {"training_data": (stated,), **said_of(source, recipe), **(card or {})}
+    of_set = _said_of_set(reader or recipe.reader, recipe, str(counted)) if isinstance(data, Path) else {}
     given = {"stains": stain, "specimens": specimen}
-    card = {**(card or {}), **{key: (value,) for key, value in given.items() if value is not None}}
-    finish_package(net, cells, held_out, recipe, out_dir, name or out_dir.name, training, card)
+    card = {**of_set, **(card or {}), **{k: (value,) for k, value in given.items() if value is not None}}
+    finish_package(net, cells, division.held_out, recipe, out_dir, name or out_dir.name, training, card)
     return out_dir
+
+
+@dataclass(frozen=True)
+class _Division:
+    """Cells to learn from and held out; the `share` and `mark` of a division that can be drawn again."""
+
+    learned: list[Sample]
+    held_out: Sequence[Sample]
+    share: float | None
+    mark: str | None
+
+
+def _divided(samples: list[Sample], holdout: float, seed: int, report: Callable[[str], None]) -> _Division:
+    """Part of the groups held out, copies of one image together."""
+    from classifiers.evaluation import held_out_mark
+    from classifiers.sources import split_by_group, with_copies_together
+
+    samples = with_copies_together(samples, report)
+    train, held = split_by_group(samples, holdout, seed)
+    held_out = [samples[i] for i in held]
+    return _Division([samples[i] for i in train], held_out, holdout, held_out_mark(held_out))
+
+
+def _net_to_train(
+    recipe: Recipe, seed: int, locator: dict[str, Tensor] | None, start: Path | None
+) -> CellNet:
+    """A network to train: new, on a pretrained backbone, or going on from a classifier with its locator."""
+    from classifiers.timm_classifier import go_on_from, own_locator
+    from storage.packages import find_package
+
+    before = None if start is None else find_package(str(start))
+    if before is not None and locator is None:
+        locator = own_locator(before)
+    backbone = start if before is None else None
+    net = new_net(recipe, locator=locator is not None, seed=seed, backbone=backbone)
+    if net.locator is not None and locator is not None:
+        net.locator.load_state_dict(locator)
+    if before is not None:
+        go_on_from(net, before, level_classes(recipe.level))
+    elif recipe.start_share:
+        raise BadInput("recipe: start_share is of a classifier to go on from; name one with --start.")
+    return net
+
+
+def _said_of_set(reader: str, recipe: Recipe, counted: str) -> dict[str, Any]:
+    """What a card says of cells that a reader read."""
+    from classifiers.readers import reader_of
+
+    source = reader_of(reader)
+    stated = f"{source.citation}; licence: {source.licence}; {counted}"
+    return {"training_data": (stated,), **said_of(source, recipe)}

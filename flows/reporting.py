@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flows import stages
 from flows.auditing import RESULT, announce, check_record
@@ -34,6 +34,9 @@ from pipeline.review import (
 )
 from storage.clock import now
 from storage.fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from pipeline.report_inputs import Quality, RunInfo
 
 PAGE, TABLE = "report.html", "cells.parquet"
 
@@ -98,6 +101,45 @@ def content_mark(run: CaseRun, findings: Findings, state: ReviewState) -> str:
     return fingerprint("corrected", mark, state.labels) if state.labels else mark
 
 
+def _quality(findings: Findings) -> Quality:
+    """How well the images of a case are, without what would tell whose they are."""
+    from pipeline.report_inputs import Quality
+
+    told = deidentified_text(findings.case)
+    return Quality(
+        focus={
+            (f.slide, f.field, str(f.modality), str(f.stain)): f.quality
+            for f in findings.images
+            if f.quality is not None
+        },
+        registrations={
+            (f.slide, f.field): f.registration.model_copy(update={"reason": told(f.registration.reason)})
+            for f in findings.registrations
+            if f.registration
+        },
+    )
+
+
+def _run_info(run: CaseRun, findings: Findings, mark: str) -> RunInfo:
+    """What a report says of the run that it is made by."""
+    from pipeline.report_inputs import RunInfo
+
+    made_by = findings.made_by
+    return RunInfo(
+        fingerprint=mark,
+        config_sha256=settings_mark(run.settings),
+        expected_config_sha256=run.settings.report.validated_config,
+        created=now(),
+        models=made_by.models,
+        version=version("smearflow"),
+        commit=source_commit(),
+        known_classes=made_by.known_classes,
+        min_confidence=made_by.min_confidence,
+        virtual_min_confidence=made_by.virtual_min_confidence,
+        painted=findings.painted,
+    )
+
+
 def write_report(
     run: CaseRun, findings: Findings, mark: str, acts: Sequence[Act] = (), content: str | None = None
 ) -> dict[str, str]:
@@ -105,11 +147,9 @@ def write_report(
     from pipeline.report import build_result
     from pipeline.report_cells import cells_table, parquet_bytes
     from pipeline.report_html import render_html
-    from pipeline.report_inputs import Quality, RunInfo
     from storage.results_db import ResultsDatabase
 
     made_by = findings.made_by
-    told = deidentified_text(findings.case)
     case = deidentified(findings.case)
     state = review_state(acts)
     reviewed = placed_labels(state, findings.cells)
@@ -118,31 +158,8 @@ def write_report(
         case,
         findings.cells,
         findings.classes,
-        Quality(
-            focus={
-                (f.slide, f.field, str(f.modality), str(f.stain)): f.quality
-                for f in findings.images
-                if f.quality is not None
-            },
-            registrations={
-                (f.slide, f.field): f.registration.model_copy(update={"reason": told(f.registration.reason)})
-                for f in findings.registrations
-                if f.registration
-            },
-        ),
-        RunInfo(
-            fingerprint=mark,
-            config_sha256=settings_mark(run.settings),
-            expected_config_sha256=run.settings.report.validated_config,
-            created=now(),
-            models=made_by.models,
-            version=version("smearflow"),
-            commit=source_commit(),
-            known_classes=made_by.known_classes,
-            min_confidence=made_by.min_confidence,
-            virtual_min_confidence=made_by.virtual_min_confidence,
-            painted=findings.painted,
-        ),
+        _quality(findings),
+        _run_info(run, findings, mark),
         run.settings,
         status=state.status(content or mark),
         review=review_part(state, reviewed, findings.classes, n_smear) if acts else None,

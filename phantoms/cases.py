@@ -25,6 +25,7 @@ from phantoms.geometry import (
     transform_box,
     warp,
 )
+from phantoms.marrow import NORMAL_MARROW, add_nuisances, assign_types, marrow_drawer, perls_fields
 from phantoms.optics import DicOptics, random_optics, render_dic
 from phantoms.stains import DOMAINS, StainStyle, develop, disturb, random_style
 from pipeline.errors import BadInput
@@ -108,8 +109,6 @@ def simulate_case(
     drawer: Drawer = draw
     usual, cover, nuisance = NORMAL_BLOOD, 0.38, 0.0
     if marrow:
-        from phantoms.marrow import NORMAL_MARROW, marrow_drawer
-
         drawer = marrow_drawer("MGG", correlate)
         usual, cover, nuisance = NORMAL_MARROW, 0.22, 0.5
     plan = _Plan(
@@ -138,11 +137,9 @@ def simulate_case(
         crowding=plan.nuisance if marrow else 0.0,
     )
     if marrow:
-        from phantoms.marrow import assign_types
-
         cells = assign_types(cells, rng, rs_fraction)
     record = _Record()
-    for number in range(n_fields):
+    for number in range(len(plan.views)):
         _take_field(plan, cells, number, record)
     if perls:
         _take_perls(plan, cells, record)
@@ -189,8 +186,6 @@ def _take_field(plan: _Plan, cells: Sequence[TrueCell], number: int, record: _Re
 
 def _take_perls(plan: _Plan, cells: Sequence[TrueCell], record: _Record) -> None:
     """Write the same marrow as a Perls slide, and note what is true of its fields."""
-    from phantoms.marrow import perls_fields
-
     for view, image, labels, entry in perls_fields(
         cells,
         plan.views,
@@ -292,8 +287,6 @@ def _max_shift(view: FieldView) -> float:
 def _photograph(layers: FieldLayers, plan: _Plan, rng: np.random.Generator) -> Array:
     density, style = np.ascontiguousarray(layers.inner(layers.density)), plan.style
     if plan.nuisance > 0:
-        from phantoms.marrow import add_nuisances
-
         density, style = add_nuisances(density, plan.pixel_size_um, style, rng, plan.nuisance, "MGG")
     return develop(density, plan.pixel_size_um, style, rng, bits=plan.bits)
 

@@ -8,7 +8,7 @@ BadInput; what costs one image is a Problem of the Case, and the rest goes on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -283,44 +283,63 @@ def assemble_case(
     images, copies = _drop_copies(_of_one_camera(images))
     problems += copies
     if not images:
-        fatal = [p for p in problems if p.fatal_for_field]
-        first = fatal[0].message if fatal else "no image was found"
-        more = f" ({len(fatal) - 1} more problems)" if len(fatal) > 1 else ""
-        raise BadInput(f"{declared.case_id}: no field can be used: {first}{more}")
+        raise BadInput(f"{declared.case_id}: no field can be used: {_why_nothing(problems)}")
     problems += _partners(declared, images)
-    usable = {(i.slide, i.field) for i in images}
-    settled = []
-    for problem in problems:
-        key = (problem.slide or "", problem.field or "")
-        if problem.fatal_for_field and key in usable:
-            rest = " and ".join(sorted(i.modality for i in images if (i.slide, i.field) == key))
-            problem = problem.model_copy(
-                update={
-                    "fatal_for_field": False,
-                    "message": f"{problem.message} The field is counted from its {rest} image.",
-                }
-            )
-        settled.append(problem)
-    of_slides = {(i.slide, i.field) for i in images if i.region is not None}
     used = {(i.slide, i.file) for i in images}
-    slides_read = {i.file for i in images if i.region is not None}
-    slides_read |= {p.file for p in problems if p.code == NO_FIELD_NAMED and p.file}
-    whole = {(s.slide, s.field) for s in declared.sources if s.file in slides_read}
+    choices = [i.choice for i in found if i.choice is not None and (i.choice.slide, i.choice.file) in used]
     return Case(
         case_id=declared.case_id,
         specimen=declared.specimen,
         collected=declared.collected,
         mode=case_mode(images),
         images=tuple(images),
-        problems=tuple(sorted(settled, key=lambda p: (p.slide or "", p.field or "", p.code, p.file or ""))),
-        n_fields_declared=len((set(declared.declared_fields) - whole) | of_slides),
-        slide_choices=tuple(
+        problems=tuple(
             sorted(
-                (i.choice for i in found if i.choice is not None and (i.choice.slide, i.choice.file) in used),
-                key=lambda c: (c.slide, c.file),
+                _counted_all_the_same(problems, images),
+                key=lambda p: (p.slide or "", p.field or "", p.code, p.file or ""),
             )
         ),
+        n_fields_declared=_n_fields_declared(declared, problems, images),
+        slide_choices=tuple(sorted(choices, key=lambda c: (c.slide, c.file))),
     )
+
+
+def _why_nothing(problems: Sequence[Problem]) -> str:
+    fatal = [p for p in problems if p.fatal_for_field]
+    first = fatal[0].message if fatal else "no image was found"
+    more = f" ({len(fatal) - 1} more problems)" if len(fatal) > 1 else ""
+    return f"{first}{more}"
+
+
+def _counted_all_the_same(problems: Iterable[Problem], images: Sequence[FieldImage]) -> list[Problem]:
+    """The problems, those of a field that another image of it still counts for no longer fatal."""
+    rest: dict[tuple[str, str], list[str]] = {}
+    for image in images:
+        rest.setdefault((image.slide, image.field), []).append(image.modality)
+    settled = []
+    for problem in problems:
+        left = rest.get((problem.slide or "", problem.field or ""))
+        if problem.fatal_for_field and left:
+            problem = problem.model_copy(
+                update={
+                    "fatal_for_field": False,
+                    "message": f"{problem.message} The field is counted from its "
+                    f"{' and '.join(sorted(left))} image.",
+                }
+            )
+        settled.append(problem)
+    return settled
+
+
+def _n_fields_declared(
+    declared: Declaration, problems: Iterable[Problem], images: Sequence[FieldImage]
+) -> int:
+    """Fields that the case was said to have; a whole slide that was read stands for those cut from it."""
+    of_slides = {(i.slide, i.field) for i in images if i.region is not None}
+    slides_read = {i.file for i in images if i.region is not None}
+    slides_read |= {p.file for p in problems if p.code == NO_FIELD_NAMED and p.file}
+    whole = {(s.slide, s.field) for s in declared.sources if s.file in slides_read}
+    return len((set(declared.declared_fields) - whole) | of_slides)
 
 
 def read_case(case_dir: Path | str, settings: IntakeSettings, *, pixel_size_um: float | None = None) -> Case:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from pipeline.settings import FieldPosition, IntakeSettings
 from pipeline.types import FieldImage, Problem, SlideChoice, SlideRegion
 
 if TYPE_CHECKING:
+    from pipeline.slide_fields import Chosen
     from storage.slides import SlideField, SlideReader
 
 COARSEST_UM = 1.1  # a pixel: a nucleus of 7 µm is some six of them; 10x objectives make 1 µm
@@ -96,15 +97,8 @@ def inspect_slide(
     from pipeline.slide_fields import choose_fields
     from storage.slides import SlideReader
 
-    if source.modality == "dic" or source.stain == "unstained":
-        message = f"{source.file}: a whole slide is read as stained brightfield only; export DIC as fields."
-        return Inspected(problems=(problem_of(source, "UNREADABLE", message),))
-    if _named(source, settings) and not positions_of(source, settings):
-        message = (
-            f"{source.file}: fields are named by hand, and none of them on the slide '{source.slide}': it is "
-            "not read; name fields of it, too, if it is to be."
-        )
-        return Inspected(problems=(problem_of(source, NO_FIELD_NAMED, message, fatal=False),))
+    if no_use := _not_to_be_read(source, settings):
+        return Inspected(problems=(no_use,))
     digest = sha256_slide(path)
     with SlideReader(path) as reader:
         scale = scale_of(source, reader.file_pixel_size_um)
@@ -132,17 +126,52 @@ def inspect_slide(
             from pipeline.slide_picture import draw_choice
 
             picture = keep_picture(draw_choice(chosen, reader.width_px, reader.height_px))
+    problems += _problems_of(source, settings, chosen)
+    if not chosen.fields:
+        return Inspected(problems=tuple(problems), picture=picture)
+    return Inspected(
+        images=_field_images(source, chosen.fields, size, origin, digest),
+        problems=tuple(problems),
+        choice=_choice_of(source, chosen, picture),
+        picture=picture,
+    )
+
+
+def _not_to_be_read(source: Source, settings: IntakeSettings) -> Problem | None:
+    """Why a slide is not even opened, where it is not."""
+    if source.modality == "dic" or source.stain == "unstained":
+        message = f"{source.file}: a whole slide is read as stained brightfield only; export DIC as fields."
+        return problem_of(source, "UNREADABLE", message)
+    if _named(source, settings) and not positions_of(source, settings):
+        message = (
+            f"{source.file}: fields are named by hand, and none of them on the slide '{source.slide}': it is "
+            "not read; name fields of it, too, if it is to be."
+        )
+        return problem_of(source, NO_FIELD_NAMED, message, fatal=False)
+    return None
+
+
+def _problems_of(source: Source, settings: IntakeSettings, chosen: Chosen) -> list[Problem]:
+    """What is to be said of the fields that were chosen."""
     if not chosen.fields:
         message = (
             f"{source.file}: no stained material was found on the slide; check that it is the right one."
         )
-        return Inspected(problems=(*problems, problem_of(source, "EMPTY_SLIDE", message)), picture=picture)
+        return [problem_of(source, "EMPTY_SLIDE", message)]
+    problems = []
     if not chosen.monolayer:
         problems.append(_no_monolayer(source, settings, len(chosen.fields)))
     if damaged := [c.field for c in chosen.candidates if c.damaged]:
         problems.append(_damaged(source, damaged, len(chosen.candidates)))
+    return problems
+
+
+def _field_images(
+    source: Source, fields: Sequence[SlideField], size_um: float, origin: Any, digest: str
+) -> tuple[FieldImage, ...]:
+    """The fields of a slide as images of the case, numbered in the order in which they were chosen."""
     prefix = f"{source.field}-" if source.field else ""
-    images = tuple(
+    return tuple(
         FieldImage(
             slide=source.slide,
             field=f"{prefix}R{number:04d}",
@@ -157,17 +186,21 @@ def inspect_slide(
             channels=3,
             sha256=digest,
             # Where the slide itself has a stage position, it is that of its corner.
-            x_um=(source.x_um or 0.0) + field.x_px * size,
-            y_um=(source.y_um or 0.0) + field.y_px * size,
+            x_um=(source.x_um or 0.0) + field.x_px * size_um,
+            y_um=(source.y_um or 0.0) + field.y_px * size_um,
             region=SlideRegion(
                 x_px=field.x_px, y_px=field.y_px, width_px=field.width_px, height_px=field.height_px
             ),
         )
-        for number, field in enumerate(chosen.fields, start=1)
+        for number, field in enumerate(fields, start=1)
     )
+
+
+def _choice_of(source: Source, chosen: Chosen, picture: str | None) -> SlideChoice:
+    """How the fields of a slide were chosen, and out of what."""
     scores = {c.field: c.score for c in chosen.candidates if c.score is not None}
     taken = [round(scores[f], 3) for f in chosen.fields if f in scores]
-    choice = SlideChoice(
+    return SlideChoice(
         slide=source.slide,
         file=source.file,
         how=chosen.how,
@@ -178,7 +211,6 @@ def inspect_slide(
         best_score=max(taken, default=None),
         picture=picture,
     )
-    return Inspected(images=images, problems=tuple(problems), choice=choice, picture=picture)
 
 
 def _refuse_coarse(source: Source, size_um: float) -> None:

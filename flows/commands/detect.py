@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,141 @@ from flows.console import (
     read_with_modality,
     stated_pixel_size,
 )
+from pipeline.errors import BadInput
+
+if TYPE_CHECKING:
+    from pipeline.settings import DetectionSettings
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What is asked of every image.
+
+    `reads` are the modalities that the model was made for, where one is named.
+    """
+
+    modality: str | None
+    pixel_size: float | None
+    model: str | None
+    threshold: float | None
+    settings: DetectionSettings
+    max_pixels: int
+    reads: tuple[str, ...]
+
+    def detector_of(self, kind: str) -> tuple[str, Any]:
+        """The name of the detector for a modality, and the detector."""
+        from detectors.painted import leukocyte_detector
+
+        usual = self.settings.dic_detector if kind == "dic" else self.settings.brightfield_detector
+        name = self.model or usual
+        return name, leukocyte_detector(name, painted=self.settings.dic_painted)
+
+    def in_file(self, path: Path) -> dict[str, Any]:
+        """What is found in an image or a slide."""
+        from storage.images import is_noise
+        from storage.slides import is_slide
+
+        # A detector that has no windows reads an image as a whole; then a slide is an image like any other.
+        if is_slide(path, max_pixels=self.max_pixels) and hasattr(
+            self.detector_of("brightfield")[1], "in_windows"
+        ):
+            return self.on_slide(path)
+        # Of a grey image the modality is a guess, and who names a model for DIC knows better.
+        image, kind = read_with_modality(
+            path, self.modality, grey="dic" if self.reads == ("dic",) else None, max_pixels=self.max_pixels
+        )
+        if is_noise(image):
+            raise BadInput(f"{path}: the image is nothing but noise; hand in one of a smear.")
+        return self.found_in(path, image, kind, *stated_pixel_size(path, self.pixel_size))
+
+    def on_slide(self, path: Path) -> dict[str, Any]:
+        """What is found on a whole slide, window by window."""
+        from storage.slide_windows import SlideWindows
+        from storage.slides import SlideReader
+
+        if self.modality == "dic":
+            raise BadInput(
+                f"{path}: a whole slide is read as stained brightfield only; export DIC as fields."
+            )
+        with (
+            SlideReader(path) as reader,
+            progress(None, total=reader.width_px * reader.height_px, what=path.name) as bar,
+        ):
+            size = f"{reader.width_px} x {reader.height_px} pixels"
+            click.echo(one_line(f"{path}: a whole slide of {size}, looked at window by window."), err=True)
+            stated = reader.file_pixel_size_um
+            scale = (stated, "file") if self.pixel_size is None else (self.pixel_size, "command line")
+            return self.found_in(path, SlideWindows(reader, seen=bar.update), "brightfield", *scale)
+
+    def found_in(self, path: Path, image: Any, kind: str, size: float | None, source: str) -> dict[str, Any]:
+        """What is found in pixels of a modality at a scale, of which `source` says where it is from."""
+        from detectors.scale import contradicted_scale, infer_pixel_size_um
+
+        name, detector = self.detector_of(kind)
+        _require_made_for(path, name, kind)
+        if size is None:
+            estimate = infer_pixel_size_um(image, kind)
+            size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
+            say = f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how})."
+            click.echo(one_line(say), err=True)
+        other = None
+        if kind == "brightfield" and source in ("file", "command line") and hasattr(detector, "look"):
+            other = contradicted_scale(image, size, detector)
+        if other is not None:
+            say = (
+                f"{path}: {size:g} µm a pixel by the {source}, but its {other.n_red_cells} red cells speak "
+                f"for {other.pixel_size_um:.3g} µm; give --pixel-size if they do."
+            )
+            click.echo(one_line(say), err=True)
+        boxes, scores = detector.detect(image, size)
+        keep = scores >= (self.threshold or 0.0)
+        return {
+            "file": str(path),
+            "modality": kind,
+            "pixel_size_um": round(float(size), 5),
+            "pixel_size_source": source,
+            "inferred_pixel_size_um": None if other is None else round(other.pixel_size_um, 5),
+            "boxes": [[round(float(v), 2) for v in box] for box in boxes[keep]],
+            "scores": [round(float(s), 5) for s in scores[keep]],
+        }
+
+
+def _require_made_for(path: Path, name: str, kind: str) -> None:
+    """BadInput where a detector was not made for images of this kind."""
+    from storage.registry import modalities
+
+    made_for = modalities("detector", name)
+    if made_for and kind not in made_for:
+        raise BadInput(
+            f"{path}: this is a {kind} image, and '{name}' was made for {' and '.join(made_for)} "
+            f"images; leave out --model, or give --modality {made_for[0]} if it is one."
+        )
+
+
+def _search(
+    modality: str | None,
+    pixel_size: float | None,
+    model: str | None,
+    threshold: float | None,
+    config: Path | None,
+) -> _Search:
+    """The search that the options ask for; BadInput, before any image is read, where they cannot be had."""
+    from pipeline.settings import load_settings
+    from storage.registry import modalities
+
+    loaded = load_settings(config)
+    reads = () if model is None else modalities("detector", model)
+    search = _Search(
+        modality, pixel_size, model, threshold, loaded.detection, loaded.intake.max_image_pixels, reads
+    )
+    if model is not None:
+        search.detector_of("")
+    if modality and reads and modality not in reads:
+        raise BadInput(
+            f"--modality {modality}: '{model}' was made for {' and '.join(reads)} images; leave out --model, "
+            "or name another."
+        )
+    return search
 
 
 @click.command(name="detect")
@@ -49,98 +185,14 @@ def command(
     A slide is looked at as a whole, window by window; to have the fields that are worth it counted, make it
     a case: smearflow run.
     """
-    from detectors.painted import leukocyte_detector
-    from detectors.scale import contradicted_scale, infer_pixel_size_um
-    from pipeline.errors import BadInput
-    from pipeline.settings import detection_threshold, load_settings
-    from storage.images import is_noise
-    from storage.registry import modalities
-    from storage.slide_windows import SlideWindows
-    from storage.slides import SlideReader, is_slide
+    from pipeline.settings import detection_threshold
 
-    loaded = load_settings(config)
-    settings, max_pixels = loaded.detection, loaded.intake.max_image_pixels
-
-    def detector_of(kind: str) -> tuple[str, Any]:
-        name = model or (settings.dic_detector if kind == "dic" else settings.brightfield_detector)
-        return name, leukocyte_detector(name, painted=settings.dic_painted)
-
-    reads: tuple[str, ...] = ()
-    if model is not None:  # a wrong name is said once, before any image is read
-        reads = modalities("detector", model)
-        detector_of("")
-    if modality and reads and modality not in reads:
-        raise BadInput(
-            f"--modality {modality}: '{model}' was made for {' and '.join(reads)} images; leave out --model, "
-            "or name another."
-        )
-
-    def one(path: Path) -> dict[str, Any]:
-        # A detector that has no windows reads an image as a whole; then a slide is an image like any other.
-        if is_slide(path, max_pixels=max_pixels) and hasattr(detector_of("brightfield")[1], "in_windows"):
-            return on_slide(path)
-        # Of a grey image the modality is a guess, and who names a model for DIC knows better.
-        image, kind = read_with_modality(
-            path, modality, grey="dic" if reads == ("dic",) else None, max_pixels=max_pixels
-        )
-        if is_noise(image):
-            raise BadInput(f"{path}: the image is nothing but noise; hand in one of a smear.")
-        return found_in(path, image, kind, *stated_pixel_size(path, pixel_size))
-
-    def on_slide(path: Path) -> dict[str, Any]:
-        if modality == "dic":
-            raise BadInput(
-                f"{path}: a whole slide is read as stained brightfield only; export DIC as fields."
-            )
-        with (
-            SlideReader(path) as reader,
-            progress(None, total=reader.width_px * reader.height_px, what=path.name) as bar,
-        ):
-            size = f"{reader.width_px} x {reader.height_px} pixels"
-            click.echo(one_line(f"{path}: a whole slide of {size}, looked at window by window."), err=True)
-            stated = reader.file_pixel_size_um
-            scale = (stated, "file") if pixel_size is None else (pixel_size, "command line")
-            return found_in(path, SlideWindows(reader, seen=bar.update), "brightfield", *scale)
-
-    def found_in(path: Path, image: Any, kind: str, size: float | None, source: str) -> dict[str, Any]:
-        name, detector = detector_of(kind)
-        made_for = modalities("detector", name)
-        if made_for and kind not in made_for:
-            raise BadInput(
-                f"{path}: this is a {kind} image, and '{name}' was made for {' and '.join(made_for)} "
-                f"images; leave out --model, or give --modality {made_for[0]} if it is one."
-            )
-        if size is None:
-            estimate = infer_pixel_size_um(image, kind)
-            size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
-            say = f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how})."
-            click.echo(one_line(say), err=True)
-        other = None
-        if kind == "brightfield" and source in ("file", "command line") and hasattr(detector, "look"):
-            other = contradicted_scale(image, size, detector)
-        if other is not None:
-            say = (
-                f"{path}: {size:g} µm a pixel by the {source}, but its {other.n_red_cells} red cells speak "
-                f"for {other.pixel_size_um:.3g} µm; give --pixel-size if they do."
-            )
-            click.echo(one_line(say), err=True)
-        boxes, scores = detector.detect(image, size)
-        keep = scores >= (threshold or 0.0)
-        return {
-            "file": str(path),
-            "modality": kind,
-            "pixel_size_um": round(float(size), 5),
-            "pixel_size_source": source,
-            "inferred_pixel_size_um": None if other is None else round(other.pixel_size_um, 5),
-            "boxes": [[round(float(v), 2) for v in box] for box in boxes[keep]],
-            "scores": [round(float(s), 5) for s in scores[keep]],
-        }
-
+    search = _search(modality, pixel_size, model, threshold, config)
     with output(as_json) as show:
-        results, refused = each_image(images, "detect", one)
+        results, refused = each_image(images, "detect", search.in_file)
         lines = []
         for r in results:
-            cut = threshold if threshold is not None else detection_threshold(settings, r["modality"])
+            cut = threshold if threshold is not None else detection_threshold(search.settings, r["modality"])
             number = sum(x >= cut for x in r["scores"])
             lines.append(
                 one_line(r["file"]) + f": {number} leukocyte{'' if number == 1 else 's'} ({r['modality']}, "
