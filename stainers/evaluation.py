@@ -19,6 +19,7 @@ from stainers.downstream import names, outlines
 from stainers.feature_metrics import Encoder, feature_metrics, imagenet_weights
 from stainers.field import PATCH_LIMIT_PX, stain_image
 from stainers.image_errors import image_errors
+from stainers.intervals import interval, without_interval
 from stainers.pair_sources import Pair, find_pairs
 from stainers.reliability import auroc, correlations, reliability_bins
 from stainers.spoiling import SPOILS
@@ -27,22 +28,6 @@ from storage.whole_files import write_json, write_png
 Array = np.ndarray[Any, Any]
 # raw, in one light, without lamp and stain strength, and that as a share of the structure there is
 CORRELATED = ("rmse", "rmse_balanced", "rmse_matched", "structure_error")
-Interval = tuple[float, float, float]
-
-
-def interval(values: Array, groups: Sequence[str], draws: int = 1000, seed: int = 0) -> Interval:
-    """Mean and 95 % percentile bootstrap over groups; values that are not numbers are left out."""
-    values = np.asarray(values, float)
-    known = np.isfinite(values)
-    if not known.any():
-        return float("nan"), float("nan"), float("nan")
-    values, groups = values[known], [g for g, k in zip(groups, known, strict=True) if k]
-    names_, index = np.unique(np.asarray(groups), return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    pick = np.random.default_rng(seed).integers(len(names_), size=(draws, len(names_)))
-    means = sums[pick].sum(axis=1) / counts[pick].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -164,11 +149,16 @@ def evaluate_pairs(
         },
         "reliability": reliability_bins(clean.confidence, clean.errors),
     }
+    of_parts = {f"{k} {n}": row for k in ("target", "class") for n, row in report[f"per_{k}"].items()}
+    lacking = without_interval({"all": report["all"], **of_parts})
     if by_features and len(sizes) > 1:
-        report["not_measured"] = (
+        lacking.insert(
+            0,
             f"features: the pairs are of {len(sizes)} sizes, from {sizes[0][1]} x {sizes[0][0]} to "
-            f"{sizes[-1][1]} x {sizes[-1][0]} px, and need one"
+            f"{sizes[-1][1]} x {sizes[-1][0]} px, and need one",
         )
+    if lacking:
+        report["not_measured"] = "; ".join(lacking)
     threshold = getattr(stainer, "min_confidence", None)
     if threshold is not None:
         report["share_below_threshold"] = float(np.mean(clean.confidence < threshold))

@@ -8,10 +8,42 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.statistics import clopper_pearson
 from stainers.data import Smear
+from stainers.intervals import interval
 from stainers.pair_sources import Pair
 
 pytest.importorskip("torch")
+
+
+def test_cells_of_one_source_have_no_interval_and_it_is_said(tmp_path):
+    from stainers.evaluation import evaluate_pairs
+    from stainers.reliability import correlations
+    from tests.stainer_scenes import FakeStainer, pairs_of
+
+    mean, low, high = interval(np.r_[np.ones(10), np.zeros(10)], ["a"] * 20)
+    assert mean == 0.5
+    assert np.isnan([low, high]).all()
+    rng = np.random.default_rng(0)
+    r, low, high = correlations(rng.random(30), rng.random(30), ["a"] * 30)["pearson"]
+    assert np.isfinite(r)
+    assert np.isnan([low, high]).all()
+    pairs = [replace(p, source="f") if p.target == "bccd" else p for p in pairs_of(6)]
+    pairs = [replace(p, label="") for p in pairs]
+    found = evaluate_pairs(FakeStainer(), pairs, spoilt_inputs=False)
+    assert found["not_measured"] == "intervals of target bccd: the cells are of one source image"
+    assert np.isfinite(found["per_target"]["raabin"]["rmse"]).all()
+    assert np.isfinite(found["all"]["rmse"]).all()
+
+
+def test_what_all_cells_answer_alike_has_an_interval_of_the_width_that_so_many_sources_leave():
+    sources = list("abcde") * 2
+    mean, low, high = interval(np.ones(10), sources)
+    assert (mean, high) == (1, 1)
+    assert low == pytest.approx(clopper_pearson(5, 5)[0])  # by hand: 0.025 ** (1 / 5)
+    assert low == pytest.approx(0.025**0.2)
+    assert interval(np.zeros(10), sources) == pytest.approx((0, 0, 1 - low))
+    assert interval(np.zeros(10), sources, span=(-1, 1)) == pytest.approx((0, low - 1, 1 - low))
 
 
 def smear_of(file: str, split: str, seed: int) -> Smear:
