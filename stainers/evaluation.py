@@ -16,7 +16,13 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.data import PIXEL_SIZE_UM
 from stainers.downstream import names, outlines
-from stainers.feature_metrics import Encoder, feature_metrics, imagenet_weights
+from stainers.feature_metrics import (
+    MIN_FOR_FRECHET_OF_PART,
+    Distance,
+    Encoder,
+    feature_metrics,
+    imagenet_weights,
+)
 from stainers.field import PATCH_LIMIT_PX, stain_image
 from stainers.image_errors import image_errors
 from stainers.intervals import interval, without_interval
@@ -99,7 +105,6 @@ def evaluate_pairs(
     targets = np.asarray([p.target for p in pairs])
     real, dic = [p.stained for p in pairs], [p.dic for p in pairs]
     columns = dict(clean.errors)
-    of_sets: dict[str, Any] = {}
     classes, labels_from = [p.label for p in pairs], "of the pairs"
     if classify is not None:
         truth = [str(classify(p[None])[0]) for p in real]
@@ -113,22 +118,24 @@ def evaluate_pairs(
         columns |= outlines(segment, clean.images, real, dic)
     sizes = sorted({p.stained.shape[:2] for p in pairs})
     by_features = encoder is not None or weights_dir is not None
+    distance: Distance | None = None
+    networks: dict[str, Any] = {}
     if by_features and len(sizes) == 1:
-        pairwise, of_sets, networks = feature_metrics(
+        pairwise, distance, used = feature_metrics(
             clean.images, real, encoder=encoder, weights_dir=weights_dir
         )
         columns |= pairwise
-        of_sets = {**of_sets, "networks": networks}
+        networks = {"networks": used}
 
-    def summary(chosen: Array) -> dict[str, Any]:
-        groups = [s for s, c in zip(sources, chosen, strict=True) if c]
-        return {"n": int(chosen.sum()), **{k: interval(v[chosen], groups) for k, v in columns.items()}}
+    def summary(chosen: Array, least: int = MIN_FOR_FRECHET_OF_PART) -> dict[str, Any]:
+        n, groups = int(chosen.sum()), [s for s, c in zip(sources, chosen, strict=True) if c]
+        figures: dict[str, Any] = {k: interval(v[chosen], groups) for k, v in columns.items()}
+        return {"n": n, **figures} | (distance(chosen) if distance is not None and n >= least else {})
 
-    every = np.ones(len(pairs), bool)
     labels = np.asarray(classes)
     report: dict[str, Any] = {
         "measured_on": measured_on,
-        "all": {**summary(every), **of_sets},
+        "all": summary(np.ones(len(pairs), bool), 0) | networks,
         "per_target": {t: summary(targets == t) for t in sorted(set(targets))},
         "per_class": {c: summary(labels == c) for c in sorted(set(labels) - {""})},
         **({"labels": labels_from} if any(classes) else {}),
@@ -151,6 +158,9 @@ def evaluate_pairs(
     }
     of_parts = {f"{k} {n}": row for k in ("target", "class") for n, row in report[f"per_{k}"].items()}
     lacking = without_interval({"all": report["all"], **of_parts})
+    few = [name for name, row in of_parts.items() if row["n"] < MIN_FOR_FRECHET_OF_PART]
+    if distance is not None and few:
+        lacking.append(f"Fréchet distances of {', '.join(few)}: fewer than {MIN_FOR_FRECHET_OF_PART} pairs")
     if by_features and len(sizes) > 1:
         lacking.insert(
             0,

@@ -46,6 +46,30 @@ def test_what_all_cells_answer_alike_has_an_interval_of_the_width_that_so_many_s
     assert interval(np.zeros(10), sources, span=(-1, 1)) == pytest.approx((0, low - 1, 1 - low))
 
 
+def test_distances_of_sets_are_of_every_target_and_class_that_has_enough_pairs(monkeypatch):
+    from stainers import evaluation, feature_metrics
+    from tests.stainer_scenes import FakeClassifier, FakeStainer, pairs_of
+
+    monkeypatch.setattr(evaluation, "MIN_FOR_FRECHET_OF_PART", 4)
+    pairs = [replace(p, label="a" if i < 5 else "b") for i, p in enumerate(pairs_of(8))]
+
+    def made():
+        return feature_metrics.Encoder(FakeClassifier(), 0.1)
+
+    found = evaluation.evaluate_pairs(FakeStainer(), pairs, encoder=made, spoilt_inputs=False)
+    targets = [p.target for p in pairs]
+    assert {t: targets.count(t) for t in ("bccd", "raabin")} == {"bccd": 4, "raabin": 4}
+    of_target = {t: found["per_target"][t]["encoder_frechet"] for t in ("bccd", "raabin")}
+    assert of_target["bccd"] != of_target["raabin"]
+    painted = evaluation.measure(FakeStainer(), pairs, [p.dic for p in pairs]).images
+    own = [i for i, t in enumerate(targets) if t == "bccd"]
+    by_hand = feature_metrics.frechet(made(), [painted[i] for i in own], [pairs[i].stained for i in own])
+    assert of_target["bccd"] == pytest.approx(by_hand)
+    assert found["per_class"]["a"]["encoder_frechet"] > 0
+    assert "encoder_frechet" not in found["per_class"]["b"]
+    assert found["not_measured"] == "Fréchet distances of class b: fewer than 4 pairs"
+
+
 def smear_of(file: str, split: str, seed: int) -> Smear:
     """A field (600, 600, 3) of blotches that no other field has."""
     import cv2
