@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.json_text import json_text
+
 ALPHAS = (0.1, 0.3, 1.0, 3.0)
 SAMPLES = (2, 4, 8, 16)
 FOLDS = 6
@@ -194,7 +196,7 @@ def write_card(folder: Path, metrics: dict[str, Any], confidence: dict[str, Any]
         card["parameters"]["confidence"] = confidence
     card["metrics"] |= metrics
     draft = folder / "card.json.tmp"
-    draft.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    draft.write_text(json_text(card) + "\n", encoding="utf-8")
     os.replace(draft, folder / "card.json")
 
 
@@ -296,7 +298,7 @@ def main() -> None:
         if options.cases:
             reports["cases"] = unknown_optics(package, smears, options.cases, 2 * options.cells, options.out)
         for name, report in reports.items():
-            (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            (options.out / f"{name}.json").write_text(json_text(report) + "\n", encoding="utf-8")
             print(name, json.dumps(report["confidence_error_correlation"]), report["spoilt_auroc"])
         return
     stainer: Any = load("stainer", options.model)
