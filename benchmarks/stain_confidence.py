@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from storage.json_text import json_text
+
 ALPHAS = (0.1, 0.3, 1.0, 3.0)
 SAMPLES = (2, 4, 8, 16)
 FOLDS = 6
@@ -194,25 +196,23 @@ def write_card(folder: Path, metrics: dict[str, Any], confidence: dict[str, Any]
         card["parameters"]["confidence"] = confidence
     card["metrics"] |= metrics
     draft = folder / "card.json.tmp"
-    draft.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    draft.write_text(json_text(card) + "\n", encoding="utf-8")
     os.replace(draft, folder / "card.json")
 
 
-def source_splits(pairs: Sequence[Any], smears: Sequence[Any], path: Path) -> dict[str, str]:
-    """Split of the smear that each pair's cell came from, by the pair's source, found by correlation at a
-    quarter of the size; kept in `path`."""
+def cells_smears(pairs: Sequence[Any], smears: Sequence[Any], path: Path) -> dict[str, Any]:
+    """The smear (stainers.data.Smear) that each pair's cell was cut from, by the pair's source, found by
+    correlation at a quarter of the size; the files' names are kept in `path`."""
     import cv2
 
     found: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    by_file = {smear.file: smear for smear in smears}
     small: dict[str, list[tuple[str, Array]]] = {}
-    for smear in smears:
-        grey = cv2.cvtColor(smear.image, cv2.COLOR_RGB2GRAY)
-        grey = cv2.resize(grey, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-        grey = cv2.copyMakeBorder(grey, 12, 12, 12, 12, cv2.BORDER_REFLECT_101)  # cells at a border
-        small.setdefault(smear.domain, []).append((smear.split, grey))
     for pair in pairs:
         if pair.source in found:
             continue
+        if pair.target not in small:
+            small[pair.target] = [(s.file, _small(s.image)) for s in smears if s.domain == pair.target]
         middle = cv2.cvtColor(pair.stained[68:188, 68:188], cv2.COLOR_RGB2GRAY)
         middle = cv2.resize(middle, (30, 30), interpolation=cv2.INTER_AREA)
         scores = [
@@ -220,7 +220,24 @@ def source_splits(pairs: Sequence[Any], smears: Sequence[Any], path: Path) -> di
         ]
         found[pair.source] = small[pair.target][int(np.argmax(scores))][0]
         path.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    return found
+    return {source: by_file[file] for source, file in found.items()}
+
+
+def _small(image: Array) -> Array:
+    """(H, W, 3) uint8 -> grey at a quarter of its size, continued at its borders, where cells lie too."""
+    import cv2
+
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    grey = cv2.resize(grey, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    return cv2.copyMakeBorder(grey, 12, 12, 12, 12, cv2.BORDER_REFLECT_101)
+
+
+def not_trained_on(pairs: Sequence[Any], smears: Sequence[Any], path: Path) -> list[Any]:
+    """The pairs whose smear is none of the training part, each with that smear's file as its source: the
+    cells of one photograph are no independent draws."""
+    smear_of = cells_smears(pairs, smears, path)
+    kept = [(p, smear_of[p.source]) for p in pairs]
+    return [replace(p, source=smear.file) for p, smear in kept if smear.split != "train"]
 
 
 def unknown_optics(
@@ -236,8 +253,7 @@ def unknown_optics(
     for case in cases:
         place, target = case.split("=")
         pairs += find_pairs(Path(place), stainer.targets, target=target).pairs
-    split = source_splits(pairs, smears, out / "case-splits.json")
-    held = [p for p in pairs if split[p.source] != "train"]
+    held = not_trained_on(pairs, smears, out / "case-smears.json")
     chosen = sorted(np.random.default_rng(0).permutation(len(held))[:cells])
     classifier = load("classifier", JUDGE)
     what = "computed DIC of another optical model; leukocytes of smears that were not trained on, in cases"
@@ -282,7 +298,7 @@ def main() -> None:
         if options.cases:
             reports["cases"] = unknown_optics(package, smears, options.cases, 2 * options.cells, options.out)
         for name, report in reports.items():
-            (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            (options.out / f"{name}.json").write_text(json_text(report) + "\n", encoding="utf-8")
             print(name, json.dumps(report["confidence_error_correlation"]), report["spoilt_auroc"])
         return
     stainer: Any = load("stainer", options.model)

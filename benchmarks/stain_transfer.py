@@ -39,10 +39,10 @@ from stainers.confidence import NoiseOptions
 from stainers.cyclegan import CycleGanRecipe, CycleLosses
 from stainers.cyclegan import make_run as make_cyclegan
 from stainers.cyclegan import train as train_cyclegan
-from stainers.evaluation import interval
 from stainers.gan_export import CardText
 from stainers.gan_networks import DiscriminatorOptions, GeneratorOptions, build
 from stainers.gan_training import RunOptions
+from stainers.intervals import interval
 from stainers.normalizer_training import NormalizerRecipe
 from stainers.normalizer_training import train_set as normalizer_set
 from stainers.normalizers import METHODS, NormalizerStainer, fit
@@ -258,7 +258,7 @@ class Benchmark:
             plain = found.get((way, "as it is", net), [])
             if arm not in ("as it is", "own stain") and len(plain) >= len(rows):
                 before = np.asarray([v for r in plain[: len(rows)] for v in r["test"]])
-                line["gain"] = interval(values - before, groups)
+                line["gain"] = interval(values - before, groups, span=(-1, 1))
             table.append(line)
         return table
 

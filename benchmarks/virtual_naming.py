@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.classification_cells import DATA, write_section
-from benchmarks.stain_confidence import source_splits, write_card
+from benchmarks.stain_confidence import not_trained_on, write_card
 from classifiers.metrics import expected_calibration_error
 from pipeline.settings import Settings
 from pipeline.statistics import wilson
@@ -44,9 +44,8 @@ def sets_of_pairs(cells: int, out: Path, targets: Sequence[str]) -> dict[str, li
         "test smears, wider optics": computed_pairs(test, seed=22, limit=cells, wide=True),
     }
     every = {c: find_pairs(DATA / "cases" / c, targets, target=own).pairs for c, own in CASES.items()}
-    split = source_splits([p for pairs in every.values() for p in pairs], smears, out / "case-splits.json")
-    held = [p for pairs in every.values() for p in pairs if split[p.source] != "train"]
-    found[HELD] = held
+    of_cases = [p for pairs in every.values() for p in pairs]
+    found[HELD] = not_trained_on(of_cases, smears, out / "case-smears.json")
     for case, pairs in every.items():
         order = np.random.default_rng(1).permutation(len(pairs))[:OF_A_CASE]
         found[f"{case} ({CASES[case]})"] = [pairs[i] for i in order]

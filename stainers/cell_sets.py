@@ -189,8 +189,8 @@ class DrawOptions:
     pairing: `paired` (the same cell), `random`, or `label` (another cell of the same class; the
     RS-conditioned pairing of Hernandez-Abad et al. with two classes).  `zoom` is the half-width, natural
     log, of a random resizing before the random crop.  `turns` allows flips and quarter turns; refused for
-    DIC, whose relief they would turn as well.  `class_per_item`: the items of a batch differ in class as
-    far as there are classes.
+    DIC, whose relief they would turn as well.  `class_per_item`: the items of a batch differ in class where
+    there are classes enough, and cells can be drawn with all classes alike (`Sampler.batch`).
     """
 
     pairing: str = "random"
@@ -262,12 +262,18 @@ class Sampler:
         return self._example(int(self._order(epoch)[place]), np.random.default_rng([self.seed, 12, number]))
 
     def batch(self, step: int, size: int, *, balanced: bool = False) -> list[Example]:
-        """Batch `step`.  With `class_per_item` the classes of a batch are drawn without replacement, by
-        their frequency or, when `balanced`, all alike; else by the order of `draw`."""
-        if not self.options.class_per_item:
+        """Batch `step`: by the order of `draw`, every cell as often as any other.
+
+        With `class_per_item` the items differ in class where there are as many classes as items, drawn
+        without replacement by their frequency; of fewer classes such a batch would hold each of them every
+        time, so that nothing were left to balance.  `balanced` draws all classes alike.  In both a cell
+        without a class has no turn.
+        """
+        present, counts = np.unique(self.source_labels[self.source_labels >= 0], return_counts=True)
+        by_class = self.options.class_per_item and (balanced or size <= len(present))
+        if not by_class or not len(present):
             return [self.draw(step * size + i) for i in range(size)]
         rng = np.random.default_rng([self.seed, 13, step])
-        present, counts = np.unique(self.source_labels, return_counts=True)
         share = np.ones(len(present)) if balanced else counts.astype(float)
         chosen: list[int] = []
         while len(chosen) < size:

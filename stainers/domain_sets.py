@@ -70,8 +70,9 @@ class DomainOptions:
 
     `pairs_known` of the cells are kept in both domains; the rest gives its stain or its DIC alone, in turn.
     Crops are cut out of `context_px` at random; DIC is never flipped nor turned apart from its partner.
-    `paired_share` of the items that have a partner are given its domain as target, the others a random
-    permutation of the batch's domains.  `rare_share` of the draws choose the class first, so that rare
+    `paired_share` of the DIC items that have a partner are given its stain as target, all others a random
+    permutation of the batch's domains: the partner of a stain is always its DIC, which nobody wants painted.
+    `rare_share` of the draws choose the class first, so that rare
     classes are seen.
     """
 
@@ -176,9 +177,10 @@ class DomainSampler:
         targets = rng.permutation(domains)
         examples = []
         for index, target in zip(chosen, targets, strict=True):
-            partner = self.data.cells[index].partner
-            if partner != NO_PARTNER and rng.random() < self.options.paired_share:
-                target = self.data.cells[partner].domain
+            cell = self.data.cells[index]
+            asked = cell.partner != NO_PARTNER and self.data.domains[cell.domain] == DIC
+            if asked and rng.random() < self.options.paired_share:
+                target = self.data.cells[cell.partner].domain
             examples.append(self.example(index, int(target), rng))
         return examples
 

@@ -16,9 +16,16 @@ import numpy as np
 from pipeline.errors import BadInput
 from stainers.data import PIXEL_SIZE_UM
 from stainers.downstream import names, outlines
-from stainers.feature_metrics import Encoder, feature_metrics, imagenet_weights
+from stainers.feature_metrics import (
+    MIN_FOR_FRECHET_OF_PART,
+    Distance,
+    Encoder,
+    feature_metrics,
+    imagenet_weights,
+)
 from stainers.field import PATCH_LIMIT_PX, stain_image
 from stainers.image_errors import image_errors
+from stainers.intervals import interval, without_interval
 from stainers.pair_sources import Pair, PairSet, find_pairs
 from stainers.reliability import auroc, correlations, reliability_bins
 from stainers.spoiling import SPOILS
@@ -27,24 +34,8 @@ from storage.whole_files import write_json, write_png
 Array = np.ndarray[Any, Any]
 # raw, in one light, without lamp and stain strength, and that as a share of the structure there is
 CORRELATED = ("rmse", "rmse_balanced", "rmse_matched", "structure_error")
-Interval = tuple[float, float, float]
 Namer = Callable[[Array], Sequence[str]]  # (N, H, W, 3) uint8 -> a class each
 Expects = Callable[[str], str | None]  # the class that a judge is to give a label; None: it has none
-
-
-def interval(values: Array, groups: Sequence[str], draws: int = 1000, seed: int = 0) -> Interval:
-    """Mean and 95 % percentile bootstrap over groups; values that are not numbers are left out."""
-    values = np.asarray(values, float)
-    known = np.isfinite(values)
-    if not known.any():
-        return float("nan"), float("nan"), float("nan")
-    values, groups = values[known], [g for g, k in zip(groups, known, strict=True) if k]
-    names_, index = np.unique(np.asarray(groups), return_inverse=True)
-    sums, counts = np.bincount(index, weights=values), np.bincount(index)
-    pick = np.random.default_rng(seed).integers(len(names_), size=(draws, len(names_)))
-    means = sums[pick].sum(axis=1) / counts[pick].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -115,8 +106,8 @@ def evaluate_pairs(
     if weights_dir is not None:
         imagenet_weights(weights_dir)  # what it lacks is said before the pairs are stained
     clean = measure(stainer, pairs, [p.dic for p in pairs], progress)
-    columns, of_sets = dict(clean.errors), {}
-    classes, labels_from, not_measured = [p.label for p in pairs], "of the pairs", None
+    columns = dict(clean.errors)
+    classes, labels_from = [p.label for p in pairs], "of the pairs"
     not_judged: dict[str, int] = {}
     if classify is not None:
         truth = [str(classify(p.stained[None])[0]) for p in pairs]
@@ -130,21 +121,24 @@ def evaluate_pairs(
         classes, labels_from = _labels(pairs, truth, named_by)
     if segment is not None:
         columns |= outlines(segment, clean.images, [p.stained for p in pairs], [p.dic for p in pairs])
+    features = _Features({}, None, {}, None)
     if encoder is not None or weights_dir is not None:
-        found, of_sets, not_measured = _by_features(clean, pairs, encoder, weights_dir)
-        columns |= found
-    of_all, per_target, per_class = _summaries(columns, pairs, classes)
+        features = _by_features(clean, pairs, encoder, weights_dir)
+        columns |= features.pairwise
+    of_all, per_target, per_class = _summaries(columns, pairs, classes, features.distance)
     report: dict[str, Any] = {
         "measured_on": measured_on,
-        "all": {**of_all, **of_sets},
+        "all": of_all | features.networks,
         "per_target": per_target,
         "per_class": per_class,
         **({"labels": labels_from} if any(classes) else {}),
         **({"n_not_judged": not_judged} if not_judged else {}),
         "confidence_error_correlation": {e: _correlations(clean, e, pairs, seed) for e in CORRELATED},
         "reliability": reliability_bins(clean.confidence, clean.errors),
-        **({} if not_measured is None else {"not_measured": not_measured}),
     }
+    lacking = _not_measured(report, features)
+    if lacking:
+        report["not_measured"] = "; ".join(lacking)
     threshold = getattr(stainer, "min_confidence", None)
     if threshold is not None:
         report["share_below_threshold"] = float(np.mean(clean.confidence < threshold))
@@ -177,42 +171,62 @@ def _labels(pairs: Sequence[Pair], truth: Sequence[str], named_by: str) -> tuple
     return [p.label or t for p, t in zip(pairs, truth, strict=True)], labels_from
 
 
+@dataclass(frozen=True)
+class _Features:
+    """Feature distances: of each pair, the function of a chosen set, its networks; or why there are none."""
+
+    pairwise: dict[str, Array]
+    distance: Distance | None
+    networks: dict[str, Any]
+    why_not: str | None
+
+
 def _by_features(
     clean: Measured,
     pairs: Sequence[Pair],
     encoder: Callable[[], Encoder] | None,
     weights_dir: Path | None,
-) -> tuple[dict[str, Array], dict[str, Any], str | None]:
-    """Feature distances of each pair and of all together, or why pairs of several sizes have none."""
+) -> _Features:
+    """Feature distances of the pairs, or why pairs of several sizes have none."""
     sizes = sorted({p.stained.shape[:2] for p in pairs})
     if len(sizes) > 1:
-        return (
-            {},
-            {},
+        why_not = (
             f"features: the pairs are of {len(sizes)} sizes, from {sizes[0][1]} x {sizes[0][0]} to "
-            f"{sizes[-1][1]} x {sizes[-1][0]} px, and need one",
+            f"{sizes[-1][1]} x {sizes[-1][0]} px, and need one"
         )
-    pairwise, of_sets, networks = feature_metrics(
-        clean.images, [p.stained for p in pairs], encoder=encoder, weights_dir=weights_dir
-    )
-    return pairwise, {**of_sets, "networks": networks}, None
+        return _Features({}, None, {}, why_not)
+    real = [p.stained for p in pairs]
+    pairwise, distance, used = feature_metrics(clean.images, real, encoder=encoder, weights_dir=weights_dir)
+    return _Features(pairwise, distance, {"networks": used}, None)
 
 
 def _summaries(
-    columns: dict[str, Array], pairs: Sequence[Pair], classes: Sequence[str]
+    columns: dict[str, Array], pairs: Sequence[Pair], classes: Sequence[str], distance: Distance | None
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Every figure with its interval: over all pairs, per target and per class."""
     targets, labels = np.asarray([p.target for p in pairs]), np.asarray(classes)
 
-    def summary(chosen: Array) -> dict[str, Any]:
-        groups = [p.source for p, c in zip(pairs, chosen, strict=True) if c]
-        return {"n": int(chosen.sum()), **{k: interval(v[chosen], groups) for k, v in columns.items()}}
+    def summary(chosen: Array, least: int = MIN_FOR_FRECHET_OF_PART) -> dict[str, Any]:
+        n, groups = int(chosen.sum()), [p.source for p, c in zip(pairs, chosen, strict=True) if c]
+        figures: dict[str, Any] = {k: interval(v[chosen], groups) for k, v in columns.items()}
+        return {"n": n, **figures} | (distance(chosen) if distance is not None and n >= least else {})
 
     return (
-        summary(np.ones(len(pairs), bool)),
+        summary(np.ones(len(pairs), bool), 0),
         {t: summary(targets == t) for t in sorted(set(targets))},
         {c: summary(labels == c) for c in sorted(set(labels) - {""})},
     )
+
+
+def _not_measured(report: dict[str, Any], features: _Features) -> list[str]:
+    """What a report lacks and why, a phrase each."""
+    of_parts = {f"{k} {n}": row for k in ("target", "class") for n, row in report[f"per_{k}"].items()}
+    lacking = [] if features.why_not is None else [features.why_not]
+    lacking += without_interval({"all": report["all"], **of_parts})
+    few = [name for name, row in of_parts.items() if row["n"] < MIN_FOR_FRECHET_OF_PART]
+    if features.distance is not None and few:
+        lacking.append(f"Fréchet distances of {', '.join(few)}: fewer than {MIN_FOR_FRECHET_OF_PART} pairs")
+    return lacking
 
 
 def _correlations(clean: Measured, error: str, pairs: Sequence[Pair], seed: int) -> dict[str, Any]:

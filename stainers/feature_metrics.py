@@ -30,6 +30,8 @@ ALEXNET = "alexnet-owt-7be5be79.pth"
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 BATCH = 16
 MIN_FOR_FRECHET = 2
+MIN_FOR_FRECHET_OF_PART = 30  # pairs of one target or class; of fewer it says more of their number
+Distance = Callable[[Array], dict[str, float]]  # of the chosen pairs (N,) bool
 
 
 def find_weights(name: str, folder: Path | None = None) -> Path | None:
@@ -147,13 +149,13 @@ def feature_metrics(
     *,
     encoder: Callable[[], Encoder] | None = None,
     weights_dir: Path | None = None,
-) -> tuple[dict[str, Array], dict[str, float], dict[str, str]]:
-    """(figures of each pair, figures of the sets, what they were computed with) of pictures of one size.
+) -> tuple[dict[str, Array], Distance, dict[str, str]]:
+    """(figures of each pair, figures of sets of chosen pairs, what they are computed with) of pictures of
+    one size.
 
     LPIPS or encoder_distance; FID or encoder_frechet; each by what is there.
     """
     pairwise: dict[str, Array] = {}
-    of_sets: dict[str, float] = {}
     networks: dict[str, str] = {}
     alexnet, inception = imagenet_weights(weights_dir)
     made = encoder() if encoder is not None and not (alexnet and inception) else None
@@ -163,8 +165,14 @@ def feature_metrics(
         pairwise["encoder_distance"] = made.distance(stained, real)
         networks["encoder_distance"] = made.classifier.name
     if inception is not None:
-        of_sets["fid"], networks["fid"] = fid(stained, real, inception), inception.name
+        networks["fid"] = inception.name
     elif made is not None:
-        of_sets["encoder_frechet"] = frechet(made, stained, real)
         networks["encoder_frechet"] = made.classifier.name
-    return pairwise, of_sets, networks
+
+    def distance(chosen: Array) -> dict[str, float]:
+        sets = [[p for p, c in zip(side, chosen, strict=True) if c] for side in (stained, real)]
+        if inception is not None:
+            return {"fid": fid(*sets, inception)}
+        return {} if made is None else {"encoder_frechet": frechet(made, *sets)}
+
+    return pairwise, distance, networks

@@ -11,7 +11,7 @@ import numpy as np
 
 from stainers.cell_sets import Cells, resized
 from stainers.confidence import NoiseOptions, fit_calibration
-from stainers.evaluation import interval
+from stainers.intervals import interval
 from stainers.networks import PolarityNet, count_parameters
 from stainers.patch_stainer import to_uint8
 from stainers.picture_stainer import DicPictures, PictureStainer, grey_picture

@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.errors import BadInput
 from stainers.cell_sets import Cells, read_cells
-from stainers.evaluation import Expects, interval
+from stainers.evaluation import Expects
+from stainers.intervals import interval, without_interval
 from storage.tables import read_table
 from storage.whole_files import write_json, write_png
 
@@ -53,7 +54,6 @@ def evaluate_transfer(
     report: dict[str, Any] = {
         "measured_on": "labelled cells without pairs",
         "labels": "of labels.csv",
-        "not_measured": "image errors, outlines and features: there are no pairs",
         "per_source": {},
     }
     pictures: list[Array] = []
@@ -76,6 +76,13 @@ def evaluate_transfer(
             **_row(values, cells.groups, np.ones(len(cells), bool)),
             "per_class": {c: _row(values, cells.groups, labels == c) for c in cells.classes},
         }
+    rows = {
+        name if of is None else f"{name}, class {of}": row
+        for name, found in report["per_source"].items()
+        for of, row in ((None, found), *found["per_class"].items())
+    }
+    reasons = ["image errors, outlines and features: there are no pairs", *without_interval(rows)]
+    report["not_measured"] = "; ".join(reasons)
     write_json(out_dir / "metrics.json", report)
     write_png(out_dir / "pictures.png", np.vstack(pictures))
     return report
@@ -85,11 +92,9 @@ def _row(values: Mapping[str, Array], groups: Sequence[str], chosen: Array) -> d
     """The number of the chosen cells (N,) bool, and each figure of theirs with its interval."""
     those = [g for g, c in zip(groups, chosen, strict=True) if c]
     not_judged = int(np.isnan(values["right_after"][chosen]).sum())
-    return {
-        "n": int(chosen.sum()),
-        "n_not_judged": not_judged,
-        **{k: interval(v[chosen], those) for k, v in values.items()},
-    }
+    spans = {"gain": (-1.0, 1.0)}
+    figures = {k: interval(v[chosen], those, span=spans.get(k, (0.0, 1.0))) for k, v in values.items()}
+    return {"n": int(chosen.sum()), "n_not_judged": not_judged, **figures}
 
 
 def _some(cells: Cells, limit: int, seed: int) -> Cells:

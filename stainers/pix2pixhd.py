@@ -2,7 +2,8 @@
 
 Multi-scale discriminators and feature matching (Wang et al., CVPR 2018); the discriminators also name the
 cell's class, and the generator is trained until its image is named as the real one is (AC-GAN).  The items of
-a batch are of different classes; in the last fifth of the training all classes are drawn alike often.
+a batch are of different classes where there are as many classes as items (the thesis has 12 for 6), else they
+come by the classes' frequency; in the last fifth of the training all classes are drawn alike often.
 """
 
 from __future__ import annotations

@@ -45,13 +45,16 @@ def _ranks(values: Array) -> Array:
 def correlations(
     confidence: Array, error: Array, groups: Sequence[str], *, draws: int = 400, seed: int = 0
 ) -> dict[str, Any]:
-    """Pearson with a 95 % bootstrap interval over groups, Spearman, and n."""
+    """Pearson with a 95 % bootstrap interval over groups, Spearman, and n.
+
+    Of fewer than two groups the ends of the interval are NaN: there is nothing to draw from.
+    """
     confidence, error = np.asarray(confidence, float), np.asarray(error, float)
     names, index = np.unique(np.asarray(groups), return_inverse=True)
     members = [np.flatnonzero(index == i) for i in range(len(names))]
     rng = np.random.default_rng(seed)
     found = []
-    for _ in range(draws):
+    for _ in range(draws if len(names) > 1 else 0):
         rows = np.concatenate([members[i] for i in rng.integers(len(names), size=len(names))])
         found.append(_pearson(confidence[rows], error[rows]))
     known = np.asarray(found)[np.isfinite(found)]

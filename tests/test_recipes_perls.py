@@ -36,6 +36,11 @@ def test_a_recipe_is_its_column_of_the_papers_table(number):
     assert (recipe.draw.crop_px, recipe.data.source, recipe.data.target) == (256, "MGG", "Perls")
 
 
+@pytest.mark.parametrize("name", [*(f"perls-{n}" for n in TABLE_2), "cyclegan"])
+def test_no_recipe_of_a_cyclegan_ships_the_step_of_its_lowest_loss(name):
+    assert read_recipe(name).data.chooser == "last"
+
+
 @pytest.mark.parametrize("number", TABLE_2)
 def test_a_recipe_cites_its_column(number):
     text = (Path(stainers.recipes.__file__).parent / f"perls-{number}.yaml").read_text(encoding="utf-8")

@@ -123,6 +123,21 @@ def test_the_items_of_a_batch_differ_in_class_and_balance_is_asked_for():
     assert 0.35 < share[True] < 0.65
 
 
+def test_classes_that_a_batch_would_hold_all_of_come_by_their_frequency_until_balance_is_asked_for():
+    many = cells("red", (200, 40, 60), n=50)
+    kinds = ["a"] * 40 + ["b"] * 4 + ["c"] * 3 + [""] * 3  # the last without a class
+    sampler = Sampler(
+        StainSet(replace(many, labels=tuple(kinds)), many), DrawOptions(crop_px=32, class_per_item=True), 0
+    )
+
+    def shares(balanced):
+        drawn = [e.source_label for s in range(50) for e in sampler.batch(s, 6, balanced=balanced)]
+        return {k: drawn.count(i) / len(drawn) for k, i in (("", -1), ("a", 0), ("b", 1), ("c", 2))}
+
+    assert shares(False) == pytest.approx({"": 0.06, "a": 0.8, "b": 0.08, "c": 0.06}, abs=1e-9)
+    assert shares(True) == pytest.approx({"": 0, "a": 1 / 3, "b": 1 / 3, "c": 1 / 3}, abs=1e-9)
+
+
 def test_near_duplicates_of_a_folder_stay_on_one_side_and_classes_are_read(tmp_path):
     import cv2
 

@@ -78,6 +78,17 @@ def test_targets_are_a_permutation_of_the_batch_where_no_partner_is_asked_for(re
         assert [sum(e.domain == d for e in examples) for d in range(4)] == [2, 2, 2, 2]
 
 
+def test_a_stain_is_never_sent_to_dic_more_often_than_the_permutation_sends_it(data, recipe):
+    from stainers.domain_sets import DomainSampler
+
+    sampler = DomainSampler(data, replace(recipe.data, paired_share=1.0), 1)
+    drawn = [e for step in range(300) for e in sampler.batch(step, 4)]
+    share = {d: np.mean([e.target == 3 for e in drawn if e.domain == d]) for d in range(4)}
+    assert all(share[d] == pytest.approx(0.25, abs=0.08) for d in range(3))
+    assert share[3] < 0.15  # of DIC items none that has a partner
+    assert all(e.paired for e in drawn if e.domain == 3 and e.mask.max() < 255)
+
+
 def test_a_paired_example_shows_the_same_part_of_the_same_cell(data, recipe):
     from stainers.domain_sets import DomainSampler
 

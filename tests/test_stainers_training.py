@@ -306,7 +306,7 @@ def test_ssim_agrees_with_skimage():
 
 
 def test_an_interval_holds_the_mean_and_widens_with_fewer_sources():
-    from stainers.evaluation import interval
+    from stainers.intervals import interval
 
     values = np.random.default_rng(0).normal(0.5, 0.1, 60)
     mean, low, high = interval(values, [str(i) for i in range(60)])

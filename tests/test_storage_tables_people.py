@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from classifiers.readers import read_mll_patients
+from classifiers.set_layouts import read_mll_patients
 from classifiers.sources import read_samples
 from detectors.segment_data import _rows as segment_rows
 from pipeline.errors import BadInput
