@@ -172,7 +172,9 @@ def _align(
             ),
             **values,
         )
-    uncertainty = float(np.hypot(uncertainty_px(tiles, bf.image.shape[:2]), absorbed_error)) * factor
+    apart = tiles.band_gap / 2  # the shift lies between what coarse and what fine structure show
+    parts = (uncertainty_px(tiles, bf.image.shape[:2]), absorbed_error, apart)
+    uncertainty = float(np.linalg.norm(parts)) * factor
     values["expected_error_px"] = _times(uncertainty, 1.0)
     if uncertainty > settings.max_uncertainty_px:
         return Registration(
