@@ -25,6 +25,7 @@ MODEL_SHARE = 0.1  # of the odd part: how far a path is from being its stain fil
 ENERGY_FLOOR = 0.3  # of the median tile's energy; above it all tiles count alike
 SIGMA_TIMES = 4.0  # errors over the fit's own deviation, root mean square over made pairs
 PULL_PX = 0.5  # working pixels: how far absorption may draw an alignment
+BANDS_MEET = 0.09  # cycles a working pixel: what is coarser and what is finer each fix a shift of their own
 LIMIT_PX = 1.6  # of the shift, from where the tiles were cut
 ROUNDS = 6
 
@@ -38,16 +39,25 @@ def tile_weights(density_energy: Array, dic_energy: Array) -> Array:
 
 
 def shear_shift(
-    density_power: Array, dic_power: Array, cross: Array, n_tiles: int, kx: Array, ky: Array, shear_rad: float
+    density_power: Array,
+    dic_power: Array,
+    cross: Array,
+    n_tiles: int,
+    kx: Array,
+    ky: Array,
+    shear_rad: float,
+    *,
+    band: tuple[float, float] = (0.0, TOP_FREQUENCY),
 ) -> tuple[Array, Array]:
     """Shift (2,) of the DIC along and across its shear and the expected error (2,) of it, working pixels.
 
     Mean half spectra (S, S // 2 + 1) over the tiles: powers of density and DIC, and their cross
-    spectrum conj(density) DIC; kx, ky in cycles a pixel.  Where the spectra say nothing the error is large.
+    spectrum conj(density) DIC; kx, ky in cycles a pixel, of which those in `band` are used.  Where the
+    spectra say nothing the error is large.
     """
     side = len(cross)
     k = np.hypot(kx, ky)
-    chosen = (k > 1.5 / side) & (k < TOP_FREQUENCY)
+    chosen = (k > max(1.5 / side, band[0])) & (k < band[1])
     rings = side // 2 + 1
     every = np.minimum((k * side + 0.5).astype(int), rings - 1)
     power = density_power + 1e-9 * float(density_power.max()) + 1e-12
@@ -84,6 +94,20 @@ def shear_shift(
         if np.abs(step).max() < 1e-3:
             break
     return shift, SIGMA_TIMES * sigma
+
+
+def band_gap(
+    density_power: Array, dic_power: Array, cross: Array, n_tiles: int, kx: Array, ky: Array, shear_rad: float
+) -> float:
+    """How far apart, in working pixels along the shear, coarse and fine structure put the DIC.
+
+    Arguments as of `shear_shift`.  One transfer function, as a DIC that is linear in the path has, puts all
+    structure at one place; a phase so strong that it turns the contrast round does not.
+    """
+    bands = ((0.0, BANDS_MEET), (BANDS_MEET, TOP_FREQUENCY))
+    spectra = (density_power, dic_power, cross, n_tiles, kx, ky, shear_rad)
+    coarse, fine = (shear_shift(*spectra, band=band)[0][0] for band in bands)
+    return float(abs(coarse - fine))
 
 
 def pull(shift: Array, error: Array, seen: Array) -> tuple[Array, float]:

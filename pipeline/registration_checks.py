@@ -71,7 +71,9 @@ def checks(
         or _left_over(residual_px, settings),
     )
     area = pair.brightfield.image.shape
-    error_px = float(np.hypot(uncertainty_px(found.tiles, area[:2]), found.absorbed_error)) * pair.factor
+    apart = found.tiles.band_gap / 2  # the shift lies between what coarse and what fine structure show
+    parts = (uncertainty_px(found.tiles, area[:2]), found.absorbed_error, apart)
+    error_px = float(np.linalg.norm(parts)) * pair.factor
     yield Check({"expected_error_px": _times(error_px, 1.0)}, _open(error_px, settings))
     round_trip = _round_trip(found.matrix, way_back(pair, found), area)
     yield Check({"forward_backward_px": round_trip * pair.factor}, _astray(round_trip, pair.factor))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.registration_absorption import shear_shift, tile_weights
+from pipeline.registration_absorption import band_gap, shear_shift, tile_weights
 from pipeline.registration_search import frequencies
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -33,7 +33,7 @@ class Tiles:
     over the spread of the correlation plane; information (2, 2): inverse covariance of a shift whose
     height is one; shear_rad: the shear direction that the tiles show; shear_shift: the shift (2,) of all
     content along and across the shear, told apart from absorption, and its expected error (2,), where it
-    was asked for.
+    was asked for; band_gap: how far apart coarse and fine structure put it.
     """
 
     centres: Array
@@ -42,6 +42,7 @@ class Tiles:
     information: Array
     shear_rad: float
     shear_shift: tuple[Array, Array] | None = None
+    band_gap: float = 0.0
 
     @property
     def informative(self) -> Array:
@@ -123,32 +124,34 @@ def measure_tiles(
     kx = np.abs(kx[:, : side // 2 + 1])
     k = np.hypot(ky, kx)
     mean = cross.mean(0) * whiten
-    shared = None
+    shared, gap = None, 0.0
     if settled:
         if not swapped:
             shear_rad = _direction(mean.imag, kx, ky, k, shear_rad)
-        shared = _shared_shift(powers, cross, kx, ky, shear_rad, swapped)
+        shared, gap = _shared_shift(powers, cross, kx, ky, shear_rad, swapped)
     along = (kx * np.cos(shear_rad) + ky * np.sin(shear_rad)) / np.maximum(k, 1e-6)
     weight = coherence_weight(mean, along, k, len(corners))
     # Swapped, the derivative stands on the other side of the cross spectrum.
     cross *= (1j if swapped else -1j) * np.sign(along) * weight * whiten
     shifts, height, _ = peaks(cross, reach)
     information = _information(weight, kx, ky)
-    return Tiles(corners + (side - 1) / 2, shifts, height, information, shear_rad, shared)
+    return Tiles(corners + (side - 1) / 2, shifts, height, information, shear_rad, shared, gap)
 
 
 def _shared_shift(
     powers: list[Array], cross: Array, kx: Array, ky: Array, shear_rad: float, swapped: bool
-) -> tuple[Array, Array]:
-    """`shear_shift` of the tiles' spectra: powers (N, S, S // 2 + 1) of the two, and their cross."""
+) -> tuple[tuple[Array, Array], float]:
+    """`shear_shift` and `band_gap` of the tiles' spectra: powers (N, S, S // 2 + 1) of the two, and their
+    cross; swapped, the gap is not looked for."""
     n = len(cross)
     weights = tile_weights(*(p.mean(axis=(1, 2)) for p in powers)).astype(np.float32)
     first, second, both = ((weights @ f.reshape(n, -1)).reshape(f.shape[1:]) / n for f in (*powers, cross))
     if not swapped:
-        return shear_shift(first, second, both, n, kx, ky, shear_rad)
+        spectra = (first, second, both, n, kx, ky, shear_rad)
+        return shear_shift(*spectra), band_gap(*spectra)
     # The tiles are DIC's: density lies off from DIC by the opposite of what DIC lies off from density.
     shift, error = shear_shift(second, first, np.conj(both), n, kx, ky, shear_rad)
-    return -shift, error
+    return (-shift, error), 0.0
 
 
 def _direction(unit: Array, kx: Array, ky: Array, k: Array, otherwise: float) -> float:

@@ -116,7 +116,8 @@ class Registration(Spec):
     `matrix` takes a brightfield pixel (x, y) to its DIC pixel.  `residual_px` is the median length
     of the local shifts left over on held-out tiles, in brightfield pixels; `residual_p95_px` their
     95th percentile.  `p_false_accept` is the chance that a mismatched pair scores as high;
-    `expected_error_px` is the error of `matrix`, root mean square over the field, that its tiles foretell.
+    `expected_error_px` is the error of `matrix`, root mean square over the field, that its tiles
+    foretell, with what coarse and fine structure disagree by along the shear.
     """
 
     status: Literal["ok", "failed"]

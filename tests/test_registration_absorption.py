@@ -8,7 +8,7 @@ from scipy import fft as sfft
 from scipy.ndimage import gaussian_filter
 
 from pipeline.registration import register
-from pipeline.registration_absorption import PULL_PX, pull, shear_shift, tile_weights
+from pipeline.registration_absorption import BANDS_MEET, PULL_PX, band_gap, pull, shear_shift, tile_weights
 from pipeline.settings import RegistrationSettings
 from tests.registration_fields import grid_error, pair
 
@@ -53,6 +53,29 @@ def test_the_expected_error_grows_where_noise_hides_the_even_part():
     errors = [shear_shift(*spectra(0.3, 0.2, noise=n))[1].max() for n in (0.02, 1.0, 30.0)]
     assert errors[0] < errors[1] < errors[2]
     assert errors[2] > 0.3
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.8])
+def test_coarse_and_fine_structure_at_two_places_are_told_from_one_shift_of_both(apart):
+    density, dic, cross, *rest = spectra(0.3, 0.2, noise=0.02)
+    along = KX * np.cos(SHEAR) + KY * np.sin(SHEAR)
+    cross = cross * np.where(np.hypot(KX, KY) > BANDS_MEET, np.exp(-2j * np.pi * apart * along), 1)
+    assert band_gap(density, dic, cross, *rest) == pytest.approx(apart, abs=0.15)
+
+
+def test_a_phase_that_turns_the_contrast_round_enlarges_the_stated_error():
+    dic, brightfield, truth = pair(5, shift=(12.3, -7.6), bits=16, noise=0.004)
+    relief = (dic / 4095 - 0.45) / 0.35
+    errors, stated = [], []
+    for phase in (3.0, 5.0):
+        law = (1 - np.cos(1.4 + phase * relief)) / 2
+        seen = ((0.1 + 0.8 * law) * 255).astype(np.uint8)
+        found = register(seen, brightfield, pixel_size_um=0.2)
+        errors.append(grid_error(found.matrix, truth, 640, 480))
+        stated.append(found.expected_error_px)
+    assert errors[0] < stated[0] < 0.2  # monotone still
+    assert errors[1] > 1.0
+    assert stated[1] > errors[1] / 3
 
 
 def test_blank_spectra_move_nothing():
