@@ -95,3 +95,16 @@ def test_a_field_of_sixteen_bits_has_the_quality_of_its_eight_bit_view(tmp_path,
     }
     assert found[16] == pytest.approx(found[8], rel=0.03)
     assert found[16]["saturation_pct"] == found[8]["saturation_pct"]
+
+
+def test_a_pixel_is_saturated_where_any_of_its_channels_is(images):
+    red = np.minimum(images["brightfield"], 250)
+    red[:48, :, 0] = 255
+    assert focus_quality(red, "brightfield").saturation_pct == pytest.approx(10.0, abs=0.1)
+
+
+def test_eight_bits_in_a_sixteen_bit_file_give_the_same_figures(images):
+    for modality, image in images.items():
+        assert focus_quality(image.astype(np.uint16), modality).model_dump() == pytest.approx(
+            focus_quality(image, modality).model_dump(), rel=1e-3
+        )
