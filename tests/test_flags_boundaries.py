@@ -69,9 +69,9 @@ def test_five_percent_of_indeterminate_cells_are_flagged_though_no_limit_hangs_o
 
 
 @pytest.mark.parametrize(
-    ("seen", "fires"), [(0.111, True), (0.109, False), (0.091, False), (0.089, True), (None, True)]
+    ("seen", "fires"), [(0.111, True), (0.11, False), (0.09, False), (0.089, True), (None, True)]
 )
-def test_a_scale_that_is_too_fine_blocks_as_one_that_is_too_coarse(seen, fires):
+def test_a_scale_that_is_over_ten_percent_too_fine_blocks_as_one_that_is_too_coarse(seen, fires):
     assert ("NO_PIXEL_SIZE" in run_of(seen_pixel_size_um=seen)) is fires
 
 
