@@ -14,7 +14,7 @@ import tifffile
 from pipeline.errors import BadInput, UnreadableImage
 from pipeline.intake import read_case, read_field
 from pipeline.settings import IntakeSettings
-from storage.slide_grid import SlideField, candidate_fields, field_grid, tissue_mask
+from storage.slide_grid import SlideField, candidate_fields, field_grid, glass_colour, tissue_mask
 from storage.slides import SlideReader, _pixel_size
 
 GLASS = (242, 240, 243)
@@ -154,7 +154,9 @@ def test_beyond_the_slide_is_glass(slide: tuple[Path, np.ndarray]) -> None:
     assert (found[110:, 110:] == 255).all()
 
 
-def _fields(reader: SlideReader, height_px: int, target_um: float) -> tuple[SlideField, ...]:
+def _fields(
+    reader: SlideReader, height_px: int, target_um: float, least: float = 0.05
+) -> tuple[SlideField, ...]:
     grid = field_grid(
         reader,
         field_width_px=300,
@@ -162,7 +164,7 @@ def _fields(reader: SlideReader, height_px: int, target_um: float) -> tuple[Slid
         target_pixel_size_um=target_um,
         overlap_um=10.0,
     )
-    return candidate_fields(reader, grid, reader.overview(), 0.05)
+    return candidate_fields(reader, grid, reader.overview(), least)
 
 
 def test_background_is_skipped(slide: tuple[Path, np.ndarray]) -> None:
@@ -175,6 +177,26 @@ def test_background_is_skipped(slide: tuple[Path, np.ndarray]) -> None:
     # Neighbours overlap, so that a cell on a border is whole in one of them.
     columns = sorted({f.x_px for f in fields})
     assert all(b - a <= 300 - 20 for a, b in pairwise(columns))
+
+
+def test_a_field_with_just_the_least_tissue_is_looked_at_and_one_with_less_is_not(
+    slide: tuple[Path, np.ndarray],
+) -> None:
+    with SlideReader(slide[0]) as reader:
+        every = _fields(reader, 200, 0.5, 0.0)
+        least = sorted(f.tissue_fraction for f in every)[len(every) * 3 // 4]
+        some = _fields(reader, 200, 0.5, least)
+    assert 0 < len(some) < len(every)
+    assert list(some) == [f for f in every if f.tissue_fraction >= least]
+
+
+def test_what_the_scanner_did_not_image_is_not_taken_for_glass() -> None:
+    overview = np.full((100, 100, 3), (225, 228, 231), np.uint8)
+    overview[:60] = 255
+    overview[90:, 90:] = (130, 70, 160)
+    assert glass_colour(overview) == pytest.approx((225, 228, 231))
+    overview[:] = 255
+    assert glass_colour(overview) == pytest.approx((255, 255, 255))  # where there is nothing else
 
 
 def test_an_empty_slide_has_no_tissue_and_no_fields(tmp_path: Path) -> None:
