@@ -43,6 +43,25 @@ def test_the_noise_is_that_of_its_seed():
     assert not torch.allclose(one, other)
 
 
+def test_noise_is_put_on_what_is_shown_and_not_on_the_empty_ground():
+    from stainers.confidence import NoiseOptions, disturbed_outputs
+    from stainers.networks import Latent
+
+    class Mirror(torch.nn.Module):  # shows its code
+        def encode(self, x):
+            return Latent(x, ())
+
+        def decode(self, latent, target):
+            return latent.code
+
+    x = torch.full((1, 3, 40, 40), 0.9)
+    x[..., 10:30, 10:30] = 0.3
+    primary, noisy = disturbed_outputs(Mirror(), x, 0, NoiseOptions(samples=4, alpha=1.0))
+    changed = (noisy != primary).any(dim=1).all(dim=0)
+    assert changed[10:30, 10:30].all()
+    assert int(changed.sum()) == 400
+
+
 def test_confidence_takes_one_encoder_pass_and_k_plus_one_decoder_passes():
     from stainers.confidence import NoiseOptions, disturbed_outputs
     from stainers.networks import build_generator
