@@ -77,7 +77,7 @@ def no_pixel_size(f: Facts) -> Finding | None:
         seen = model.seen_pixel_size_um
         if seen is None:
             bad.append(f"{model.name} saw pixels of unknown size")
-        elif abs(seen / trained - 1) > SCALE_TOLERANCE:
+        elif round(abs(seen / trained - 1), 9) > SCALE_TOLERANCE:  # in floats 0.09 / 0.1 is under 0.9
             bad.append(f"{model.name} saw {seen:.3g} µm a pixel and was trained at {trained:.3g}")
     return Finding("; ".join(bad) + ".", len(bad)) if bad else None
 

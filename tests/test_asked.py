@@ -139,3 +139,13 @@ def test_a_person_s_run_without_fields_that_fails_asks_for_none(folder: Path) ->
         up_to_date(folder, store, PLAIN)
     (folder / "manifest.csv").unlink()
     assert asked_again(folder, store, PLAIN, also_changed=True) == (PLAIN, None, None)
+
+
+def test_what_a_person_asked_of_a_run_that_was_killed_is_asked_again(folder: Path) -> None:
+    store = str(folder.parent / "store")
+    other = {**PLAIN, "intake": {**VALUES, "slide_fields": FIELDS[:1]}}
+    run = open_run(folder, store, other, Here(), 0.6)  # type: ignore[arg-type]
+    begin(run)  # and dies
+    assert asked_again(folder, store, PLAIN, also_changed=True)[:2] == (other, 0.6)
+    begin(open_run(folder, store, PLAIN, Here(), by_night=True))  # type: ignore[arg-type]
+    assert asked_again(folder, store, PLAIN, also_changed=True)[:2] == (other, 0.6)

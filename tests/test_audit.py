@@ -75,6 +75,15 @@ def test_an_entry_that_was_altered_with_its_seal_breaks_the_next(store: Store) -
     assert log.verify() == ["entry 3 does not follow the one before it."]
 
 
+def test_an_entry_that_was_numbered_anew_with_its_seal_is_found(store: Store) -> None:
+    from storage import audit
+
+    log = _filled(store)
+    entry = log.entries()[2].model_copy(update={"number": 7})
+    _alter(store, 3, number=7, seal=audit._seal(entry, None))
+    assert log.verify() == ["entry 3 does not follow the one before it."]
+
+
 def test_a_missing_an_inserted_and_a_torn_entry_are_found(store: Store) -> None:
     log = _filled(store)
     kept = store.read_bytes("C1/audit/000002.json")

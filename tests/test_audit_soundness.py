@@ -125,6 +125,20 @@ def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_the_results_datab
             command()
 
 
+def test_a_log_that_goes_on_otherwise_from_an_earlier_day_is_found_by_the_results_database(
+    store: str, tmp_path: Path
+) -> None:
+    shutil.copytree(Path(store) / CASE, tmp_path / "copy")
+    _review(store, "--cancel", "--reason", "wrong patient")
+    shutil.rmtree(Path(store) / CASE)
+    shutil.copytree(tmp_path / "copy", Path(store) / CASE)
+    (Path(store) / "results.db").rename(tmp_path / "results.db")
+    _review(store, "--sign")  # as many entries, and each fits the one before it
+    (tmp_path / "results.db").replace(Path(store) / "results.db")
+    (found,) = audit_cases(store, verify=True)
+    assert found["wrong"] == ["the results database knows an entry 3 that the log has not."]
+
+
 def test_a_log_that_was_replaced_altogether_is_found_by_the_results_database(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -236,3 +236,83 @@ def test_the_order_of_the_input_does_not_matter() -> None:
             mixed.append(d.model_copy(update={"boxes": tuple(d.boxes[i] for i in order)}))
         rng.shuffle(mixed)
         assert merge_cells(rng.sample(images, len(images)), mixed, {}, S) == first
+
+
+def _elsewhere(field: str, modality: str = "brightfield", stain: str = "MGG", **values: Any) -> FieldImage:
+    return _image(field, modality, stain, slide="s2", **values)
+
+
+def test_a_field_stained_on_one_slide_leaves_the_field_of_its_name_on_another_to_its_dic() -> None:
+    bright, dic = _image("F1"), _elsewhere("F1", "dic", "unstained")
+    cells = merge_cells([bright, dic], [_found(i, [_box(500, 400)]) for i in (bright, dic)], {}, S)
+    assert [(c.slide, c.modality) for c in cells] == [("s1", "brightfield"), ("s2", "dic")]
+
+
+def test_a_perls_image_of_a_field_does_not_speak_for_its_dic() -> None:
+    perls, dic = _image("F1", stain="Perls"), _image("F1", "dic", "unstained")
+    found = [_found(perls, [_box(500, 400)]), _found(dic, [_box(300, 300)])]
+    cells = merge_cells([perls, dic], found, {}, S)
+    assert [(c.stain, c.modality) for c in cells] == [("Perls", "brightfield"), ("unstained", "dic")]
+
+
+def test_perls_and_mgg_of_different_fields_at_one_place_are_two_counts() -> None:
+    mgg, perls = _image("F1", x_um=0, y_um=0), _image("F2", stain="Perls", x_um=0, y_um=0)
+    cells = merge_cells([mgg, perls], [_found(i, [_box(500, 400)]) for i in (mgg, perls)], {}, S)
+    assert [(c.stain, c.n_fields_seen) for c in cells] == [("MGG", 1), ("Perls", 1)]
+
+
+def test_a_perls_cell_has_no_place_in_the_dic_image_of_its_field() -> None:
+    perls, dic = _image("F1", stain="Perls"), _image("F1", "dic", "unstained")
+    (cell,) = merge_cells([perls, dic], [_found(perls, [_box(500, 400)])], {("s1", "F1"): SHIFT}, S)
+    assert cell.dic_bbox_px is None
+
+
+def test_two_boxes_of_one_field_are_two_cells_however_much_they_overlap() -> None:
+    image = _image(x_um=0, y_um=0)
+    cells = merge_cells([image], [_found(image, [_box(500, 400), _box(530, 400)])], {}, S)
+    assert [c.n_fields_seen for c in cells] == [1, 1]
+
+
+def test_a_small_whole_cell_that_lies_on_a_large_one_in_the_next_field_stays_a_cell() -> None:
+    left, right = _image("F1", x_um=0, y_um=0), _image("F2", x_um=80, y_um=0)
+    found = [_found(left, [_box(900, 400, 60)]), _found(right, [_box(110, 400, 200)])]
+    assert len(merge_cells([left, right], found, {}, S)) == 2  # nothing is cut, so neither is a part
+
+
+def test_a_part_may_stick_out_of_its_cell_by_the_error_of_the_stage() -> None:
+    # F1 shows 2 µm of a cell that by the stage begins 1.4 µm further on.
+    left, right = _image("F1", x_um=0, y_um=0), _image("F2", x_um=80, y_um=0)
+    part: Box = (980, 340, 1000, 460)
+    found = [_found(left, [part]), _found(right, [(194, 340, 314, 460)])]
+    assert [(c.field, c.n_fields_seen) for c in merge_cells([left, right], found, {}, S)] == [("F2", 2)]
+    off = [_found(left, [part]), _found(right, [(210, 340, 330, 460)])]  # too far for the stage
+    assert len(merge_cells([left, right], off, {}, S)) == 2
+
+
+def test_a_part_finds_its_cell_beyond_the_next_square_of_the_grid() -> None:
+    left, right = _image("F1", x_um=27.9, y_um=0), _image("F2", x_um=108, y_um=0)
+    part: Box = (980, 340, 1000, 460)  # slide 125.9 to 127.9 µm: this side of the grid's line at 128
+    whole: Box = (201, 340, 321, 460)  # slide 128.1 to 140.1 µm: beyond it
+    found = [_found(left, [part]), _found(right, [whole])]
+    assert [c.n_fields_seen for c in merge_cells([left, right], found, {}, S)] == [2]
+
+
+def test_a_box_at_the_threshold_is_a_cell() -> None:
+    image = _image()
+    scores = [S.threshold, S.threshold - 1e-6]
+    found = _found(image, [_box(300, 400), _box(600, 400)], scores)
+    assert [c.bbox_px for c in merge_cells([image], [found], {}, S)] == [_box(300, 400)]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "inside"),
+    [(2000, 100, True), (100, 1540, True), (2070, 100, False), (100, 1550, False), (-10, 100, False)],
+)
+def test_a_place_in_the_dic_image_is_held_to_that_image_s_width_and_height(
+    x: float, y: float, inside: bool
+) -> None:
+    camera = {"width_px": 2064, "height_px": 1544}
+    bright, dic = _image(**camera), _image("F1", "dic", "unstained", **camera)
+    shift = Registration(status="ok", matrix=((1.0, 0.0, x - 1000), (0.0, 1.0, y - 700)))
+    (cell,) = merge_cells([bright, dic], [_found(bright, [_box(1000, 700)])], {("s1", "F1"): shift}, S)
+    assert (cell.dic_bbox_px is not None) is inside

@@ -13,10 +13,23 @@ from pipeline.statistics import clopper_pearson, wilson
 from tests.report_cases import BLOOD, KNOWN, a_case, both, cells_of, image
 
 FAST = CountingSettings(bootstrap_draws=200)
-VERIFIED_LOINC = {
-    *("26511-6", "26505-8", "26508-2", "26478-8", "13046-8", "26485-3", "26450-7", "30180-4"),
-    *("28541-1", "26498-6", "26524-9", "26446-5", "13047-6", "34992-8", "11138-5"),
+# The verified codes of blood percentages, each with the class whose share it means.
+LOINC_OF = {
+    "neutrophil": "26511-6",
+    "neutrophil_segmented": "26505-8",
+    "neutrophil_band": "26508-2",
+    "lymphocyte": "26478-8",
+    "lymphocyte_reactive": "13046-8",
+    "monocyte": "26485-3",
+    "eosinophil": "26450-7",
+    "basophil": "30180-4",
+    "metamyelocyte": "28541-1",
+    "myelocyte": "26498-6",
+    "promyelocyte": "26524-9",
+    "blast": "26446-5",
+    "plasma_cell": "13047-6",
 }
+VERIFIED_LOINC = {*LOINC_OF.values(), "34992-8", "11138-5"}
 
 
 def counted(counts, specimen="blood", settings=FAST, known=KNOWN, **change):
@@ -26,6 +39,10 @@ def counted(counts, specimen="blood", settings=FAST, known=KNOWN, **change):
 
 def row(found, label):
     return next(r for r in found.differential.rows if r.class_ == label)
+
+
+def notes_of(found):
+    return {n.code: n for n in found.not_assessed}
 
 
 def test_erythroblasts_are_in_the_marrow_denominator_and_not_in_that_of_blood():
@@ -137,10 +154,12 @@ def test_an_unknown_specimen_is_said_and_counted_by_the_rules_of_blood():
     assert found.per_100_wbc is not None
     assert any(n.code == "SPECIMEN_UNKNOWN" for n in found.not_assessed)
     assert all(r.loinc is None for r in found.differential.rows)
+    smudge = counted(BLOOD | {"smudge": 9}, None).per_100_wbc
+    assert (smudge.smudge, smudge.smudge_loinc) == (4.5, None)
 
 
 def test_only_verified_loinc_codes_are_known_and_none_is_printed_for_marrow_percentages():
-    assert set(BLOOD_LOINC.values()) < VERIFIED_LOINC
+    assert BLOOD_LOINC == LOINC_OF
     assert all(taxonomy.in_denominator(label, "blood") for label in BLOOD_LOINC)
     blood = counted(BLOOD).differential
     assert {r.loinc for r in blood.rows if r.loinc} <= VERIFIED_LOINC
@@ -154,7 +173,7 @@ def test_a_cell_without_a_class_counts_as_unidentified_and_is_spoken_of():
     cells, classes = cells_of(BLOOD)
     found = count(a_case(), cells, classes[:-3], FAST, known_classes=KNOWN)
     assert found.differential.n_unidentified == 3
-    assert any(n.code == "NOT_CLASSIFIED" for n in found.not_assessed)
+    assert notes_of(found)["NOT_CLASSIFIED"].why.startswith("3 of 200 cells")
 
 
 def test_a_reviewers_label_counts_and_the_models_is_kept_beside_it():
@@ -164,6 +183,21 @@ def test_a_reviewers_label_counts_and_the_models_is_kept_beside_it():
     assert (row(found, "blast").n_ai, row(found, "blast").n_reviewed) == (0, 1)
     assert (row(found, "neutrophil").n_ai, row(found, "neutrophil").n_reviewed) == (120, 119)
     assert row(found, "blast").pct == 0.5
+
+
+def test_the_mean_confidence_of_a_row_is_the_mean_over_the_model_s_cells():
+    cells, classes = both(
+        cells_of({"neutrophil": 3}, confidence=0.9), cells_of({"neutrophil": 1}, confidence=0.5, start=9)
+    )
+    assert (
+        row(count(a_case(), cells, classes, FAST, known_classes=KNOWN), "neutrophil").mean_confidence == 0.8
+    )
+
+
+@pytest.mark.parametrize(("specimen", "half"), [("blood", 100), ("bone_marrow", 250)])
+def test_half_of_the_target_keeps_its_percentages_and_one_cell_less_does_not(specimen, half):
+    assert not counted({"neutrophil": half}, specimen).differential.pct_blocked
+    assert counted({"neutrophil": half - 1}, specimen).differential.pct_blocked
 
 
 SHIPPED = tuple(k for k in KNOWN if k not in ("blast", "smudge", "artefact", "unidentified"))

@@ -50,8 +50,9 @@ def test_the_sampling_interval_stays_the_default_and_reader_error_stands_beside_
     assert by_limit[15.0].standing == "spans"
     plain = {s.limit: s for s in found.standings}[15.0].more_cells
     more = by_limit[15.0].more_cells
-    assert plain is not None
-    assert more is None or more > plain
+    assert plain == 128
+    assert more is not None
+    assert more > plain
 
 
 def test_a_laboratorys_own_errors_take_the_place_of_the_cards() -> None:
@@ -121,3 +122,45 @@ def test_a_case_of_perls_alone_is_not_told_what_a_classifier_of_cells_does_not_k
     codes = {n.code for n in a_result(case=alone, read=read).not_assessed}
     assert "CLASS_UNKNOWN_TO_MODEL" not in codes
     assert "PERLS_ONLY" in codes
+
+
+def test_a_laboratorys_own_errors_rest_on_all_the_erythroblasts_that_it_read() -> None:
+    own = Settings(counting=CountingSettings(bootstrap_draws=0, rs_reader_errors=(45, 5, 90, 10)))
+    found = iron(own, rings=(20, "3", None), others=(80, "0", None))
+    assert found.reader is not None
+    assert found.reader.n_measured == 150
+
+
+def mixed(*by: tuple[str, str]):
+    """Sideroblasts of a case whose erythroblasts were found and read in several ways, 60 in each."""
+    parts = [
+        cells_of(
+            {"erythroblast": 60}, 1, rs_type="0", rs_finder=f, rs_reader=r, stain="Perls", start=1000 * i
+        )
+        for i, (f, r) in enumerate(by, 1)
+    ]
+    case = a_case(specimen="bone_marrow", images=IMAGES, mode="mgg_perls")
+    settings = Settings(counting=CountingSettings(bootstrap_draws=0))
+    return a_result(settings=settings, case=case, read=both(*parts)).sideroblasts
+
+
+def test_cells_that_two_readers_read_have_no_measured_reader_error_and_one_finder_still_chose_them() -> None:
+    assert mixed(("marrow-perls", "rule")).reader is not None
+    found = mixed(("marrow-perls", "rule"), ("marrow-perls", "iron-types"))
+    assert (found.reader, found.chosen_by) == (None, "marrow-perls")
+
+
+def test_where_more_than_one_model_told_the_erythroblasts_apart_none_of_them_chose() -> None:
+    for order in ((0, 1), (1, 0)):
+        pair = (("marrow-perls", "rule"), ("perls-classical", "rule"))
+        found = mixed(pair[order[0]], pair[order[1]])
+        assert (found.reader, found.chosen_by) == (None, None)
+
+
+def test_what_either_reader_left_open_is_not_compared_and_only_the_second_s_is_told_apart() -> None:
+    a = iron(both=(30, "0", "0"), first_open=(4, "indeterminate", "3"), second_open=(3, "0", "indeterminate"))
+    assert (a.indeterminate, a.n_erythroblasts) == (4, 33)
+    found = a.agreement
+    assert found is not None
+    assert (found.n_both, found.same_type, found.same_ring) == (30, 30, 30)
+    assert (found.n_decided, found.type3, found.indeterminate) == (34, 4, 3)

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from detectors import scale
 from detectors.classical import ClassicalDetector
 from detectors.scale import guess_modality, infer_pixel_size_um
 from pipeline.errors import BadInput
@@ -210,3 +211,38 @@ def test_a_dic_field_is_judged_where_its_brightfield_shows_the_truth():
     assert scores.tolist() == pytest.approx([0.9, 0.8])
     whole, _ = detect_field(Found(), np.zeros(shape, np.uint8), 0.1, entry, "brightfield")
     assert whole.tolist() == Found().detect(None, None)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("stated", "measured", "n_red", "contradicted"),
+    [
+        (0.1, 0.14, 6, True),
+        (0.1, 0.07, 6, True),
+        (0.1, 0.13, 50, False),  # within 35 %
+        (0.1, 0.08, 50, False),
+        (0.1, 0.3, 5, False),  # too few red cells to say so
+    ],
+)
+def test_a_stated_scale_is_contradicted_to_both_sides_and_by_enough_red_cells_alone(
+    monkeypatch, stated, measured, n_red, contradicted
+):
+    monkeypatch.setattr(scale, "_look", lambda *_: scale._Look(stated, stated, 0.0, 0, 0, 0.0))
+    found = scale.ScaleEstimate(measured, 0.9, n_red, "red cells")
+    monkeypatch.setattr(scale, "infer_pixel_size_um", lambda *_, **__: found)
+    said = scale.contradicted_scale(np.zeros((64, 64, 3), np.uint8), stated, None)
+    assert said == (found if contradicted else None)
+
+
+def test_a_stated_scale_that_enough_red_cells_bear_out_is_not_looked_into(monkeypatch):
+    def other(*_, **__):
+        raise LookupError
+
+    monkeypatch.setattr(scale, "infer_pixel_size_um", other)
+    image = np.zeros((64, 64, 3), np.uint8)
+    monkeypatch.setattr(scale, "_look", lambda *_: scale._Look(0.1, 0.11, 1.0, 6, 0, 0.1))
+    assert scale.contradicted_scale(image, 0.1, None) is None
+    for n_red, measured in ((5, 0.11), (6, 0.125)):
+        looked = scale._Look(0.1, measured, 1.0, n_red, 0, 0.1)
+        monkeypatch.setattr(scale, "_look", lambda *_, looked=looked: looked)
+        with pytest.raises(LookupError):
+            scale.contradicted_scale(image, 0.1, None)

@@ -116,3 +116,16 @@ def test_a_field_as_bright_as_a_shallower_camera_goes_is_not_saturated(images):
     eight = images["brightfield"].astype(np.uint16)
     assert focus_quality(np.minimum(eight * 5, 1023), "brightfield").saturation_pct > 1
     assert focus_quality(np.minimum(eight * 5, 1023), "brightfield", at_least_bits=12).saturation_pct == 0
+
+
+def test_a_pixel_is_saturated_where_any_of_its_channels_is(images):
+    red = np.minimum(images["brightfield"], 250)
+    red[:48, :, 0] = 255
+    assert focus_quality(red, "brightfield").saturation_pct == pytest.approx(10.0, abs=0.1)
+
+
+def test_eight_bits_in_a_sixteen_bit_file_give_the_same_figures(images):
+    for modality, image in images.items():
+        assert focus_quality(image.astype(np.uint16), modality).model_dump() == pytest.approx(
+            focus_quality(image, modality).model_dump(), rel=1e-3
+        )

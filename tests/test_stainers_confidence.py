@@ -20,6 +20,48 @@ def test_mutual_information_of_an_image_with_itself_is_its_entropy():
     assert with_noise < 0.5 * own
 
 
+def test_the_entropy_beside_a_mutual_information_is_that_of_the_first_image():
+    from stainers.confidence import mutual_information
+
+    many, two = np.random.default_rng(0).random((64, 64)), np.zeros((64, 64))
+    two[:, 32:] = 0.9
+    assert mutual_information(two, many)[1] == pytest.approx(np.log(2))
+    assert mutual_information(many, two)[1] > 2
+    assert mutual_information(two, two)[0] == pytest.approx(np.log(2))
+
+
+def test_the_noise_is_that_of_its_seed():
+    from stainers.confidence import NoiseOptions, disturbed_outputs
+    from stainers.networks import build_generator
+
+    net = build_generator("unet-film", 2, widths=(4, 4, 4, 4), blocks=(0, 0, 0, 0)).eval()
+    x = torch.ones(1, 2, 32, 32)
+    one, again, other = (
+        disturbed_outputs(net, x, 1, NoiseOptions(samples=2, alpha=1.0, seed=s))[1] for s in (1, 1, 2)
+    )
+    torch.testing.assert_close(one, again)
+    assert not torch.allclose(one, other)
+
+
+def test_noise_is_put_on_what_is_shown_and_not_on_the_empty_ground():
+    from stainers.confidence import NoiseOptions, disturbed_outputs
+    from stainers.networks import Latent
+
+    class Mirror(torch.nn.Module):  # shows its code
+        def encode(self, x):
+            return Latent(x, ())
+
+        def decode(self, latent, target):
+            return latent.code
+
+    x = torch.full((1, 3, 40, 40), 0.9)
+    x[..., 10:30, 10:30] = 0.3
+    primary, noisy = disturbed_outputs(Mirror(), x, 0, NoiseOptions(samples=4, alpha=1.0))
+    changed = (noisy != primary).any(dim=1).all(dim=0)
+    assert changed[10:30, 10:30].all()
+    assert int(changed.sum()) == 400
+
+
 def test_confidence_takes_one_encoder_pass_and_k_plus_one_decoder_passes():
     from stainers.confidence import NoiseOptions, disturbed_outputs
     from stainers.networks import build_generator

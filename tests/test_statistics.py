@@ -223,3 +223,21 @@ def test_cells_to_settle_is_zero_when_settled_and_none_when_counting_cannot():
     assert st.cells_to_settle(1, 200, 0.15) == 0
     assert st.cells_to_settle(15, 100, 0.15) is None
     assert st.cells_to_settle(0, 0, 0.05) is None
+
+
+def test_the_ratio_of_none_to_some_has_the_upper_limit_of_its_share():
+    share = 1 - 0.025 ** (1 / 50)  # none of 50, exactly
+    assert st.ratio_interval(0, 50)[2] == pytest.approx(share / (1 - share))
+
+
+def test_of_equal_remainders_the_larger_count_is_rounded_up_then_the_earlier():
+    assert st.largest_remainder([1, 5, 2], 0) == [12.0, 63.0, 25.0]  # 12.5 and 62.5
+    assert st.largest_remainder([5, 1, 2], 0) == [63.0, 12.0, 25.0]
+    assert st.largest_remainder([2, 3, 3], 0) == [25.0, 38.0, 37.0]
+
+
+@pytest.mark.parametrize(("level", "z"), [(0.8, 1.2816), (0.95, 1.96)])
+def test_the_bootstrap_of_many_fields_is_as_wide_as_their_spread_at_its_level(level, z):
+    of_class = np.random.default_rng(5).binomial(20, 0.3, 100)
+    low, high = st.bootstrap_proportions(np.stack([of_class, 20 - of_class], axis=1), 4000, 1, level)
+    assert high[0] - low[0] == pytest.approx(2 * z * (of_class / 20).std() / 10, rel=0.06)

@@ -242,3 +242,57 @@ def test_any_shape_and_layout_round_trips(
     for unit in reversed(plan_units("a", n, shard_rows(layout))):
         cases.write_unit("a", unit.index, unit.start, rows[unit.start : unit.stop], n, mark, layout)
     np.testing.assert_array_equal(cases.read_rows("a", 0, n), rows)
+
+
+def test_arrays_of_an_earlier_state_of_the_case_go_and_those_of_this_one_stay(cases: CaseStore) -> None:
+    def make(name: str, ids: list[str]) -> None:
+        cases.ensure_array(name, (len(ids), 4, 4, 1), LAYOUT, "m", ids)
+
+    now, then = IDS[:4], IDS[1:5]
+    make("patches/8/dic", now)
+    make("patches/16/dic", now)  # a size that is cut no more
+    make("virtual/a/image", now)
+    make("virtual/b/image", then)  # as many cells, but others
+    make("patches/8/brightfield", list(reversed(now)))
+    gone = cases.prune({"patches/8/dic", "patches/8/brightfield"}, now)
+    assert sorted(gone) == ["patches/16/dic", "patches/8/brightfield", "virtual/b/image"]
+    assert sorted(cases.names()) == ["patches/8/dic", "virtual/a/image"]
+    assert cases.cell_ids("virtual/a/image") == now
+    assert cases.prune({"patches/8/dic"}, now) == []
+
+
+def test_progress_of_its_own_inputs_does_not_vouch_for_rows_of_another_array(cases: CaseStore) -> None:
+    _write(cases)
+    kept = cases.store.read_bytes(f"C1/progress/{NAME}/00000.json")
+    shard = cases.store.read_bytes(_shard(0))
+    cases.ensure_array(NAME, ROWS.shape, LAYOUT, "n", IDS)
+    cases.store.write_bytes(f"C1/progress/{NAME}/00000.json", kept)
+    cases.store.write_bytes(_shard(0), shard)  # as a restore from a backup would leave it
+    assert not cases.unit_is_intact(NAME, 0, "m")
+    assert not cases.unit_is_intact(NAME, 0, "n")
+
+
+def test_a_kill_while_an_array_is_replaced_leaves_no_progress_of_the_one_before(
+    cases: CaseStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(cases)
+
+    class Killed(BaseException):
+        pass
+
+    gone: list[str] = []
+    original = cases.store.delete
+
+    def dies_after_the_first(key: str) -> None:
+        if gone:
+            raise Killed
+        original(key)
+        gone.append(key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cases.store, "delete", dies_after_the_first)
+        with pytest.raises(Killed):
+            cases.ensure_array(NAME, ROWS.shape, LAYOUT, "n", IDS)
+    assert _pending(cases) == [0, 1, 2]
+    _write(cases, "n", ROWS[::-1].copy())
+    np.testing.assert_array_equal(cases.read_rows(NAME, 0, 10), ROWS[::-1])

@@ -14,8 +14,8 @@ import tifffile
 from pipeline.errors import BadInput, UnreadableImage
 from pipeline.intake import read_case, read_field
 from pipeline.settings import IntakeSettings
-from storage.slide_grid import SlideField, candidate_fields, field_grid, tissue_mask
-from storage.slides import SlideReader
+from storage.slide_grid import SlideField, candidate_fields, field_grid, glass_colour, tissue_mask
+from storage.slides import SlideReader, _pixel_size
 
 GLASS = (242, 240, 243)
 # The discs on these slides are no red cells, so fields are ranked by what is stained.
@@ -68,6 +68,17 @@ def test_a_region_at_the_slide_s_own_scale_is_its_pixels(slide: tuple[Path, np.n
     np.testing.assert_array_equal(found, image[53:193, 101:311])
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_region_at_the_scale_of_a_level_is_the_pixels_of_that_level(
+    slide: tuple[Path, np.ndarray], step: int
+) -> None:
+    path, image = slide
+    level = image.reshape(900 // step, step, 1200 // step, step, 3).mean(axis=(1, 3)).astype(np.uint8)
+    with SlideReader(path) as reader:
+        found = reader.read_region_px(20 * step, 10 * step, 60 * step, 40 * step, 60, 40)
+    np.testing.assert_array_equal(found, level[10:50, 20:80])
+
+
 def _edge_um(row: np.ndarray, pixel_um: float) -> float:
     """Where a step from dark to bright lies, in µm from the row's start, at sub-pixel precision."""
     values = row.astype(float)
@@ -105,10 +116,12 @@ def test_a_long_slide_is_read_at_its_place_whatever_its_levels_are_rounded_to(tm
         for factor in (1, 4, 16):
             # Rounded down, the levels' factors differ along both axes: 16.005 and 16.116.
             w, h = width // factor, height // factor
-            row = cv2.resize(wave[None], (w, 1), interpolation=cv2.INTER_AREA)[0]
+            level = np.zeros((h, w, 3), np.uint8)  # one wave along the slide, another one across it
+            level[..., 0] = cv2.resize(wave[None], (w, 1), interpolation=cv2.INTER_AREA)
+            level[..., 1] = cv2.resize(wave[:height, None], (1, h), interpolation=cv2.INTER_AREA)
             text = f"Aperio Image Library v1\r\n{w}x{h} (256x256)" + ("|MPP = 0.1" if factor == 1 else "")
             writer.write(
-                np.broadcast_to(row[None, :, None], (h, w, 3)).copy(),
+                level,
                 tile=(256, 256),
                 photometric="rgb",
                 compression="zlib",
@@ -116,14 +129,20 @@ def test_a_long_slide_is_read_at_its_place_whatever_its_levels_are_rounded_to(tm
                 metadata=None,
             )
     with SlideReader(path) as reader:
+
+        def off(found: np.ndarray, first: int, scale: int) -> float:
+            at = first + (np.arange(len(found)) + 0.5) * scale
+            turns, expected = np.exp(-2j * np.pi * at / period), np.sin(2 * np.pi * at / period)
+            ratio = ((found - 127.0) * turns).sum() / (expected * turns).sum()
+            return float(np.angle(ratio) * period / 2 / np.pi)
+
         for x in (0, 20_001, 35_003):
             for scale in (1, 5, 20):
                 n = 4096 // scale
-                found = reader.read_region_px(x, 256, n * scale, 64 * scale, n, 64)[32, :, 0] - 127.0
-                turns = np.exp(-2j * np.pi * (x + (np.arange(n) + 0.5) * scale) / period)
-                expected = np.sin(2 * np.pi * (x + (np.arange(n) + 0.5) * scale) / period)
-                off = np.angle((found * turns).sum() / (expected * turns).sum()) * period / 2 / np.pi
-                assert abs(off) < max(0.5, 0.1 * scale), (x, scale)
+                found = reader.read_region_px(x, 256, n * scale, 64 * scale, n, 64)
+                assert abs(off(found[32, :, 0], x, scale)) < max(0.5, 0.1 * scale), (x, scale)
+        found = reader.read_region_px(20_001, 200, 640, 1280, 32, 64)
+        assert abs(off(found[:, 16, 1], 200, 20)) < 2
         ends = reader.thumbnail(2000)[0, :, 0]
     expected = cv2.resize(wave[None], (2000, 1), interpolation=cv2.INTER_AREA)[0]
     assert np.abs(ends.astype(int) - expected).mean() < 8
@@ -135,7 +154,9 @@ def test_beyond_the_slide_is_glass(slide: tuple[Path, np.ndarray]) -> None:
     assert (found[110:, 110:] == 255).all()
 
 
-def _fields(reader: SlideReader, height_px: int, target_um: float) -> tuple[SlideField, ...]:
+def _fields(
+    reader: SlideReader, height_px: int, target_um: float, least: float = 0.05
+) -> tuple[SlideField, ...]:
     grid = field_grid(
         reader,
         field_width_px=300,
@@ -143,7 +164,7 @@ def _fields(reader: SlideReader, height_px: int, target_um: float) -> tuple[Slid
         target_pixel_size_um=target_um,
         overlap_um=10.0,
     )
-    return candidate_fields(reader, grid, reader.overview(), 0.05)
+    return candidate_fields(reader, grid, reader.overview(), least)
 
 
 def test_background_is_skipped(slide: tuple[Path, np.ndarray]) -> None:
@@ -156,6 +177,26 @@ def test_background_is_skipped(slide: tuple[Path, np.ndarray]) -> None:
     # Neighbours overlap, so that a cell on a border is whole in one of them.
     columns = sorted({f.x_px for f in fields})
     assert all(b - a <= 300 - 20 for a, b in pairwise(columns))
+
+
+def test_a_field_with_just_the_least_tissue_is_looked_at_and_one_with_less_is_not(
+    slide: tuple[Path, np.ndarray],
+) -> None:
+    with SlideReader(slide[0]) as reader:
+        every = _fields(reader, 200, 0.5, 0.0)
+        least = sorted(f.tissue_fraction for f in every)[len(every) * 3 // 4]
+        some = _fields(reader, 200, 0.5, least)
+    assert 0 < len(some) < len(every)
+    assert list(some) == [f for f in every if f.tissue_fraction >= least]
+
+
+def test_what_the_scanner_did_not_image_is_not_taken_for_glass() -> None:
+    overview = np.full((100, 100, 3), (225, 228, 231), np.uint8)
+    overview[:60] = 255
+    overview[90:, 90:] = (130, 70, 160)
+    assert glass_colour(overview) == pytest.approx((225, 228, 231))
+    overview[:] = 255
+    assert glass_colour(overview) == pytest.approx((255, 255, 255))  # where there is nothing else
 
 
 def test_an_empty_slide_has_no_tissue_and_no_fields(tmp_path: Path) -> None:
@@ -266,3 +307,9 @@ def test_what_is_no_slide_is_one_sentence(tmp_path: Path) -> None:
         SlideReader(path)
     with pytest.raises(UnreadableImage, match="does not exist"):
         SlideReader(tmp_path / "none.svs")
+
+
+def test_the_pixel_size_of_a_slide_is_the_mean_of_both_its_axes() -> None:
+    given = {"openslide.mpp-x": "0.2500", "openslide.mpp-y": "0.2504"}
+    assert _pixel_size(given) == (pytest.approx(0.2502), ())
+    assert _pixel_size({"openslide.mpp-x": "0.25"}) == (None, ())

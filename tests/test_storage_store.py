@@ -244,3 +244,21 @@ def test_a_damaged_ledger_is_set_aside_and_begun_anew(store: Store) -> None:
     ledger.end_run(computed={}, reused={})
     assert store.exists("C1/ledger.damaged.json")
     assert len(Ledger(store, "C1").runs) == 1
+
+
+def test_a_run_that_fails_half_way_keeps_the_problems_found_before_and_a_whole_one_replaces_them(
+    store: Store,
+) -> None:
+    def run(found: str | None, error: str | None = None) -> list[str]:
+        ledger = Ledger(store, "C1")
+        ledger.begin()
+        if found:
+            ledger.note_problem(Problem(code="UNREADABLE", message=found))
+        ledger.end_run(computed={}, reused={}, error=error)
+        return [p["message"] for p in Ledger(store, "C1").document()["problems"]]
+
+    assert run("F1 is torn.") == ["F1 is torn."]
+    assert run("F2 is torn.", "the disk is full") == ["F1 is torn.", "F2 is torn."]
+    assert run("F1 is torn.", "the disk is full") == ["F1 is torn.", "F2 is torn."]
+    assert run("F3 is torn.") == ["F3 is torn."]
+    assert run(None) == []
