@@ -1,0 +1,109 @@
+"""Mixed precision, compilation and a GPU's memory: every family trains with them, shown without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import test_stainers_disentangled, test_stainers_multidomain
+from tests.domain_scenes import domain_set
+
+torch = pytest.importorskip("torch")
+
+CPU = torch.device("cpu")
+
+
+def domain_run(architecture: str) -> tuple[Any, Callable[[int], Any]]:
+    """A tiny run of four steps, the last of them with every kind of pass, and its batches."""
+    from dataclasses import replace
+
+    from stainers.domain_sets import DomainOptions, DomainSampler
+    from stainers.domain_training import to_domain_batch
+    from stainers.families import family
+    from stainers.gan_training import RunOptions
+    from tests.test_stainers_domain_package import SMALL
+
+    base = family(architecture).get("recipe")()
+    network = replace(base.generator, **SMALL[architecture])
+    plan = replace(
+        base,
+        generator=network,
+        data=DomainOptions(crop_px=16, context_px=24),
+        run=RunOptions(steps=4, batch=4, seed=3),
+    )
+    if architecture == "multidomain":
+        plan = replace(plan, phases=replace(plan.phases, first=0.25, second=0.25, critic_steps=2))
+        run: Any = test_stainers_multidomain.make_run(plan)
+    else:
+        run = test_stainers_disentangled.make_run(plan)
+    sampler = DomainSampler(domain_set(), plan.data, 3)
+    return run, lambda step: to_domain_batch(sampler.batch(step, 4), CPU)
+
+
+def picture_run(architecture: str) -> tuple[Any, Callable[[int], Any]]:
+    """A tiny run of four steps of a family of pictures, and its batches."""
+    from stainers.cell_sets import Example
+    from stainers.colorization import ColorizationRecipe, ColorizationRun
+    from stainers.cyclegan import CycleGanRecipe, CycleGanRun
+    from stainers.gan_networks import DiscriminatorOptions, GeneratorOptions
+    from stainers.gan_training import RunOptions, to_batch
+    from stainers.pix2pixhd import Pix2PixHdRecipe, Pix2PixHdRun
+
+    parts: dict[str, Any] = {
+        "generator": GeneratorOptions(width=4, blocks=2),
+        "discriminator": DiscriminatorOptions(layers=2, width=4),
+        "run": RunOptions(steps=4, batch=4),
+    }
+    if architecture == "cyclegan":
+        run: Any = CycleGanRun(CycleGanRecipe(**parts), (3, 3), 4, CPU)
+    elif architecture == "pix2pixhd-ac":
+        run = Pix2PixHdRun(Pix2PixHdRecipe(**parts), (3, 3), 2, 4, CPU)
+    else:
+        run = ColorizationRun(ColorizationRecipe(**parts), 4, CPU)
+    maps = 1 if architecture == "colorization" else 3
+
+    def batch(step: int) -> Any:
+        rng = np.random.default_rng(step)
+        source, target = (rng.random((n, 32, 32), np.float32) for n in (maps, 3))
+        return to_batch([Example(source, target, k % 2, k % 2) for k in range(4)], CPU)
+
+    return run, batch
+
+
+RUNS = {
+    **{name: domain_run for name in ("multidomain", "disentangled")},
+    **{name: picture_run for name in ("cyclegan", "pix2pixhd-ac", "colorization")},
+}
+
+
+@pytest.fixture
+def halved(monkeypatch):
+    """`precision: bf16` or `fp16` on the CPU, where a recipe may not ask for it."""
+    from stainers import gan_training
+
+    def ask(kind: Any) -> None:
+        monkeypatch.setattr(gan_training, "speed_options", lambda *_: (kind, False))
+
+    return ask
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", sorted(RUNS))
+def test_every_family_trains_in_mixed_precision(architecture, kind, halved):
+    halved(kind)
+    run, batch = RUNS[architecture](architecture)
+    for step in range(4):
+        parts = run.train_step(batch(step))
+    assert all(np.isfinite(v) for v in parts.values())
+    assert all(torch.isfinite(p).all() for net in run.nets.values() for p in net.parameters())
+
+
+def test_the_statistics_of_a_norm_are_float32_in_mixed_precision():
+    from stainers.norms import SettledNorm
+
+    norm, x = SettledNorm(3, momentum=1.0).train(), 4 + torch.randn(2, 3, 40, 40).bfloat16()
+    norm(x)
+    torch.testing.assert_close(norm.mean, x.float().mean(dim=(0, 2, 3)), rtol=1e-5, atol=1e-5)
