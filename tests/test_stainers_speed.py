@@ -107,3 +107,10 @@ def test_the_statistics_of_a_norm_are_float32_in_mixed_precision():
     norm, x = SettledNorm(3, momentum=1.0).train(), 4 + torch.randn(2, 3, 40, 40).bfloat16()
     norm(x)
     torch.testing.assert_close(norm.mean, x.float().mean(dim=(0, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_pixel_norm_divides_by_more_than_half_precision_holds():
+    from stainers.gan_networks import PixelNorm
+
+    made = PixelNorm(4)(torch.full((1, 4, 2, 2), 300.0).half())  # whose square is beyond 65504
+    torch.testing.assert_close(made, torch.ones(1, 4, 2, 2))
