@@ -114,3 +114,19 @@ def test_a_pixel_norm_divides_by_more_than_half_precision_holds():
 
     made = PixelNorm(4)(torch.full((1, 4, 2, 2), 300.0).half())  # whose square is beyond 65504
     torch.testing.assert_close(made, torch.ones(1, 4, 2, 2))
+
+
+def test_the_judge_of_the_shipped_recipe_looks_at_pictures_in_a_gpus_memory():
+    """The device `meta` has shapes, types and devices alone: a mixture of devices shows without a GPU."""
+    from functools import partial
+
+    from classifiers.networks import build_backbone
+    from classifiers.views import cut_square, nuclear_gain
+    from stainers.perceptual import PerceptualLoss
+
+    how = {"input_px": 48, "mean": (0.5,) * 3, "std": (0.25,) * 3, "classes": 3}
+    how |= {"gain_of": partial(nuclear_gain, cell_share=0.6, hue=0.5), "cut": partial(cut_square, out_px=48)}
+    judge = PerceptualLoss(build_backbone("resnet18_slim", 4), **how).to("meta")
+    judge._frames = lambda stained: [(24.0, 24.0, 40.0)] * len(stained)  # it reads pixels: here are none
+    feature, named = judge(*(torch.rand(2, 3, 48, 48, device="meta") for _ in range(2)))
+    assert feature.device.type == named.device.type == "meta"
