@@ -130,3 +130,34 @@ def test_the_judge_of_the_shipped_recipe_looks_at_pictures_in_a_gpus_memory():
     judge._frames = lambda stained: [(24.0, 24.0, 40.0)] * len(stained)  # it reads pixels: here are none
     feature, named = judge(*(torch.rand(2, 3, 48, 48, device="meta") for _ in range(2)))
     assert feature.device.type == named.device.type == "meta"
+
+
+def test_a_generator_that_was_exported_can_still_be_run_where_it_was_trained(tmp_path, monkeypatch):
+    """The package of the way back foretells the error of a cycle, which goes through both generators."""
+    from stainers import picture_training
+    from stainers.cell_sets import DrawOptions, StainSet
+    from stainers.cyclegan import CycleGanRecipe
+    from stainers.gan_networks import DiscriminatorOptions, GeneratorOptions
+    from stainers.gan_training import RunOptions
+    from tests.test_stainers_adversarial import cells
+
+    moved, ran = set(), []
+    to_cpu, on_picture = torch.nn.Module.cpu, picture_training.run_on_picture
+    monkeypatch.setattr(torch.nn.Module, "cpu", lambda net: moved.add(id(net)) or to_cpu(net))
+
+    def run_on_picture(net: Any, *given: Any) -> Any:
+        ran.append(net)
+        assert id(net) not in moved
+        return on_picture(net, *given)
+
+    monkeypatch.setattr(picture_training, "run_on_picture", run_on_picture)
+    recipe = CycleGanRecipe(
+        generator=GeneratorOptions(width=4, blocks=1),
+        discriminator=DiscriminatorOptions(layers=2, width=4),
+        draw=DrawOptions(crop_px=24),
+        run=RunOptions(steps=1, batch=2),
+    )
+    data = StainSet(*(cells(name, (200, 40, 60), size=24) for name in ("red", "blue")))
+    picture_training.train_set(data, tmp_path, recipe)
+    assert (tmp_path / "package-backward").is_dir()
+    assert len({id(net) for net in ran}) == 2
