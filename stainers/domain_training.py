@@ -81,6 +81,12 @@ class DomainRun(GanRun):
             )
             for name, nets in groups.items()
         }
+        if self.compiled:
+            # The generator by its parts, which passes call apart; the judge not at all: its penalty is learned
+            # through a gradient's gradient, which compiled code has none of.
+            for part in self.nets["stain"].children():
+                part.compile()
+            self.call |= {name: self.nets[name] for name in ("stain", "judge")}
 
     def train_step(self, batch: Any) -> dict[str, float]:
         self.random.manual_seed(step_seed(self.options.seed, self.step))

@@ -45,7 +45,7 @@ class RunOptions:
     pictures as there are).  The learning rate is
     constant until the share `decay_from` of the steps and then falls linearly to 0.  `ema` above 0 keeps an
     averaged copy of the generators, which is what is used.  precision: auto, fp32, bf16 or fp16; compile:
-    auto, on or off; anything but fp32 and off needs a GPU.
+    auto, on or off (auto is off); anything but fp32 and off needs a GPU.
     """
 
     epochs: int = 20

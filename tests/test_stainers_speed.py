@@ -101,6 +101,23 @@ def test_every_family_trains_in_mixed_precision(architecture, kind, halved):
     assert all(torch.isfinite(p).all() for net in run.nets.values() for p in net.parameters())
 
 
+@pytest.mark.parametrize("architecture", ["disentangled", "multidomain", "pix2pixhd-ac"])  # each takes seconds
+def test_a_family_trains_compiled_as_it_does_without(architecture, monkeypatch):
+    from stainers import gan_training
+
+    def trained() -> list[float]:
+        run, batch = RUNS[architecture](architecture)
+        return [v for step in range(4) for v in run.train_step(batch(step)).values()]
+
+    plain, real, compiled = trained(), torch.compile, []
+    monkeypatch.setattr(gan_training, "speed_options", lambda *_: (None, True))
+    monkeypatch.setattr(  # every part of a compilation but the machine code
+        torch, "compile", lambda code, **_: compiled.append(code) or real(code, backend="aot_eager")
+    )
+    assert trained() == pytest.approx(plain, rel=1e-3, abs=1e-4)
+    assert compiled
+
+
 def test_the_statistics_of_a_norm_are_float32_in_mixed_precision():
     from stainers.norms import SettledNorm
 
