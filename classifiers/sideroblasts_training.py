@@ -16,10 +16,10 @@ from torch.nn import functional
 from classifiers.metrics import fit_temperature
 from classifiers.sideroblasts_cnn import INPUT_PX, OUTPUTS, PIXEL_SIZE_UM, IronNet, decide, in_units_of_stain
 from classifiers.sideroblasts_stain import glass_colour, optical_density
-from classifiers.training import follow_average
 from phantoms.marrow_fields import ERYTHROID_RECIPES, RECIPES
 from phantoms.marrow_sets import FIRST_VALIDATION_SEED, FieldSet, field_set, require_enough
 from phantoms.marrow_sets import PIXEL_SIZE_UM as FIELD_PIXEL_SIZE_UM
+from storage.averages import follow
 from storage.checkpoints import (
     checkpoint_beside,
     keep_earlier,
@@ -189,7 +189,7 @@ def fit(
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimiser.step()
         schedule.step()
-        follow_average(average, net, min(recipe.ema, (step + 1) / (step + 10)))
+        follow(average, net, min(recipe.ema, (step + 1) / (step + 10)))
         if (step + 1) % 25 == 0 or step + 1 == end:
             report(f"step {step + 1}/{recipe.steps} loss {loss.item():.3f}")
         if checkpoint is not None and ((step + 1) % 50 == 0 or step + 1 == end):

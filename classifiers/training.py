@@ -21,6 +21,7 @@ from classifiers.networks import CellNet, build_backbone
 from classifiers.recipes import Recipe
 from classifiers.sources import Sample, level_classes
 from pipeline.errors import BadInput
+from storage.averages import follow
 from storage.checkpoints import keep_earlier, read_checkpoint, require_same, tensors_mark, write_checkpoint
 
 if TYPE_CHECKING:
@@ -181,7 +182,7 @@ def _fit_one(
             schedule.step()
             total += float(loss.detach())
             step += 1
-            follow_average(average, network, min(recipe.ema, step / (step + 9)))  # young averages forget fast
+            follow(average, network, min(recipe.ema, step / (step + 9)))  # young averages forget fast
         report(f"epoch {epoch + 1}/{recipe.epochs} loss {total / per_epoch:.4f}")
         if checkpoint is not None:
             state = {
@@ -196,16 +197,6 @@ def _fit_one(
             }
             write_checkpoint(checkpoint, state)
     network.load_state_dict(average.state_dict())
-
-
-def follow_average(average: torch.nn.Module, network: torch.nn.Module, share: float) -> None:
-    """Move a network's weights in place: `share` of them stays, the rest is another network's."""
-    with torch.no_grad():
-        for a, b in zip(average.state_dict().values(), network.state_dict().values(), strict=True):
-            if a.is_floating_point():
-                a.lerp_(b, 1 - share)
-            else:
-                a.copy_(b)
 
 
 def checkpoint_of(out_dir: Path) -> Path:
@@ -305,7 +296,7 @@ def train_classifier(
         report=report,
     )
     for network, first in zip(net.members, begun, strict=False):
-        follow_average(network, first, 1 - recipe.start_share)
+        follow(network, first, 1 - recipe.start_share)
     training = {
         "seed": seed,
         "recipe": asdict(recipe),

@@ -82,8 +82,8 @@ class DomainRun(GanRun):
             for name, nets in groups.items()
         }
         if self.compiled:
-            # The generator by its parts, which passes call apart; the judge not at all: its penalty is learned
-            # through a gradient's gradient, which compiled code has none of.
+            # The generator by its parts, which passes call apart; the judge not at all: what is learned from
+            # its penalty is a gradient's gradient, and compiled code has none.
             for part in self.nets["stain"].children():
                 part.compile()
             self.call |= {name: self.nets[name] for name in ("stain", "judge")}

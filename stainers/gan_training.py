@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
-from stainers.averages import follow
 from stainers.cell_sets import Example, Sampler, StainSet
 from stainers.choice import keep_best
 from stainers.data_marks import mark_of_set
@@ -29,6 +28,7 @@ from stainers.gan_records import (
     run_on_picture,
     save_samples,
 )
+from storage.averages import follow
 from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
 
 Array = np.ndarray[Any, Any]

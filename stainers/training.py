@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
-from stainers.averages import follow
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
 from stainers.data_marks import mark_of_smears
 from stainers.gan_records import append_rows, begin_anew, drop_later
@@ -27,6 +26,7 @@ from stainers.networks import Latent, PatchDiscriminator, build_generator
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 from stainers.seeds import step_seed
+from storage.averages import follow
 from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
 from storage.whole_files import write_png
 

@@ -74,8 +74,8 @@ def picture_run(architecture: str) -> tuple[Any, Callable[[int], Any]]:
 
 
 RUNS = {
-    **{name: domain_run for name in ("multidomain", "disentangled")},
-    **{name: picture_run for name in ("cyclegan", "pix2pixhd-ac", "colorization")},
+    **dict.fromkeys(("multidomain", "disentangled"), domain_run),
+    **dict.fromkeys(("cyclegan", "pix2pixhd-ac", "colorization"), picture_run),
 }
 
 
@@ -101,7 +101,7 @@ def test_every_family_trains_in_mixed_precision(architecture, kind, halved):
     assert all(torch.isfinite(p).all() for net in run.nets.values() for p in net.parameters())
 
 
-@pytest.mark.parametrize("architecture", ["disentangled", "multidomain", "pix2pixhd-ac"])  # each takes seconds
+@pytest.mark.parametrize("architecture", ["disentangled", "multidomain", "pix2pixhd-ac"])  # seconds each
 def test_a_family_trains_compiled_as_it_does_without(architecture, monkeypatch):
     from stainers import gan_training
 
