@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
+from stainers.averaged_run import AveragedRun
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
-from stainers.data_marks import mark_of_smears
+from stainers.data_marks import mark_of_recipe, mark_of_smears
 from stainers.gan_records import append_rows, begin_anew, drop_later
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
@@ -96,11 +97,12 @@ def _take_over(generator: nn.Module, stainer: Any, name: str, targets: Sequence[
     generator.load_state_dict(given)
 
 
-class Run:
+class Run(AveragedRun):
     """One training run: generator, its average, optimiser, and where it stands.
 
-    It begins with the weights of `checkpoint`, else of the recipe's `start`, else with random ones; `data` is
-    the mark of what it learns from.
+    Generator and discriminator run at the recipe's `precision`, all losses in float32.  It begins with the
+    weights of `checkpoint`, else of the recipe's `start`, else with random ones; `data` is the mark of what
+    it learns from.
     """
 
     def __init__(
@@ -112,13 +114,14 @@ class Run:
         data: str = "",
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device, self.step, self.targets = recipe, device, 0, tuple(targets)
-        self.data = data
+        super().__init__(recipe, device)
+        self.recipe, self.targets, self.data = recipe, tuple(targets), data
         options = asdict(recipe.network)
         self.generator = build_generator(recipe.architecture, len(self.targets), **options).to(device)
         if recipe.start and checkpoint is None:
             _take_over(self.generator, load_start(recipe.start), recipe.start, self.targets)
-        self.average = build_generator(recipe.architecture, len(self.targets), **options).to(device)
+        self.averages["forward"] = build_generator(recipe.architecture, len(self.targets), **options)
+        self.average.to(device)
         self.average.load_state_dict(self.generator.state_dict())
         self.average.eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
@@ -133,19 +136,29 @@ class Run:
             self.perceptual = load_judge(recipe.judge).to(device)
         if device.type == "cpu":
             self.generator.to(memory_format=torch.channels_last)
+        self.call: dict[str, Any] = {"encode": self.generator.encode, "decode": self.generator.decode}
+        if self.judge is not None:
+            self.call["judge"] = self.judge
+        if self.compiled:
+            self.call = {name: torch.compile(code) for name, code in self.call.items()}
         if checkpoint is not None:
             self.load(checkpoint)
+
+    @property
+    def average(self) -> nn.Module:
+        return self.averages["forward"]
 
     def train_step(self, source: Tensor, stained: Tensor, domain: Tensor) -> dict[str, float]:
         recipe, weights = self.recipe, self.recipe.losses
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(recipe, self.step)
         self.generator.train()
-        latent = self.generator.encode(source)
-        if recipe.latent_noise > 0:
-            noise = torch.Generator().manual_seed(step_seed(recipe.seed, self.step))
-            latent = add_latent_noise(latent, recipe.latent_noise, noise)
-        output = self.generator.decode(latent, domain)
+        with self.autocast():
+            latent = self.call["encode"](source)
+            if recipe.latent_noise > 0:
+                noise = torch.Generator().manual_seed(step_seed(recipe.seed, self.step))
+                latent = add_latent_noise(latent, recipe.latent_noise, noise)
+            output = self.call["decode"](latent, domain).float()
         image, log_scale = output[:, :3], output[:, 3:]
         error = (image - stained).abs()
         parts = {
@@ -161,28 +174,32 @@ class Run:
             parts["adversarial"] = self._adversarial(source, stained, image, domain)
         total = sum((getattr(weights, k) * v for k, v in parts.items()), image.new_zeros(()))
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         follow(self.average, self.generator, keep)
         self.step += 1
         return {k: float(v.detach()) for k, v in parts.items()}
 
     def _adversarial(self, source: Tensor, stained: Tensor, image: Tensor, domain: Tensor) -> Tensor:
-        assert self.judge is not None
-        real = self.judge(stained, source, domain)
-        fake = self.judge(image.detach(), source, domain)
+        def verdict(picture: Tensor) -> Tensor:
+            with self.autocast():
+                return self.call["judge"](picture, source, domain).float()
+
+        real, fake = verdict(stained), verdict(image.detach())
         loss = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
         self.judge_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.judge_optimiser.step()
-        return -self.judge(image, source, domain).mean()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.judge_optimiser)
+        return -verdict(image).mean()
 
     def state(self) -> dict[str, Any]:
         state = {
             "step": self.step,
-            "recipe": repr(self.recipe),
+            "recipe": mark_of_recipe(self.recipe),
             "data": self.data,
             "targets": list(self.targets),
             "generator": self.generator.state_dict(),
@@ -191,19 +208,16 @@ class Run:
         }
         if self.judge is not None:
             state |= {"judge": self.judge.state_dict(), "judge_optimiser": self.judge_optimiser.state_dict()}
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
         return state
-
-    @property
-    def checkpoint_step(self) -> int:
-        """The step of the average, which is shipped: the last."""
-        return self.step
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; raises BadInput where it was made with another recipe or of other data."""
         state = read_checkpoint(
             path, "recipe", "generator", "average", "optimiser", "step", device=self.device
         )
-        now = {"recipe": repr(self.recipe), "data": self.data}
+        now = {"recipe": mark_of_recipe(self.recipe), "data": self.data}
         require_same(path, state, now, "recipe")
         if tuple(state.get("targets", DOMAINS)) != self.targets:  # the nearer cause of other data
             raise BadInput(
@@ -218,6 +232,8 @@ class Run:
         if self.judge is not None:
             self.judge.load_state_dict(state["judge"])
             self.judge_optimiser.load_state_dict(state["judge_optimiser"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def train_generator(

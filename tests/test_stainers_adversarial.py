@@ -289,7 +289,8 @@ def test_a_cyclegan_learns_the_other_colour(two_stains, recipe, tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"precision": "bf16"}, {"precision": "fp16"}, {"compile": "on"}])
 def test_mixed_precision_and_compilation_are_refused_without_a_gpu(wrong):
-    from stainers.gan_training import RunOptions, speed_options
+    from stainers.averaged_run import speed_options
+    from stainers.gan_training import RunOptions
 
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     with pytest.raises(BadInput, match="GPU"):

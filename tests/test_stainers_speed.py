@@ -73,7 +73,31 @@ def picture_run(architecture: str) -> tuple[Any, Callable[[int], Any]]:
     return run, batch
 
 
+def film_run(architecture: str) -> tuple[Any, Callable[[int], Any]]:
+    """A tiny run of four steps of the shipped family, with discriminator and noise, and its batches."""
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    from stainers.recipes import LossRecipe
+    from stainers.training import Run
+    from tests.stainer_scenes import tiny_recipe
+
+    losses = LossRecipe(adversarial=0.1, adversarial_from=0.0)
+    run = Run(replace(tiny_recipe(4), architecture=architecture, losses=losses, latent_noise=0.3), CPU)
+
+    def batch(step: int) -> Any:
+        random = torch.Generator().manual_seed(step)
+        source, stained = (torch.rand(2, n, 48, 48, generator=random) for n in (2, 3))
+        return source, stained, torch.tensor([0, 2])
+
+    step = SimpleNamespace(
+        train_step=lambda given: run.train_step(*given), nets={"forward": run.generator, "judge": run.judge}
+    )
+    return step, batch
+
+
 RUNS = {
+    "unet-film": film_run,
     **dict.fromkeys(("multidomain", "disentangled"), domain_run),
     **dict.fromkeys(("cyclegan", "pix2pixhd-ac", "colorization"), picture_run),
 }
@@ -82,10 +106,10 @@ RUNS = {
 @pytest.fixture
 def halved(monkeypatch):
     """`precision: bf16` or `fp16` on the CPU, where a recipe may not ask for it."""
-    from stainers import gan_training
+    from stainers import averaged_run
 
     def ask(kind: Any) -> None:
-        monkeypatch.setattr(gan_training, "speed_options", lambda *_: (kind, False))
+        monkeypatch.setattr(averaged_run, "speed_options", lambda *_: (kind, False))
 
     return ask
 
@@ -95,22 +119,30 @@ def halved(monkeypatch):
 def test_every_family_trains_in_mixed_precision(architecture, kind, halved):
     halved(kind)
     run, batch = RUNS[architecture](architecture)
+    kinds = set()
+    for net in run.nets.values():
+        for part in net.modules():
+            if isinstance(part, torch.nn.Conv2d):
+                part.register_forward_hook(lambda _, given, made: kinds.add(made.dtype))
     for step in range(4):
         parts = run.train_step(batch(step))
     assert all(np.isfinite(v) for v in parts.values())
+    assert kinds == {kind}
     assert all(torch.isfinite(p).all() for net in run.nets.values() for p in net.parameters())
 
 
-@pytest.mark.parametrize("architecture", ["disentangled", "multidomain", "pix2pixhd-ac"])  # seconds each
+@pytest.mark.parametrize(
+    "architecture", ["disentangled", "multidomain", "pix2pixhd-ac", "unet-film"]
+)  # seconds each
 def test_a_family_trains_compiled_as_it_does_without(architecture, monkeypatch):
-    from stainers import gan_training
+    from stainers import averaged_run
 
     def trained() -> list[float]:
         run, batch = RUNS[architecture](architecture)
         return [v for step in range(4) for v in run.train_step(batch(step)).values()]
 
     plain, real, compiled = trained(), torch.compile, []
-    monkeypatch.setattr(gan_training, "speed_options", lambda *_: (None, True))
+    monkeypatch.setattr(averaged_run, "speed_options", lambda *_: (None, True))
     monkeypatch.setattr(  # every part of a compilation but the machine code
         torch, "compile", lambda code, **_: compiled.append(code) or real(code, backend="aot_eager")
     )
@@ -178,3 +210,24 @@ def test_a_generator_that_was_exported_can_still_be_run_where_it_was_trained(tmp
     picture_training.train_set(data, tmp_path, recipe)
     assert (tmp_path / "package-backward").is_dir()
     assert len({id(net) for net in ran}) == 2
+
+
+def test_a_recipe_of_the_shipped_family_may_ask_for_speed_and_goes_on_with_checkpoints_of_before(tmp_path):
+    from dataclasses import replace
+
+    from pipeline.errors import BadInput
+    from stainers.data_marks import mark_of_recipe
+    from stainers.recipes import read_recipe
+    from stainers.training import Run
+    from tests.stainer_scenes import tiny_recipe
+
+    asked = tmp_path / "recipe.yaml"
+    asked.write_text("architecture: unet-film\nprecision: bf16\ncompile: on\n")
+    recipe = read_recipe(asked)
+    assert (recipe.precision, recipe.compile) == ("bf16", "on")
+    with pytest.raises(BadInput, match="GPU"):
+        Run(recipe, CPU)
+    usual = tiny_recipe(4)
+    assert mark_of_recipe(usual) == repr(usual)  # as it was before there was a choice
+    assert "precision" not in repr(usual)
+    assert mark_of_recipe(replace(usual, precision="fp32")) == repr(usual) + " precision='fp32'"
