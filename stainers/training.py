@@ -19,11 +19,14 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from stainers.averaged_run import AveragedRun
+from stainers.choice import best_by, keep_best
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
 from stainers.data_marks import mark_of_recipe, mark_of_smears
+from stainers.downstream import Cell, paint_error, scores_of
 from stainers.gan_records import append_rows, begin_anew, drop_later
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
+from stainers.patch_stainer import to_uint8
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 from stainers.seeds import step_seed
@@ -32,6 +35,7 @@ from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
 from storage.whole_files import write_png
 
 Progress = Callable[[int, int, dict[str, float]], None]
+LOOK_CELLS = 48  # that a checkpoint is chosen by
 
 
 class PairDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -148,6 +152,13 @@ class Run(AveragedRun):
     def average(self) -> nn.Module:
         return self.averages["forward"]
 
+    @torch.no_grad()
+    def painted(self, source: np.ndarray[Any, Any], target: int) -> np.ndarray[Any, Any]:
+        """A network's input (2, H, W) float32 through the average: (H, W, 3) uint8."""
+        given = torch.from_numpy(source)[None].to(self.device)
+        output = self.average(given, torch.tensor([target], device=self.device))[0, :3]
+        return to_uint8(output.permute(1, 2, 0).cpu().numpy())
+
     def train_step(self, source: Tensor, stained: Tensor, domain: Tensor) -> dict[str, float]:
         recipe, weights = self.recipe, self.recipe.losses
         for group in self.optimiser.param_groups:
@@ -259,9 +270,12 @@ def train_generator(
     held_out = PairSampler(
         [s for s in smears if s.split == "validation"] or smears, recipe.pairs, recipe.seed + 1, targets
     )
+    cells = look_cells(held_out) if recipe.chooser != "last" else []
+    scores = scores_of(recipe.chooser, "forward", cells)
     if not goes_on:
         begin_anew(out_dir)
-    drop_later(out_dir / "losses.csv", run.step)
+    for name in ("losses.csv", "choice.csv"):
+        drop_later(out_dir / name, run.step)
     loader = torch.utils.data.DataLoader(
         PairDataset(sampler, run.step * recipe.batch, last * recipe.batch),
         batch_size=recipe.batch,
@@ -278,11 +292,24 @@ def train_generator(
             progress(run.step, recipe.steps, parts)
         if run.step % recipe.sample_every == 0 or run.step == recipe.steps:
             save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
+        if cells and (run.step % recipe.choose_every == 0 or run.step == recipe.steps):
+            found = {"loss": paint_error(run.painted, cells)}
+            found |= {name: score(run.painted) for name, score in scores.items()}
+            keep_best(out_dir, run.step, found, run.generators_state())
         if run.step % recipe.checkpoint_every == 0 or run.step == last:
             append_rows(out_dir / "losses.csv", rows)
             rows = []
             write_checkpoint(checkpoint, run.state())
     return run
+
+
+def look_cells(sampler: PairSampler, n: int = LOOK_CELLS) -> list[Cell]:
+    """Whole leukocytes to choose a checkpoint by: the sampler's smears and optics, at their own scale."""
+    plain = dict.fromkeys(("spoilt_share", "scale_jitter", "off_centre_px", "other_looks"), 0.0)
+    options = replace(sampler.options, leukocyte_share=1.0, pool=0, **plain)
+    smears = [s for group in sampler.by_domain for s in group]
+    draws = map(PairSampler(smears, options, sampler.seed + 1, sampler.targets).draw, range(n))
+    return [(source, domain, to_uint8(stained.transpose(1, 2, 0))) for source, stained, domain in draws]
 
 
 @torch.no_grad()
@@ -319,7 +346,8 @@ def train_stainer(
     """Train generator and polarity network on the smears of `data_dir` and write `out_dir`/package.
 
     `steps`, `seed` and `architecture` override the recipe (a shipped one by name, a YAML file, or the
-    value itself); `limit` takes the first so many images alone.  The confidence is calibrated on the
+    value itself); `limit` takes the first so many images alone.  The recipe's `chooser` says which checkpoint
+    is packed.  The confidence is calibrated on the
     validation smears, the card's metrics, which are returned, are measured on the test smears.
     """
     from stainers.export import export_package
@@ -340,6 +368,9 @@ def train_stainer(
                 "part (80 / 8 / 12 % train / validation / test, by name); give more, fifty are enough."
             )
     run = train_generator(smears, out_dir, plan, resume=resume, workers=workers, progress=progress)
+    best, chosen = best_by(out_dir, plan.chooser, "forward")
+    if best is not None:
+        run.take_averages(best)
     if plan.start:
         polarity = load_start(plan.start).polarity
     else:
@@ -351,6 +382,7 @@ def train_stainer(
         plan,
         out_dir / "package",
         steps_done=run.step,
+        checkpoint=(chosen, run.checkpoint_step),
         cells_per_domain=cells_per_domain,
     )
     return package.card.metrics

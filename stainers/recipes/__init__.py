@@ -40,6 +40,8 @@ class Recipe:
     """Everything that a training run is made of, but the data folder and the place for its results.
 
     `precision` and `compile` are those of the adversarial families (`stainers.gan_training.RunOptions`).
+    `chooser` says which checkpoint is kept: `last`, without a look at held-out cells; `loss`, for the lowest
+    error on them; or the name of a registered classifier, for the most that it names like the real ones.
     """
 
     architecture: str = "unet-film"
@@ -61,6 +63,8 @@ class Recipe:
     losses: LossRecipe = field(default_factory=LossRecipe)
     precision: str = field(default="auto", repr=False)  # later keys: stainers.data_marks.mark_of_recipe
     compile: str = field(default="auto", repr=False)
+    chooser: str = field(default="last", repr=False)
+    choose_every: int = field(default=200, repr=False)  # steps between looks, where there are any
 
 
 def _build(kind: type[Any], values: Any, where: str) -> Any:

@@ -73,6 +73,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "checkpoint_every": COUNT,
         "sample_every": COUNT,
         "polarity_steps": COUNT,
+        "choose_every": COUNT,
         **SPEED,
     },
     "NetworkRecipe": {"widths": COUNT, "blocks": NUMBER, "embedding": COUNT},
