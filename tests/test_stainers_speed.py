@@ -139,7 +139,8 @@ def test_a_family_trains_compiled_as_it_does_without(architecture, monkeypatch):
 
     def trained() -> list[float]:
         run, batch = RUNS[architecture](architecture)
-        return [v for step in range(4) for v in run.train_step(batch(step)).values()]
+        steps = 4 if architecture == "multidomain" else 1  # whose last has every kind of pass
+        return [v for step in range(steps) for v in run.train_step(batch(step)).values()]
 
     plain, real, compiled = trained(), torch.compile, []
     monkeypatch.setattr(averaged_run, "speed_options", lambda *_: (None, True))
