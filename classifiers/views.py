@@ -94,7 +94,7 @@ def nuclear_gain(view: Tensor, cell_share: float, hue: float) -> Tensor:
     middle = density[:, low:high, low:high].reshape(3, -1)
     densest = middle.sum(0).topk(max(4, int(DENSEST * middle.shape[1]))).indices
     nucleus = middle[:, densest].median(1).values
-    wanted = torch.tensor(NUCLEAR_DENSITY)
+    wanted = nucleus.new_tensor(NUCLEAR_DENSITY)
     amount = (wanted.sum() / nucleus.sum().clamp(min=0.3)).clamp(0.5, 3.0)
     each = (wanted / nucleus.clamp(min=0.1)).clamp(0.4, 5.0)
     return amount ** (1 - hue) * each**hue

@@ -15,6 +15,7 @@ from storage.checkpoints import read_checkpoint, write_checkpoint
 from storage.tables import append_rows, read_own
 
 TABLE = "choice.csv"
+CHOSEN = {"loss": "lowest error on held-out pairs", "last": "last"}  # choosers that are no classifier
 
 
 def keep_best(out_dir: Path, step: int, values: Mapping[str, float], state: dict[str, Any]) -> None:
@@ -39,6 +40,18 @@ def best_of(out_dir: Path, criterion: str) -> Path | None:
     if best is None or not path.is_file():
         return None
     return path if read_checkpoint(path, "step", "averages")["step"] == best[1] else None
+
+
+def best_by(out_dir: Path, chooser: str, generator: str) -> tuple[Path | None, str]:
+    """The checkpoint that a recipe's `chooser` picks for a generator of several targets, and a card's words.
+
+    `loss`, `last`, or a classifier, whose score stands under the generator's name.  None is the last one: as
+    asked, or because no look gave a number.
+    """
+    best = best_of(out_dir, chooser if chooser in CHOSEN else generator)
+    if best is None:
+        return None, CHOSEN["last"]
+    return best, CHOSEN.get(chooser, f"most held-out cells named like the real ones by {chooser}")
 
 
 def _rank(criterion: str, value: float) -> float:

@@ -98,7 +98,18 @@ class CycleGanRun(GanRun):
 
     @torch.no_grad()
     def validate(self, data: StainSet) -> float:
-        """Cycle error both ways, with the judges' verdict on the averages: lower is better."""
+        """Cycle error both ways, with the judges' verdict on the averages: lower is better.
+
+        The judges look in evaluation mode: in training a look moves the estimates of their spectral norms.
+        """
+        judges = [self.nets[name].eval() for name in ("judge_source", "judge_target")]
+        try:
+            return self._validate(data)
+        finally:
+            for judge in judges:
+                judge.train()
+
+    def _validate(self, data: StainSet) -> float:
         draw = DrawOptions(crop_px=self.recipe.draw.crop_px, zoom=0.0)
         sampler = Sampler(data, draw, seed=0)
         forward, backward = self.averages["forward"], self.averages["backward"]

@@ -1,13 +1,14 @@
-"""The mark of a training's data, of names and contents: a run is resumed with its own data alone.
+"""The marks of a training's data and recipe: a run is resumed with its own alone.
 
-The mark is taken of what is learned from, after reading: a folder may be moved, and a label or a pixel that
-changes is another data set.
+That of data is taken of what is learned from, after reading: a folder may be moved, and a label or a pixel
+that changes is another data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from storage.fingerprint import array_mark, fingerprint
 
@@ -52,3 +53,21 @@ def mark_of_domains(*sets: DomainSet) -> str:
         return array_mark(cell.picture), cell.domain, cell.label, mask, cell.partner
 
     return fingerprint(*((s.domains, s.classes, [of(c) for c in s.cells]) for s in sets))
+
+
+def mark_of_recipe(recipe: Any) -> str:
+    """What a recipe (a dataclass of values and of dataclasses) says.
+
+    A key that recipes got later is a field with `repr=False`: where it is at its default it is not in the
+    mark, so that a run that was begun before the key was there goes on.
+    """
+    return repr(recipe) + "".join(f" {key}={value!r}" for key, value in _unsaid(recipe))
+
+
+def _unsaid(part: Any) -> Iterator[tuple[str, Any]]:
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if is_dataclass(value):
+            yield from _unsaid(value)
+        elif not f.repr and value != f.default:
+            yield f.name, value

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from pipeline.errors import BadInput
-from stainers.choice import best_of
+from stainers.choice import best_by
 from stainers.data import PIXEL_SIZE_UM, Smear, load_smears
 from stainers.data_marks import mark_of_smears
 from stainers.domain_sets import DIC, DomainOptions, DomainSampler, DomainSet, computed_domains, kept, key_of
-from stainers.domain_training import DomainRun, fit_domains
+from stainers.domain_training import DomainRun, fit_domains, held_pairs
+from stainers.downstream import scores_of
 from stainers.gan_export import CardText, export_dic
 from stainers.gan_training import Progress, total_steps
 from stainers.networks import PolarityNet
@@ -104,7 +105,8 @@ def train_folder(
     held_out = domains_of(smears, "validation", few, seed + 1, out_dir / "pool-validation.npz")
     run = make_run(recipe, data)
     sampler = DomainSampler(data, recipe.data, seed)
-    fit_domains(run, sampler, held_out, out_dir, resume=resume, progress=progress)
+    scores = scores_of(recipe.data.chooser, "stain", held_pairs(held_out))
+    fit_domains(run, sampler, held_out, out_dir, resume=resume, scores=scores, progress=progress)
     return export(run, data, smears, out_dir, cells_per_domain)
 
 
@@ -114,10 +116,9 @@ def export(
     """Calibrate on validation smears, measure on test smears, write `out_dir`/package."""
     from stainers.pair_sources import computed_pairs
 
-    best, chosen = best_of(out_dir, "loss"), "last"
+    best, chosen = best_by(out_dir, run.recipe.data.chooser, "stain")
     if best is not None:
         run.take_averages(best)
-        chosen = "lowest error on held-out pairs"
     net: Any = run.averages["stain"]
     if hasattr(net, "remember_styles"):
         net.remember_styles()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,9 @@ class DomainOptions:
     permutation of the batch's domains: the partner of a stain is always its DIC, which nobody wants painted.
     `rare_share` of the draws choose the class first, so that rare
     classes are seen.
+
+    `chooser` says which checkpoint is kept: `loss` (the error on held-out pairs), `last`, or the name of a
+    registered classifier, for the most held-out cells that it names like the real ones.
     """
 
     cells: int = 360
@@ -82,6 +85,7 @@ class DomainOptions:
     pairs_known: float = 0.5
     paired_share: float = 0.5
     rare_share: float = 0.3
+    chooser: str = field(default="loss", repr=False)  # a later key: stainers.data_marks.mark_of_recipe
 
 
 @dataclass(frozen=True)

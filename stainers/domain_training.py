@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from stainers.choice import keep_best
 from stainers.data_marks import mark_of_domains
 from stainers.domain_sets import NO_PARTNER, DomainExample, DomainSampler, DomainSet
+from stainers.downstream import Cell, PaintScore
 from stainers.gan_training import GanRun, Progress, RunOptions, go_on
+from stainers.patch_stainer import to_uint8
 from stainers.seeds import step_seed
 from storage.checkpoints import write_checkpoint
 from storage.tables import append_rows
@@ -81,6 +83,12 @@ class DomainRun(GanRun):
             )
             for name, nets in groups.items()
         }
+        if self.compiled:
+            # The generator by its parts, which passes call apart; the judge not at all: what is learned from
+            # its penalty is a gradient's gradient, and compiled code has none.
+            for part in self.nets["stain"].children():
+                part.compile()
+            self.call |= {name: self.nets[name] for name in ("stain", "judge")}
 
     def train_step(self, batch: Any) -> dict[str, float]:
         self.random.manual_seed(step_seed(self.options.seed, self.step))
@@ -89,19 +97,17 @@ class DomainRun(GanRun):
         return super().train_step(batch)
 
     @torch.no_grad()
-    def pair_error(self, data: DomainSet, limit: int = 48) -> float:
+    def pair_error(self, data: DomainSet) -> float:
         """Mean absolute error of the averaged generator on the pairs of a held-out set, DIC to stain."""
-        errors = []
-        for cell in data.cells:
-            if cell.picture.shape[2] != 2 or cell.partner == NO_PARTNER:
-                continue
-            wanted = data.cells[cell.partner]
-            errors.append(
-                float((self.show(cell.picture, wanted.domain) - _planes(wanted.picture)).abs().mean())
-            )
-            if len(errors) == limit:
-                break
+        errors = [
+            float((self.show(picture, target) - _planes(wanted)).abs().mean())
+            for picture, target, wanted in held_pairs(data)
+        ]
         return float(np.mean(errors)) if errors else float("nan")
+
+    def painted(self, picture: Array, target: int) -> Array:
+        """`show` as a picture (H, W, 3) uint8."""
+        return to_uint8(self.show(picture, target).permute(1, 2, 0).numpy())
 
     @torch.no_grad()
     def show(self, picture: Array, target: int) -> Tensor:
@@ -120,6 +126,12 @@ class DomainRun(GanRun):
         return full
 
 
+def held_pairs(data: DomainSet, limit: int = 48) -> list[Cell]:
+    """DIC (H, W, 2), target and real stain of the first pairs of a held-out set."""
+    cells = [c for c in data.cells if c.picture.shape[2] == 2 and c.partner != NO_PARTNER][:limit]
+    return [(c.picture, data.cells[c.partner].domain, data.cells[c.partner].picture) for c in cells]
+
+
 def _planes(picture: Array) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1))).float() / 255
 
@@ -132,11 +144,13 @@ def fit_domains(
     *,
     resume: bool = False,
     stop_at: int | None = None,
+    scores: Mapping[str, PaintScore] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Train to the recipe's last step; `stop_at` ends early, as a kill would, but with a checkpoint.
 
     `choice.csv` holds the error on held-out pairs; the checkpoint with the lowest is kept as `best-loss.pt`.
+    `scores` are downstream measures by generator name (`stain`), each with its own best checkpoint.
     """
     options, checkpoint = run.options, out_dir / "checkpoint.pt"
     go_on(run, out_dir, resume, mark_of_domains(sampler.data, held_out))
@@ -151,7 +165,9 @@ def fit_domains(
         if run.step % options.sample_every == 0 or run.step == run.total:
             save_domain_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
         if run.step % (options.choose_every or epoch) == 0 or run.step == run.total:
-            keep_best(out_dir, run.step, {"loss": run.pair_error(held_out)}, run.generators_state())
+            found = {"loss": run.pair_error(held_out)}
+            found |= {name: score(run.painted) for name, score in (scores or {}).items()}
+            keep_best(out_dir, run.step, found, run.generators_state())
         if run.step % options.checkpoint_every == 0 or run.step == last:
             append_rows(out_dir / "losses.csv", rows)
             rows = []

@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import BadInput
+from stainers.choice import CHOSEN
 from stainers.data import PIXEL_SIZE_UM
+from stainers.picture_data import namer
 
 Array = np.ndarray[Any, Any]
+Cell = tuple[Array, int, Array]  # what a generator is given, its target, the real stain (H, W, 3) uint8
+Paint = Callable[[Array, int], Array]  # the first two -> virtual (H, W, 3) uint8
+PaintScore = Callable[[Paint], float]  # of a generator with several targets; higher is better
 
 CYTOPLASM, NUCLEUS = 2, 3  # as segmenters label pixels (thesis 4.4.4)
 
@@ -77,3 +83,31 @@ def names(
         f"same_class_{when}": np.where(counts, np.asarray(given) == np.asarray(truth), np.nan)
         for when, (given, counts) in found.items()
     }
+
+
+def paint_error(paint: Paint, cells: Sequence[Cell]) -> float:
+    """Mean absolute error of painted cells in grey levels of [0, 1]."""
+    errors = [np.abs(paint(given, target).astype(float) - real).mean() for given, target, real in cells]
+    return float(np.mean(errors)) / 255
+
+
+def agreement_score(classifier: str, cells: Sequence[Cell]) -> PaintScore:
+    """The share of cells that a registered classifier names, painted, as it names them in the real stain.
+
+    Raises BadInput where there are none to choose by, UnknownName where there is no such classifier.
+    """
+    if not cells:
+        raise BadInput("choosing a checkpoint by a classifier needs held-out pairs; give more images.")
+    name = namer(classifier, PIXEL_SIZE_UM)
+    wanted = [name(real[None])[0] for _, _, real in cells]
+
+    def score(paint: Paint) -> float:
+        found = [name(paint(given, target)[None])[0] for given, target, _ in cells]
+        return float(np.mean([a == b for a, b in zip(found, wanted, strict=True)]))
+
+    return score
+
+
+def scores_of(chooser: str, generator: str, cells: Sequence[Cell]) -> dict[str, PaintScore]:
+    """What a recipe's `chooser` asks for beside the loss, by the name of the generator that is judged."""
+    return {} if chooser in CHOSEN else {generator: agreement_score(chooser, cells)}

@@ -68,15 +68,18 @@ def export_package(
     version: str = "1",
     noise: NoiseOptions | None = None,
     steps_done: int,
+    checkpoint: tuple[str, int] | None = None,
     cells_per_domain: int = 40,
     extra_metrics: dict[str, Any] | None = None,
 ) -> ModelPackage:
     """Calibrate on the validation smears, measure on the test smears, write the package.
 
-    Without a name it is `dic-to-mgg`, or that of the smears' own stains.
+    Without a name it is `dic-to-mgg`, or that of the smears' own stains.  `checkpoint` is how the generator's
+    was chosen and its step; without it, the last.
     """
     noise, targets = noise or NoiseOptions(), targets_of(smears)
     name = name or ("dic-to-mgg" if targets == DOMAINS else f"dic-to-{'-'.join(targets)}")
+    chosen, chosen_step = checkpoint or ("last", steps_done)
     trained_on = str(next(generator.parameters()).device)
     used = sum(s.split == "train" for s in smears)
     given = (
@@ -117,8 +120,8 @@ def export_package(
         "training": {
             "recipe": asdict(recipe),
             "steps_done": steps_done,
-            "checkpoint": "last",
-            "checkpoint_step": steps_done,
+            "checkpoint": chosen,
+            "checkpoint_step": chosen_step,
             "parameters": count_parameters(generator),
             "split": "by source image, near-duplicates together; 80 / 8 / 12 % train / validation / test",
             "trained_on": trained_on,

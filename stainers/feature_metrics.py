@@ -86,13 +86,11 @@ def _hub_of(weights: Path) -> Iterator[None]:
 
 def lpips(stained: Sequence[Array], real: Sequence[Array], weights: Path) -> Array:
     """LPIPS of each pair (Zhang et al., CVPR 2018; AlexNet as in the thesis), (N,) float; lower is closer."""
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity as measure
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
     with _hub_of(weights), torch.no_grad():
-        values = [
-            measure(to_tensor([a]), to_tensor([b]), net_type="alex", normalize=True)
-            for a, b in zip(stained, real, strict=True)
-        ]
+        measure = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+        values = [measure(to_tensor([a]), to_tensor([b])) for a, b in zip(stained, real, strict=True)]
     return np.asarray([float(v) for v in values])
 
 

@@ -36,6 +36,11 @@ def train_set(
         raise BadInput("unet-film stains DIC alone; give a set of dic_set, or use another architecture.")
     if data.target.domain not in DOMAINS:
         raise BadInput(f"unet-film stains for {', '.join(DOMAINS)}, not for '{data.target.domain}'.")
+    if recipe.chooser != "last":
+        raise BadInput(
+            f"chooser {recipe.chooser}: training on a set of pairs ships the last step; set the recipe's "
+            "chooser to last."
+        )
     run = Run(recipe, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     draw = DrawOptions(pairing="paired", crop_px=recipe.pairs.crop_px, zoom=0.0)
     sampler = Sampler(data.part("train"), draw, recipe.seed, data.classes)

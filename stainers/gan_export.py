@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -115,12 +116,13 @@ def export_pictures(
 ) -> ModelPackage:
     """Package of a generator between two stains, whose pictures are at its own scale.
 
-    `error` is what the confidence is to foretell; with `views` above 1 a cell is also given resized.
+    `error` is what the confidence is to foretell; with `views` above 1 a cell is also given resized.  The
+    generator stays where it is: the error of another one's package may ask it.
     """
     noise = noise or NoiseOptions()
     rest: dict[str, Any] = {"name": text.name, "targets": text.targets, "noise": noise}
     stainer = PictureStainer(
-        generator.cpu().eval(),
+        copy.deepcopy(generator).cpu().eval(),
         scale=scale,
         given=given,
         calibration=None,
@@ -163,7 +165,7 @@ def export_dic(
     """Package of a generator from DIC; `validation` and `test` are pairs of stainers.pair_sources.Pair."""
     noise = noise or NoiseOptions()
     stainer = DicStainer(
-        DicPictures(generator.cpu().eval(), given),
+        DicPictures(copy.deepcopy(generator).cpu().eval(), given),
         polarity.cpu().eval(),
         name=text.name,
         targets=text.targets,

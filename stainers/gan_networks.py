@@ -32,7 +32,8 @@ class PixelNorm(nn.Module):
         self.shift = nn.Parameter(torch.zeros(1, width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-5) * self.scale + self.shift
+        # in float32: the square of 256 is beyond float16, and the pixel would be divided by infinity
+        return x * torch.rsqrt(x.float().square().mean(dim=1, keepdim=True) + 1e-5) * self.scale + self.shift
 
 
 def _norm(kind: str, width: int) -> nn.Module:

@@ -8,7 +8,6 @@ number n is the same in any run of a seed, so a resumed run ends with the weight
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
+from stainers.averaged_run import AveragedRun
 from stainers.cell_sets import Example, Sampler, StainSet
 from stainers.choice import keep_best
-from stainers.data_marks import mark_of_set
+from stainers.data_marks import mark_of_recipe, mark_of_set
 from stainers.gan_records import begin_anew, drop_later, run_on_picture, save_samples
 from storage.averages import follow
 from storage.checkpoints import read_checkpoint, require_same, write_checkpoint
@@ -40,7 +40,7 @@ class RunOptions:
     pictures as there are).  The learning rate is
     constant until the share `decay_from` of the steps and then falls linearly to 0.  `ema` above 0 keeps an
     averaged copy of the generators, which is what is used.  precision: auto, fp32, bf16 or fp16; compile:
-    auto, on or off; anything but fp32 and off needs a GPU.
+    auto, on or off (auto is off); anything but fp32 and off needs a GPU.
     """
 
     epochs: int = 20
@@ -74,22 +74,7 @@ def to_batch(examples: Sequence[Example], device: torch.device) -> Batch:
     return Batch(stack("source"), stack("target"), stack("source_label"), stack("target_label"))
 
 
-def speed_options(options: RunOptions, device: torch.device) -> tuple[torch.dtype | None, bool]:
-    """(autocast type or None, compile?) for a device; raises BadInput for what it cannot do."""
-    types = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if options.precision not in ("auto", *types) or options.compile not in ("auto", "on", "off"):
-        raise BadInput(
-            f"precision '{options.precision}' or compile '{options.compile}' is not known; choose auto, "
-            "fp32, bf16 or fp16, and auto, on or off."
-        )
-    if device.type == "cuda":
-        return types["bf16" if options.precision == "auto" else options.precision], options.compile == "on"
-    if options.precision in ("bf16", "fp16") or options.compile == "on":
-        raise BadInput("mixed precision and compilation need a CUDA GPU; set precision and compile to auto.")
-    return None, False
-
-
-class GanRun:
+class GanRun(AveragedRun):
     """One training run: networks, averages, optimisers, pools, where it stands, and the mark of its data.
 
     A family fills `nets`, names its `generators`, and gives `losses`: a step is one pass for the generators
@@ -101,15 +86,11 @@ class GanRun:
 
     def __init__(self, recipe: Any, options: RunOptions, total_steps: int, device: torch.device) -> None:
         torch.manual_seed(options.seed)
-        self.recipe, self.options, self.total, self.device = recipe, options, total_steps, device
-        self.autocast_type, self.compiled = speed_options(options, device)
-        self.step, self.data = 0, ""
-        self.taken: int | None = None  # step of the averages, where they are not the last
+        super().__init__(options, device)
+        self.recipe, self.options, self.total, self.data = recipe, options, total_steps, ""
         self.nets: dict[str, nn.Module] = {}
-        self.averages: dict[str, nn.Module] = {}
         self.pools: dict[str, Any] = {}
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.autocast_type == torch.float16)
 
     def ready(self, betas: tuple[float, float] = (0.5, 0.999)) -> None:
         """After `nets` are there: averages, an Adam for generators and one for discriminators."""
@@ -138,11 +119,6 @@ class GanRun:
         first = self.options.decay_from * self.total
         share = (self.step - first) / max(self.total - first, 1)
         return self.options.learning_rate * (1.0 - min(max(share, 0.0), 1.0))
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        if self.autocast_type is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast_type)
 
     @property
     def last_fifth(self) -> bool:
@@ -201,7 +177,7 @@ class GanRun:
         return {
             "step": self.step,
             "total": self.total,
-            "recipe": repr(self.recipe),
+            "recipe": mark_of_recipe(self.recipe),
             "data": self.data,
             "nets": {k: v.state_dict() for k, v in self.nets.items()},
             "averages": {k: v.state_dict() for k, v in self.averages.items()},
@@ -214,7 +190,7 @@ class GanRun:
         """Go on from a checkpoint; raises BadInput where it was made with another recipe, data or length."""
         needed = ("recipe", "total", "nets", "averages", "optimisers", "pools", "scaler", "step")
         state = read_checkpoint(path, *needed, device=self.device)
-        now = {"recipe": repr(self.recipe), "data": self.data, "total": self.total}
+        now = {"recipe": mark_of_recipe(self.recipe), "data": self.data, "total": self.total}
         require_same(path, state, now, *now)
         for kind in ("nets", "averages", "optimisers"):
             for key, part in getattr(self, kind).items():
@@ -223,22 +199,6 @@ class GanRun:
             pool.load(state["pools"][key])
         self.scaler.load_state_dict(state["scaler"])
         self.step = int(state["step"])
-
-    def generators_state(self) -> dict[str, Any]:
-        """What is kept of a step that may be shipped."""
-        return {"step": self.step, "averages": {k: v.state_dict() for k, v in self.averages.items()}}
-
-    def take_averages(self, path: Path) -> None:
-        """Put a chosen checkpoint's generators in the place of the averages."""
-        chosen = read_checkpoint(path, "step", "averages", device=self.device)
-        for name, state in chosen["averages"].items():
-            self.averages[name].load_state_dict(state)
-        self.taken = int(chosen["step"])
-
-    @property
-    def checkpoint_step(self) -> int:
-        """The step of the averages, which are shipped."""
-        return self.step if self.taken is None else self.taken
 
 
 def total_steps(options: RunOptions, examples: int) -> int:

@@ -17,7 +17,8 @@ EPSILON = 1e-5
 
 
 def map_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (B, C, 1, 1) of each map of x (B, C, H, W)."""
+    """Mean and standard deviation (B, C, 1, 1) of each map of x (B, C, H, W), float32 whatever x."""
+    x = x.float()  # in mixed precision maps come in half, whose digits are too few to be averaged
     mean = x.mean(dim=(2, 3), keepdim=True)
     return mean, (x.var(dim=(2, 3), keepdim=True, unbiased=False) + EPSILON).sqrt()
 

@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BadInput
+from stainers.averaged_run import AveragedRun
+from stainers.choice import best_by, keep_best
 from stainers.data import DOMAINS, SPLITS, PairSampler, Smear, level_light, load_smears, targets_of
-from stainers.data_marks import mark_of_smears
+from stainers.data_marks import mark_of_recipe, mark_of_smears
+from stainers.downstream import Cell, paint_error, scores_of
 from stainers.gan_records import begin_anew, drop_later
 from stainers.losses import expected_error_loss, gradient_loss, ssim
 from stainers.networks import Latent, PatchDiscriminator, build_generator
+from stainers.patch_stainer import to_uint8
 from stainers.perceptual import PerceptualLoss, load_judge
 from stainers.recipes import Recipe, read_recipe
 from stainers.seeds import step_seed
@@ -32,6 +36,7 @@ from storage.tables import append_rows
 from storage.whole_files import write_png
 
 Progress = Callable[[int, int, dict[str, float]], None]
+LOOK_CELLS = 48  # that a checkpoint is chosen by
 
 
 class PairDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -97,11 +102,12 @@ def _take_over(generator: nn.Module, stainer: Any, name: str, targets: Sequence[
     generator.load_state_dict(given)
 
 
-class Run:
+class Run(AveragedRun):
     """One training run: generator, its average, optimiser, and where it stands.
 
-    It begins with the weights of `checkpoint`, else of the recipe's `start`, else with random ones; `data` is
-    the mark of what it learns from.
+    Generator and discriminator run at the recipe's `precision`, all losses in float32.  It begins with the
+    weights of `checkpoint`, else of the recipe's `start`, else with random ones; `data` is the mark of what
+    it learns from.
     """
 
     def __init__(
@@ -113,13 +119,14 @@ class Run:
         data: str = "",
     ) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.device, self.step, self.targets = recipe, device, 0, tuple(targets)
-        self.data = data
+        super().__init__(recipe, device)
+        self.recipe, self.targets, self.data = recipe, tuple(targets), data
         options = asdict(recipe.network)
         self.generator = build_generator(recipe.architecture, len(self.targets), **options).to(device)
         if recipe.start and checkpoint is None:
             _take_over(self.generator, load_start(recipe.start), recipe.start, self.targets)
-        self.average = build_generator(recipe.architecture, len(self.targets), **options).to(device)
+        self.averages["forward"] = build_generator(recipe.architecture, len(self.targets), **options)
+        self.average.to(device)
         self.average.load_state_dict(self.generator.state_dict())
         self.average.eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
@@ -134,19 +141,36 @@ class Run:
             self.perceptual = load_judge(recipe.judge).to(device)
         if device.type == "cpu":
             self.generator.to(memory_format=torch.channels_last)
+        self.call: dict[str, Any] = {"encode": self.generator.encode, "decode": self.generator.decode}
+        if self.judge is not None:
+            self.call["judge"] = self.judge
+        if self.compiled:
+            self.call = {name: torch.compile(code) for name, code in self.call.items()}
         if checkpoint is not None:
             self.load(checkpoint)
+
+    @property
+    def average(self) -> nn.Module:
+        return self.averages["forward"]
+
+    @torch.no_grad()
+    def painted(self, source: np.ndarray[Any, Any], target: int) -> np.ndarray[Any, Any]:
+        """A network's input (2, H, W) float32 through the average: (H, W, 3) uint8."""
+        given = torch.from_numpy(source)[None].to(self.device)
+        output = self.average(given, torch.tensor([target], device=self.device))[0, :3]
+        return to_uint8(output.permute(1, 2, 0).cpu().numpy())
 
     def train_step(self, source: Tensor, stained: Tensor, domain: Tensor) -> dict[str, float]:
         recipe, weights = self.recipe, self.recipe.losses
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(recipe, self.step)
         self.generator.train()
-        latent = self.generator.encode(source)
-        if recipe.latent_noise > 0:
-            noise = torch.Generator().manual_seed(step_seed(recipe.seed, self.step))
-            latent = add_latent_noise(latent, recipe.latent_noise, noise)
-        output = self.generator.decode(latent, domain)
+        with self.autocast():
+            latent = self.call["encode"](source)
+            if recipe.latent_noise > 0:
+                noise = torch.Generator().manual_seed(step_seed(recipe.seed, self.step))
+                latent = add_latent_noise(latent, recipe.latent_noise, noise)
+            output = self.call["decode"](latent, domain).float()
         image, log_scale = output[:, :3], output[:, 3:]
         error = (image - stained).abs()
         parts = {
@@ -162,28 +186,32 @@ class Run:
             parts["adversarial"] = self._adversarial(source, stained, image, domain)
         total = sum((getattr(weights, k) * v for k, v in parts.items()), image.new_zeros(()))
         self.optimiser.zero_grad(set_to_none=True)
-        total.backward()
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.generator.parameters(), 1.0)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         keep = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         follow(self.average, self.generator, keep)
         self.step += 1
         return {k: float(v.detach()) for k, v in parts.items()}
 
     def _adversarial(self, source: Tensor, stained: Tensor, image: Tensor, domain: Tensor) -> Tensor:
-        assert self.judge is not None
-        real = self.judge(stained, source, domain)
-        fake = self.judge(image.detach(), source, domain)
+        def verdict(picture: Tensor) -> Tensor:
+            with self.autocast():
+                return self.call["judge"](picture, source, domain).float()
+
+        real, fake = verdict(stained), verdict(image.detach())
         loss = torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
         self.judge_optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.judge_optimiser.step()
-        return -self.judge(image, source, domain).mean()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.judge_optimiser)
+        return -verdict(image).mean()
 
     def state(self) -> dict[str, Any]:
         state = {
             "step": self.step,
-            "recipe": repr(self.recipe),
+            "recipe": mark_of_recipe(self.recipe),
             "data": self.data,
             "targets": list(self.targets),
             "generator": self.generator.state_dict(),
@@ -192,19 +220,16 @@ class Run:
         }
         if self.judge is not None:
             state |= {"judge": self.judge.state_dict(), "judge_optimiser": self.judge_optimiser.state_dict()}
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
         return state
-
-    @property
-    def checkpoint_step(self) -> int:
-        """The step of the average, which is shipped: the last."""
-        return self.step
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint; raises BadInput where it was made with another recipe or of other data."""
         state = read_checkpoint(
             path, "recipe", "generator", "average", "optimiser", "step", device=self.device
         )
-        now = {"recipe": repr(self.recipe), "data": self.data}
+        now = {"recipe": mark_of_recipe(self.recipe), "data": self.data}
         require_same(path, state, now, "recipe")
         if tuple(state.get("targets", DOMAINS)) != self.targets:  # the nearer cause of other data
             raise BadInput(
@@ -219,6 +244,8 @@ class Run:
         if self.judge is not None:
             self.judge.load_state_dict(state["judge"])
             self.judge_optimiser.load_state_dict(state["judge_optimiser"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def train_generator(
@@ -244,9 +271,12 @@ def train_generator(
     held_out = PairSampler(
         [s for s in smears if s.split == "validation"] or smears, recipe.pairs, recipe.seed + 1, targets
     )
+    cells = look_cells(held_out) if recipe.chooser != "last" else []
+    scores = scores_of(recipe.chooser, "forward", cells)
     if not goes_on:
         begin_anew(out_dir)
-    drop_later(out_dir / "losses.csv", run.step)
+    for name in ("losses.csv", "choice.csv"):
+        drop_later(out_dir / name, run.step)
     loader = torch.utils.data.DataLoader(
         PairDataset(sampler, run.step * recipe.batch, last * recipe.batch),
         batch_size=recipe.batch,
@@ -263,11 +293,24 @@ def train_generator(
             progress(run.step, recipe.steps, parts)
         if run.step % recipe.sample_every == 0 or run.step == recipe.steps:
             save_samples(run, held_out, out_dir / f"samples-{run.step:06d}.png")
+        if cells and (run.step % recipe.choose_every == 0 or run.step == recipe.steps):
+            found = {"loss": paint_error(run.painted, cells)}
+            found |= {name: score(run.painted) for name, score in scores.items()}
+            keep_best(out_dir, run.step, found, run.generators_state())
         if run.step % recipe.checkpoint_every == 0 or run.step == last:
             append_rows(out_dir / "losses.csv", rows)
             rows = []
             write_checkpoint(checkpoint, run.state())
     return run
+
+
+def look_cells(sampler: PairSampler, n: int = LOOK_CELLS) -> list[Cell]:
+    """Whole leukocytes to choose a checkpoint by: the sampler's smears and optics, at their own scale."""
+    plain = dict.fromkeys(("spoilt_share", "scale_jitter", "off_centre_px", "other_looks"), 0.0)
+    options = replace(sampler.options, leukocyte_share=1.0, pool=0, **plain)
+    smears = [s for group in sampler.by_domain for s in group]
+    draws = map(PairSampler(smears, options, sampler.seed + 1, sampler.targets).draw, range(n))
+    return [(source, domain, to_uint8(stained.transpose(1, 2, 0))) for source, stained, domain in draws]
 
 
 @torch.no_grad()
@@ -304,7 +347,8 @@ def train_stainer(
     """Train generator and polarity network on the smears of `data_dir` and write `out_dir`/package.
 
     `steps`, `seed` and `architecture` override the recipe (a shipped one by name, a YAML file, or the
-    value itself); `limit` takes the first so many images alone.  The confidence is calibrated on the
+    value itself); `limit` takes the first so many images alone.  The recipe's `chooser` says which checkpoint
+    is packed.  The confidence is calibrated on the
     validation smears, the card's metrics, which are returned, are measured on the test smears.
     """
     from stainers.export import export_package
@@ -325,6 +369,9 @@ def train_stainer(
                 "part (80 / 8 / 12 % train / validation / test, by name); give more, fifty are enough."
             )
     run = train_generator(smears, out_dir, plan, resume=resume, workers=workers, progress=progress)
+    best, chosen = best_by(out_dir, plan.chooser, "forward")
+    if best is not None:
+        run.take_averages(best)
     if plan.start:
         polarity = load_start(plan.start).polarity
     else:
@@ -336,6 +383,7 @@ def train_stainer(
         plan,
         out_dir / "package",
         steps_done=run.step,
+        checkpoint=(chosen, run.checkpoint_step),
         cells_per_domain=cells_per_domain,
     )
     return package.card.metrics

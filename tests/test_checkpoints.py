@@ -106,3 +106,19 @@ def test_every_training_reads_its_checkpoints_in_the_same_way():
             if any(ast.unparse(c.func) == "torch.load" for c in calls):
                 found.add(path.relative_to(ROOT).as_posix())
     assert found == others
+
+
+def test_every_training_moves_its_average_by_one_function():
+    from classifiers import sideroblasts_training, training
+    from stainers import gan_training
+    from stainers import training as stainer_training
+    from storage.averages import follow
+
+    norm, average = (torch.nn.BatchNorm1d(2) for _ in range(2))
+    norm.weight.data.fill_(3.0)
+    norm.num_batches_tracked += 7
+    follow(average, norm, 0.75)
+    assert average.weight.tolist() == [1.5, 1.5]
+    assert int(average.num_batches_tracked) == 7  # a count is no mean
+    users = (sideroblasts_training, training, gan_training, stainer_training)
+    assert {vars(module).get("follow") for module in users} == {follow}

@@ -277,6 +277,18 @@ def test_the_checkpoint_of_the_best_downstream_score_is_kept_beside_that_of_the_
     assert not torch.equal(before, next(iter(run.averages["forward"].state_dict().values())))
 
 
+def test_a_look_changes_nothing_that_a_cyclegan_learns(two_stains, recipe, tmp_path):
+    from stainers.cyclegan import train
+
+    often, seldom = (
+        train(two_stains, tmp_path / str(n), replace(recipe, run=replace(recipe.run, choose_every=n)))
+        for n in (1, 4)
+    )
+    for name, net in often.nets.items():
+        for key, value in net.state_dict().items():
+            assert torch.equal(value, seldom.nets[name].state_dict()[key]), f"{name}.{key}"
+
+
 def test_a_cyclegan_learns_the_other_colour(two_stains, recipe, tmp_path):
     from stainers.cyclegan import CycleLosses, train
 
@@ -292,7 +304,8 @@ def test_a_cyclegan_learns_the_other_colour(two_stains, recipe, tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"precision": "bf16"}, {"precision": "fp16"}, {"compile": "on"}])
 def test_mixed_precision_and_compilation_are_refused_without_a_gpu(wrong):
-    from stainers.gan_training import RunOptions, speed_options
+    from stainers.averaged_run import speed_options
+    from stainers.gan_training import RunOptions
 
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     with pytest.raises(BadInput, match="GPU"):

@@ -116,8 +116,9 @@ def test_weights_are_looked_for_in_a_folder_and_in_the_cache_and_never_fetched(t
     assert f.imagenet_weights() == (tmp_path / "cache" / "checkpoints" / f.ALEXNET, None)
 
 
-def test_lpips_loads_weights_from_where_they_lie(tmp_path):
+def test_lpips_loads_weights_once_from_where_they_lie(tmp_path, monkeypatch):
     """With random weights in the file's place: the code that loads is the code that is run."""
+    from torchvision.models import _api as torchvision_models
     from torchvision.models import alexnet
 
     from stainers.feature_metrics import ALEXNET, lpips
@@ -126,11 +127,16 @@ def test_lpips_loads_weights_from_where_they_lie(tmp_path):
     path = tmp_path / ALEXNET
     torch.save(alexnet(weights=None).state_dict(), path)
     before = torch.hub.get_dir()
+    loaded, load = [], torchvision_models.load_state_dict_from_url
+    monkeypatch.setattr(
+        torchvision_models, "load_state_dict_from_url", lambda url, **o: loaded.append(url) or load(url, **o)
+    )
     a, b = (stained_of(p) for p in dic_patches(2))
     values = lpips([a, a], [a, b], path)
     assert values[0] == pytest.approx(0, abs=1e-6)
     assert values[1] > 0
     assert torch.hub.get_dir() == before
+    assert len(loaded) == 1
 
 
 def test_the_inception_of_fid_takes_its_weights_key_for_key():

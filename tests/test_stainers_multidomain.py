@@ -243,6 +243,20 @@ def test_the_passes_come_in_the_order_of_algorithm_1(recipe, data):
     )
 
 
+def test_where_no_class_and_no_mask_is_known_neither_head_is_moved(recipe, data):
+    run, batch = make_run(recipe), a_batch(recipe, data)
+    run.step = 7
+    run.train_step(batch)  # the optimisers have their momentum
+    heads = [run.nets[name] for name in ("classifier", "segmenter")]
+    before = [p.detach().clone() for net in heads for p in net.parameters()]
+    run.step = 7
+    blank = replace(batch, label=torch.full_like(batch.label, -1), mask=torch.full_like(batch.mask, 255))
+    assert not {"cell_class", "segment"} & run.train_step(blank).keys()
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, (p for n in heads for p in n.parameters()), strict=True)
+    )
+
+
 def test_the_first_phase_learns_at_a_tenth_of_the_rate(recipe):
     run = make_run(recipe)
     rates = []

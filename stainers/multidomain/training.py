@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import BadInput
-from stainers.domain_sets import DomainOptions
+from stainers.domain_sets import NO_LABEL, NO_MASK, DomainOptions
 from stainers.domain_training import DomainBatch, DomainRun
 from stainers.gan_training import RunOptions
 from stainers.multidomain.networks import (
@@ -114,13 +114,19 @@ class MultiDomainRun(DomainRun):
         return rate * self.recipe.phases.first_rate if self.phase == 1 else rate
 
     def passes(self, batch: DomainBatch) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-        """Algorithm 1, lines 3 to 16."""
+        """Algorithm 1, lines 3 to 16.
+
+        A pass of a batch that holds no known class, or no mask, is left out: an Adam moves by its momentum
+        where there is nothing to learn from.
+        """
         yield ("discriminators", *self.judged(batch))
         if (self.step + 1) % self.recipe.phases.critic_steps:
             return
         if self.phase == 3:
-            yield ("classifier", *self.classified(batch))
-            yield ("segmenter", *self.segmented(batch))
+            if bool((batch.label != NO_LABEL).any()):
+                yield ("classifier", *self.classified(batch))
+            if bool((batch.mask != NO_MASK).any()):
+                yield ("segmenter", *self.segmented(batch))
         yield ("generators", *self.translated(batch, pairs=self.phase == 3))
 
     def judged(self, batch: DomainBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 from pipeline.errors import BadInput
 from stainers.data import PairOptions
-from stainers.recipes.limits import check_together, check_value
+from stainers.recipes.limits import ON_OFF, check_together, check_value, limit_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,12 @@ class LossRecipe:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a training run is made of, but the data folder and the place for its results."""
+    """Everything that a training run is made of, but the data folder and the place for its results.
+
+    `precision` and `compile` are those of the adversarial families (`stainers.gan_training.RunOptions`).
+    `chooser` says which checkpoint is kept: `last`, without a look at held-out cells; `loss`, for the lowest
+    error on them; or the name of a registered classifier, for the most that it names like the real ones.
+    """
 
     architecture: str = "unet-film"
     steps: int = 4000
@@ -56,6 +61,10 @@ class Recipe:
     network: NetworkRecipe = field(default_factory=NetworkRecipe)
     pairs: PairOptions = field(default_factory=PairOptions)
     losses: LossRecipe = field(default_factory=LossRecipe)
+    precision: str = field(default="auto", repr=False)  # later keys: stainers.data_marks.mark_of_recipe
+    compile: str = field(default="auto", repr=False)
+    chooser: str = field(default="last", repr=False)
+    choose_every: int = field(default=200, repr=False)  # steps between looks, where there are any
 
 
 def _build(kind: type[Any], values: Any, where: str) -> Any:
@@ -68,6 +77,8 @@ def _build(kind: type[Any], values: Any, where: str) -> Any:
         if key not in known:
             raise BadInput(f"{where}: '{key}' is not a key of a recipe; known are: {', '.join(known)}.")
         wanted = hints[key]
+        if isinstance(value, bool) and limit_of(kind.__name__, key) == ON_OFF:
+            value = "on" if value else "off"  # YAML 1.1 reads both words as truth values
         if is_dataclass(wanted):
             made[key] = _build(wanted, value, f"{where}: {key}")  # type: ignore[arg-type]
         elif wanted in (int, float, str, bool):

@@ -13,6 +13,8 @@ from stainers.seeds import LARGEST_SEED
 from storage.limits import COUNT, NUMBER, POSITIVE, SHARE, Limit, Range, check_limit
 
 SEED = Range(0, LARGEST_SEED)
+ON_OFF = ("auto", "on", "off")
+SPEED: dict[str, Limit] = {"precision": ("auto", "fp32", "bf16", "fp16"), "compile": ON_OFF}
 WEIGHTS = {"*": NUMBER}  # of losses: every key of the class
 
 LIMITS: dict[str, dict[str, Limit]] = {
@@ -27,8 +29,7 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "checkpoint_every": COUNT,
         "sample_every": COUNT,
         "choose_every": NUMBER,
-        "precision": ("auto", "fp32", "bf16", "fp16"),
-        "compile": ("auto", "on", "off"),
+        **SPEED,
     },
     "FitOptions": {"steps": NUMBER, "seed": SEED},
     "DrawOptions": {"pairing": ("paired", "random", "label"), "crop_px": COUNT, "zoom": NUMBER},
@@ -72,6 +73,8 @@ LIMITS: dict[str, dict[str, Limit]] = {
         "checkpoint_every": COUNT,
         "sample_every": COUNT,
         "polarity_steps": COUNT,
+        "choose_every": COUNT,
+        **SPEED,
     },
     "NetworkRecipe": {"widths": COUNT, "blocks": NUMBER, "embedding": COUNT},
     "LossRecipe": {**WEIGHTS, "adversarial_from": SHARE},
