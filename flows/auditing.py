@@ -189,7 +189,7 @@ def audit_cases(url: str, cases: Sequence[str] = (), *, verify: bool = False) ->
     }
     names = [check_case_id(c) for c in cases] or sorted(known)
     found = []
-    with _existing_database(store) if verify else contextlib.nullcontext() as database:
+    with existing_database(store) if verify else contextlib.nullcontext() as database:
         for name in names:
             if name not in known:
                 raise BadInput(f"{name}: the store {url} holds no audit log of this case; check its id.")
@@ -214,7 +214,7 @@ def _has_result(store: Store, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _existing_database(store: Store) -> Iterator[ResultsDatabase | None]:
+def existing_database(store: Store) -> Iterator[ResultsDatabase | None]:
     """The results database, None where there is none: a look makes none."""
     from storage.results_db import ResultsDatabase
 

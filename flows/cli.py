@@ -21,6 +21,7 @@ COMMANDS = {
     "retry": ("retry", "Run a case again, or every case that failed."),
     "report": ("report", "Write a case's report again from what is stored."),
     "review": ("review", "Correct the classes of cells, sign a report, or withdraw it."),
+    "export": ("export", "Give a case's report to other systems: FHIR, or CSV."),
     "audit": ("audit", "Show who ran and changed what, and check that the record holds."),
     "simulate": ("simulate", "Write a synthetic case folder with exact truth."),
     "align": ("align", "Align a DIC image to its brightfield partner."),

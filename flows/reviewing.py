@@ -104,7 +104,7 @@ def _is_current(run: CaseRun, findings: Any, report: str | None) -> dict[str, An
     would count anew by other rules, or under another name, by the way.
     """
     kept: dict[str, Any] = run.store.read_json(f"{run.case_id}/{RESULT}")
-    if report is not None and not _names(report, kept["report_uuid"]):
+    if report is not None and not is_named(report, kept["report_uuid"]):
         raise BadInput(
             f"{run.case_id}: its report is now {kept['report_uuid']} ({kept['status']}), not the one that "
             "was read; read it, and give its id as --report."
@@ -121,7 +121,7 @@ def _is_current(run: CaseRun, findings: Any, report: str | None) -> dict[str, An
     return kept
 
 
-def _names(given: str, report_uuid: str) -> bool:
+def is_named(given: str, report_uuid: str) -> bool:
     """Whether an id, or its first part, is that of a report."""
     given = given.strip().lower()
     return len(given) >= MIN_ID and report_uuid.startswith(given)

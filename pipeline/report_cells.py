@@ -33,11 +33,10 @@ from typing import TYPE_CHECKING
 
 from classifiers import taxonomy
 from pipeline.types import Cell, CellClass
+from storage.tables import sheet_text
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_DANGEROUS = ("=", "+", "-", "@")
 
 
 def cells_table(
@@ -132,17 +131,7 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
     return buffer.getvalue()
 
 
-def neutralise_csv(value: object) -> object:
-    """Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay."""
-    if isinstance(value, str) and (value.lstrip().startswith(_DANGEROUS) or value[:1] in ("\t", "\r", "\n")):
-        return "'" + value
-    return value
-
-
 def csv_text(table: pd.DataFrame) -> str:
-    """The table as CSV with text cells neutralised."""
-    safe = table.copy()
-    for name in safe.columns:
-        if safe[name].dtype == "string" or safe[name].dtype == object:
-            safe[name] = safe[name].map(neutralise_csv, na_action="ignore")
-    return str(safe.to_csv(index=False))
+    """The table as CSV with text cells neutralised; what is not known is empty, true and false yes and no."""
+    known = table.astype(object).where(table.notna(), None)
+    return sheet_text(list(table.columns), known.to_dict("records"))

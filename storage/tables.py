@@ -263,6 +263,41 @@ def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: b
     return "".join(lines)
 
 
+def neutralised(value: Any) -> Any:
+    """A cell as a spreadsheet may open it: text that it would run as a formula gets an apostrophe before it.
+
+    So does such text that begins with apostrophes, so that `as_meant` gives every text back.  Numbers stay.
+    """
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def as_meant(text: str) -> str:
+    """The text that `neutralised` was given."""
+    return text[1:] if text.startswith("'") and _is_formula(text[1:]) else text
+
+
+def _is_formula(text: str) -> bool:
+    bare = text.lstrip("'")
+    return bare.lstrip().startswith(("=", "+", "-", "@")) or bare.startswith(("\t", "\r", "\n"))
+
+
+def sheet_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows under a header as CSV that leaves the laboratory: every cell, the header's too, `neutralised`.
+
+    A cell that a row lacks, or that is None, is empty; true and false are yes and no.
+    """
+    told = {True: "yes", False: "no"}
+    heads = {name: neutralised(name) for name in columns}
+    safe = (
+        {
+            head: told[value] if isinstance(value := row.get(name), bool) else neutralised(value)
+            for name, head in heads.items()
+        }
+        for row in rows
+    )
+    return _csv(list(heads.values()), safe, header=True)
+
+
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows under a header, whole or not at all; a cell that a row lacks is empty.
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from flows.cli import COMMANDS, group, main
 from pipeline.errors import BadInput
 
-HEAVY = ("numpy", "cv2", "torch", "prefect", "dask", "pandas", "pydantic", "skimage", "onnxruntime")
+HEAVY = ("numpy", "cv2", "torch", "prefect", "dask", "pandas", "pydantic", "skimage", "onnxruntime", "fhir")
 
 
 def test_help_imports_no_heavy_library() -> None:

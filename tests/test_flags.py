@@ -284,6 +284,12 @@ def test_blood_blasts_are_held_against_two_five_and_twenty_percent(limit, blasts
     assert f"{limit} % stays open" in flag.message
 
 
+def test_a_withheld_percentage_of_blasts_stands_in_no_flag():
+    flag = flags(counts={"neutrophil": 23, "blast": 1})["NEAR_LIMIT_BLAST"]
+    assert flag.message.startswith("Blasts (1 of 24), interval 0.1-21.1 %: 2 % stays open")
+    assert flag.value is None
+
+
 def test_a_classifier_without_blasts_raises_no_flag_of_blasts():
     known = tuple(k for k in KNOWN if k != "blast")
     found = flags(read=cells_of({"neutrophil": 100}, known=known), run=a_run(known_classes=known))

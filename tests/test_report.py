@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BadInput
-from pipeline.report_cells import cells_table, csv_text, neutralise_csv, parquet_bytes
+from pipeline.report_cells import cells_table, csv_text, parquet_bytes
 from pipeline.report_inputs import ModelUse, Quality
 from pipeline.report_text import render_text
 from pipeline.result import USE_LABEL
@@ -23,6 +23,7 @@ from pipeline.settings import (
     StainingSettings,
 )
 from pipeline.types import Problem, Registration
+from storage.tables import neutralised
 from tests.report_cases import (
     BLOOD,
     CREATED,
@@ -347,11 +348,11 @@ def test_the_table_has_a_row_a_cell_and_stated_types_even_when_empty():
 
 @pytest.mark.parametrize("text", ["=1+1", "+49", "-2", "@SUM(A1)", "\t=1", "  =cmd|' /C calc'!A0", "\r=x"])
 def test_a_csv_cell_that_a_spreadsheet_would_run_is_neutralised(text):
-    assert neutralise_csv(text) == "'" + text
+    assert neutralised(text) == "'" + text
 
 
 def test_csv_leaves_numbers_and_plain_text_alone():
-    assert [neutralise_csv(v) for v in (-1.5, "s1/F1/0001", None, "")] == [-1.5, "s1/F1/0001", None, ""]
+    assert [neutralised(v) for v in (-1.5, "s1/F1/0001", None, "")] == [-1.5, "s1/F1/0001", None, ""]
     cells, classes = cells_of({"neutrophil": 2}, 1)
     evil = tuple(c.model_copy(update={"slide": "=HYPERLINK(1)", "x_um": -3.5, "y_um": 1.0}) for c in cells)
     text = csv_text(cells_table(evil, classes))
