@@ -81,7 +81,7 @@ def test_a_confidence_that_knows_its_error_correlates_with_it(report):
 def test_the_evaluation_of_a_folder_writes_figures_and_pictures(tmp_path):
     from PIL import Image
 
-    from stainers.evaluation import evaluate_stainer
+    from stainers.folder_evaluation import evaluate_stainer
 
     found = evaluate_stainer(
         FakeStainer(),
@@ -97,7 +97,7 @@ def test_the_evaluation_of_a_folder_writes_figures_and_pictures(tmp_path):
 
 
 def test_the_figures_of_one_pair_are_json_that_every_reader_takes(tmp_path):
-    from stainers.evaluation import evaluate_stainer
+    from stainers.folder_evaluation import evaluate_stainer
 
     evaluate_stainer(FakeStainer(), write_folder(tmp_path / "pairs", 1), tmp_path / "out")
     text = (tmp_path / "out" / "metrics.json").read_text()
@@ -106,7 +106,8 @@ def test_the_figures_of_one_pair_are_json_that_every_reader_takes(tmp_path):
 
 
 def test_cells_without_a_class_are_counted_by_the_name_of_their_real_stain_and_it_is_said(tmp_path):
-    from stainers.evaluation import class_namer, evaluate_pairs, evaluate_stainer
+    from stainers.evaluation import class_namer, evaluate_pairs
+    from stainers.folder_evaluation import evaluate_stainer
 
     root = write_folder(tmp_path / "pairs", 4)
     found = evaluate_stainer(
@@ -127,7 +128,7 @@ def test_cells_without_a_class_are_counted_by_the_name_of_their_real_stain_and_i
 
 
 def test_the_classifier_made_for_the_pictures_is_judged_by_the_names_of_the_real_stain(tmp_path):
-    from stainers.evaluation import evaluate_stainer
+    from stainers.folder_evaluation import evaluate_stainer
 
     class Contrary(FakeClassifier):
         name, classes = "contrary", ("dark", "light")
@@ -171,7 +172,7 @@ def test_cells_of_classes_that_a_judge_was_never_taught_are_left_out_of_its_agre
 def test_fields_are_measured_and_judges_of_single_cells_are_left_out(tmp_path):
     from PIL import Image
 
-    from stainers.evaluation import evaluate_stainer
+    from stainers.folder_evaluation import evaluate_stainer
     from tests.stainer_scenes import dic_image
 
     root = tmp_path / "pairs"
@@ -190,7 +191,7 @@ def test_fields_are_measured_and_judges_of_single_cells_are_left_out(tmp_path):
 def test_pairs_of_two_sizes_are_measured_and_what_needs_one_size_is_said_to_be_missing(tmp_path):
     from PIL import Image
 
-    from stainers.evaluation import evaluate_stainer
+    from stainers.folder_evaluation import evaluate_stainer
 
     root = write_folder(tmp_path / "pairs", 3)
     other = dic_patches(1, 80)[0]
@@ -202,7 +203,7 @@ def test_pairs_of_two_sizes_are_measured_and_what_needs_one_size_is_said_to_be_m
 
 
 def test_a_named_folder_without_the_imagenet_weights_is_refused_before_anything_is_stained(tmp_path):
-    from stainers.evaluation import evaluate_stainer
+    from stainers.folder_evaluation import evaluate_stainer
 
     class Never(FakeStainer):
         def stain(self, patches, target=None):

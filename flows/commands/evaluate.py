@@ -181,7 +181,7 @@ def stainer(
     from flows.naming import made_for
     from pipeline.errors import BadInput
     from pipeline.settings import Settings
-    from stainers.evaluation import evaluate_stainer
+    from stainers.folder_evaluation import evaluate_stainer
     from storage.packages import find_package
     from storage.registry import load, modalities
 
