@@ -23,6 +23,7 @@ from flows.cluster import Workers
 from flows.execute import CaseOutcome, begin, end_failed, execute, summary
 from flows.records import CaseRun
 from flows.runs import configured, open_run
+from flows.stopping import as_stopped, check
 from pipeline.settings import NightSettings
 from storage.audit import Action
 
@@ -37,6 +38,7 @@ def as_task(name: str, function: Any) -> Any:
     """
 
     def call(run: CaseRun, *args: Any) -> Any:
+        check()
         bound: Any = partial(function, run, *args)
         gpu = stages.uses_gpu(name, run, args[0] if name == "detection" else None)
         with limited(name, run.settings.night, gpu=gpu):
@@ -100,7 +102,7 @@ def process_case(
             run.store.sweep(run.case_id)
             outcome = execute(run, as_task)
         except BaseException as error:
-            end_failed(run, error)
+            end_failed(run, as_stopped(error))
             raise
         run.end()
         note(run, action)

@@ -30,8 +30,11 @@ class NightSummary:
         self._inbox, self._store_url, self._slowest = inbox, store_url, slowest
         self._started, self._clock = stamp(), time.monotonic()
 
-    def end(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The night as one JSON-able document; `rows` has one row a case (`flows.execute.summary`)."""
+    def end(self, rows: list[dict[str, Any]], stopped: str | None = None) -> dict[str, Any]:
+        """The night as one JSON-able document; `rows` has one row a case (`flows.execute.summary`).
+
+        `stopped` says by what the night was ended before its last case, where it was.
+        """
         count = {
             "cases": len(rows),
             "processed": sum(r["status"] == "done" for r in rows),
@@ -52,11 +55,12 @@ class NightSummary:
             (r for r in rows if r.get("computed")), key=lambda r: (-r.get("seconds_total", 0.0), r["case"])
         )
         alarm = self.canary["status"] == "alarm"
+        done = f"{stopped} {_sentence(count)}" if stopped else _sentence(count)
         return {
             "schema_version": SCHEMA_VERSION,
             "night": self.name,
-            "status": "alarm" if alarm else "completed",
-            "message": self.canary["message"] if alarm else _sentence(count),
+            "status": "alarm" if alarm else "stopped" if stopped else "completed",
+            "message": self.canary["message"] if alarm else done,
             "started": self._started,
             "ended": stamp(),
             "seconds": round(time.monotonic() - self._clock, 2),

@@ -88,6 +88,7 @@ def test_doctor_finds_nothing_wrong_in_a_sound_installation() -> None:
         "weights",
         "gpu",
         "server",
+        "keys",
         "disk",
     }
 
