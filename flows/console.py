@@ -222,23 +222,22 @@ def unfamiliar(path: Path, ood: float) -> dict[str, Any]:
     return {"ood": round(float(ood), 6), "ood_limit": OOD_PERCENTILE, "above_ood_limit": bool(above)}
 
 
-def output_folder(out: str | Path) -> Path:
-    """Make the output folder and try to write there, or say why it cannot be: before any work is lost."""
+def output_folder(out: str | Path, what: str = "output folder") -> Path:
+    """Make the output folder, or the store, and try to write there, or say why it cannot be: before any work
+    is lost."""
     import tempfile
 
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(
-            f"{out}: the output folder cannot be made ({error.strerror}); choose another."
-        ) from error
+        raise BadInput(f"{out}: the {what} cannot be made ({error.strerror}); choose another.") from error
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".smearflow-"):
             pass
     except OSError as error:
         raise BadInput(
-            f"{out}: nothing can be written into the output folder ({error.strerror}); choose another."
+            f"{out}: nothing can be written into the {what} ({error.strerror}); choose another."
         ) from error
     return folder
 

@@ -25,7 +25,10 @@ def run_case(
     Bad input is found before any server starts, and a case of which everything is kept needs none.
     """
     from flows.execute import up_to_date
+    from flows.ready import check_ready
 
+    if case_dir.is_dir():
+        check_ready(store)
     done = up_to_date(case_dir, store, settings, pixel_size_um, action=action)
     if done is not None:
         return done
@@ -59,14 +62,18 @@ def run_night(
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Process an inbox and return the night's summary."""
+    from flows.cluster import Workers
     from flows.nightly import cases_of, nightly
     from flows.own_server import own_server
+    from flows.ready import check_ready
     from flows.stopping import stoppable
 
-    cases_of(inbox)  # a wrong path is told before any server starts
+    cases_of(inbox)  # what is wrong for every case is told before any server starts
+    with Workers(scheduler, workers) as pool:
+        check_ready(store, pool)
     with stoppable(), own_server():
         state = nightly(str(inbox), store, settings, scheduler, workers, return_state=True)
-    # A night that the canary or a signal stopped is a failed flow with a summary; any other failure is raised.
+    # A night that the canary or a signal stopped is a failed flow with a summary; other failures are raised.
     night: Any = state.result(raise_on_failure=False)
     if isinstance(night, BaseException):
         raise night

@@ -26,6 +26,7 @@ from flows.cluster import Workers
 from flows.console import progress
 from flows.execute import CaseOutcome, tried, up_to_date
 from flows.night_summary import NightSummary, publish
+from flows.ready import check_ready
 from flows.runs import configured, settings_of
 from flows.stopping import Stopped, as_stopped, check, take_back
 from pipeline.errors import BadInput
@@ -146,6 +147,7 @@ def nightly(
     night = NightSummary(inbox, opened.url, settings_of(settings).night.slowest)
     stop: BaseException | None = None
     with logs.to_file(opened, night.name), Workers(scheduler, workers) as pool:
+        check_ready(store, pool)
         log.info("night %s: %d case folders in %s", night.name, len(folders), inbox)
         cases = _Cases(folders, store, settings)
         try:

@@ -1,4 +1,4 @@
-"""Prefect's server of one run from the command line, where none is set up: it starts and ends with the run."""
+"""Prefect's server of a run from the command line, where none is set up: it starts and ends with the run."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ class Stopped(BaseException):
 
 
 def sentence(number: int = signal.SIGTERM) -> str:
-    return f"stopped by a signal ({signal.Signals(number).name}); what was done is kept, and the next run goes on."
+    name = signal.Signals(number).name
+    return f"stopped by a signal ({name}); what was done is kept, and the next run goes on."
 
 
 def _note(number: int, _frame: FrameType | None) -> None:

@@ -200,9 +200,7 @@ def test_a_secret_that_is_empty_or_cannot_be_read_starts_no_command(
     local = tmp_path / "with-secrets.sh"
     script = (ROOT / "deploy" / "with-secrets.sh").read_text()
     local.write_text(script.replace("/run/secrets", str(secrets)))
-    done = subprocess.run(
-        ["sh", str(local), "echo", "started"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["sh", str(local), "echo", "started"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert str(secrets / name) in done.stderr

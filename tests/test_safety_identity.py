@@ -217,6 +217,6 @@ def test_a_key_that_is_set_and_empty_is_refused_and_never_taken_for_none(
     monkeypatch.setenv(variable, " ")
     with pytest.raises(BadInput, match=f"{variable}: it is set, but empty"):
         pseudonym("CASE-7") if "PSEUDONYM" in variable else AuditLog(Store(tmp_path), "C").append("run")
-    assert [text for level, text in check_keys() if level == "error"][0].startswith(variable)
+    assert next(text for level, text in check_keys() if level == "error").startswith(variable)
     monkeypatch.setenv(variable, "key")
     assert any(text.startswith(f"{variable} is set") for _, text in check_keys())

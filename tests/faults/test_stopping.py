@@ -1,4 +1,4 @@
-"""SIGTERM: the service manager, the machine that shuts down, a person.  The night ends in order and says so."""
+"""SIGTERM of a service manager, a machine that shuts down or a person: the night ends in order, and says so."""
 
 from __future__ import annotations
 
