@@ -221,3 +221,38 @@ def test_an_impossible_pixel_size_is_one_sentence_and_exit_status_2(tmp_path: Pa
     done = smearflow("classify", str(tmp_path / "cell.png"), "--pixel-size", "inf", "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "cases", "code"),
+    [
+        ("alarm", ["held back", "held back"], 4),
+        ("stopped", ["held back", "held back"], 143),
+        ("completed", ["busy", "busy"], 0),
+        ("completed", ["failed", "busy"], 3),
+    ],
+)
+def test_a_demo_names_cases_without_a_result_and_exits_as_a_night_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
+    cases: list[str],
+    code: int,
+) -> None:
+    import flows.local
+    from flows.commands.demo import CASES
+
+    for case_id, _, _ in CASES:
+        (tmp_path / "inbox" / case_id).mkdir(parents=True)
+        (tmp_path / "inbox" / case_id / "manifest.csv").touch()
+    night = {
+        "status": status,
+        "message": "of the night",
+        "cases": [{"case": f"C-{i}", "status": s, "error": f"why {i}"} for i, s in enumerate(cases)],
+    }
+    monkeypatch.setattr(flows.local, "run_night", lambda *a, **k: night)
+    line = ["demo", "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(group, line)
+    assert done.exit_code == code, done.output
+    for i, s in enumerate(cases):
+        assert f"C-{i}: {s}: why {i}" in done.output

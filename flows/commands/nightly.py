@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -30,6 +31,12 @@ def command(
         night = run_night(inbox, store, values, scheduler=scheduler, workers=workers)
         lines = [row_text(c) for c in night["cases"]]
         show(night, "\n".join([*lines, night["message"]]))
+    leave(night)
+
+
+def leave(night: dict[str, Any]) -> None:
+    """End the command with the exit status of a night: 0 is a return, 3 a failed case, 4 the canary's alarm,
+    143 SIGTERM."""
     if night["status"] in ("alarm", "stopped"):
         click.echo(f"smearflow: {night['message']}", err=True)
         sys.exit(4 if night["status"] == "alarm" else EXIT_STATUS)
