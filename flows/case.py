@@ -21,6 +21,7 @@ from flows import stages
 from flows.auditing import check_record, note
 from flows.cluster import Workers
 from flows.execute import CaseOutcome, begin, end_failed, execute, summary
+from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.runs import configured, open_run
 from flows.stopping import as_stopped, check
@@ -119,10 +120,9 @@ def _publish(outcome: CaseOutcome) -> None:
 
     if not flow_run.id:
         return
-    slug = "".join(c if c.isalnum() else "-" for c in outcome.case_id.lower()).strip("-") or "case"
-    create_link_artifact(
-        link=outcome.report_url, link_text=f"Report of {outcome.case_id}", key=f"report-{slug}"
-    )
+    named = pseudonym(outcome.case_id)
+    slug = "".join(c if c.isalnum() else "-" for c in named.lower()).strip("-") or "case"
+    create_link_artifact(link=outcome.report_url, link_text=f"Report of {named}", key=f"report-{slug}")
     text = render_text(Result.model_validate(outcome.result))
     create_markdown_artifact(markdown=f"```\n{text}\n```", key=f"summary-{slug}")
 

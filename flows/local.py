@@ -35,6 +35,7 @@ def run_case(
     from prefect import flow
 
     from flows.case import process_case, workers_for
+    from flows.identity import pseudonym
     from flows.own_server import own_server
     from flows.stopping import check, stoppable, take_back
 
@@ -42,7 +43,7 @@ def run_case(
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    @flow(name="case", flow_run_name=f"case {case_dir.name}", persist_result=False)
+    @flow(name="case", flow_run_name=f"case {pseudonym(case_dir.name)}", persist_result=False)
     def ad_hoc() -> Any:
         take_back()
         check()

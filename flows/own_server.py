@@ -1,4 +1,7 @@
-"""Prefect's server of a run from the command line, where none is set up: it starts and ends with the run."""
+"""Prefect's server of a run from the command line, where none is set up: it starts and ends with the run.
+
+So do its records, which name the cases: they are in a folder of the run's own, that no one else can read.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,23 +61,26 @@ def _server(log: IO[bytes]) -> Any:
 def own_server() -> Iterator[None]:
     """Prefect's server for what runs inside: that of PREFECT_API_URL, else one of its own that ends with it.
 
-    Raises RuntimeError where it does not start.
+    Its records go as well, unless PREFECT_HOME says where they shall stay.  Raises RuntimeError where it does
+    not start.
     """
-    from prefect.settings import PREFECT_API_URL
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     if PREFECT_API_URL.value():
         yield
         return
-    with tempfile.TemporaryFile() as log:
+    with ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile())
+        if not os.environ.get("PREFECT_HOME"):
+            made = tempfile.TemporaryDirectory(prefix="smearflow-prefect-", ignore_cleanup_errors=True)
+            stack.enter_context(temporary_settings({PREFECT_HOME: stack.enter_context(made)}))
         server = _server(log)
+        stack.callback(server.stop)
         try:
-            try:
-                server.start()
-            except RuntimeError as error:
-                log.seek(0)
-                said = log.read().decode("utf-8", "replace")[-LOG_CHARACTERS:]
-                raise RuntimeError(f"Prefect's temporary server did not start: {error} {said}") from error
-            check()
-            yield
-        finally:
-            server.stop()
+            server.start()
+        except RuntimeError as error:
+            log.seek(0)
+            said = log.read().decode("utf-8", "replace")[-LOG_CHARACTERS:]
+            raise RuntimeError(f"Prefect's temporary server did not start: {error} {said}") from error
+        check()
+        yield

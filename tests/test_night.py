@@ -322,3 +322,32 @@ def test_a_server_that_went_away_costs_its_artifacts_and_not_the_case(
     assert found is outcome
     assert any("artifacts could not be made" in text for text in said)
     assert "error" not in json.loads((tmp_path / "store" / "A-1" / "ledger.json").read_text())["runs"][-1]
+
+
+def test_artifacts_of_a_case_carry_its_pseudonym_under_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's database is no part of the store, and its page lists artifacts by key and title."""
+    from types import SimpleNamespace
+
+    from flows import case as case_flow
+    from flows.execute import CaseOutcome
+    from flows.identity import pseudonym
+
+    made: dict[str, str] = {}
+
+    def link(**what: str) -> None:
+        made.update(what)
+        raise ConnectionError("enough")
+
+    monkeypatch.setattr(case_flow, "flow_run", SimpleNamespace(id="a run"))
+    monkeypatch.setattr(case_flow, "create_link_artifact", link)
+    outcome = CaseOutcome("DOE-JANE", {}, "report", "result", 0, {}, {}, {})
+    for key, named in ((None, "DOE-JANE"), ("k3y", "P-")):
+        if key:
+            monkeypatch.setenv("SMEARFLOW_PSEUDONYM_KEY", key)
+            assert "doe" not in pseudonym("DOE-JANE").lower()
+        else:
+            monkeypatch.delenv("SMEARFLOW_PSEUDONYM_KEY", raising=False)
+        with pytest.raises(ConnectionError):
+            case_flow._publish(outcome)
+        assert made["key"] == f"report-{pseudonym('DOE-JANE').lower()}"
+        assert made["link_text"].startswith(f"Report of {named}")

@@ -1,4 +1,4 @@
-"""SIGTERM of a service manager, a machine that shuts down or a person: the night ends in order, and says so."""
+"""SIGTERM of a service manager, a machine that shuts down or a person: the night ends in order and says so."""
 
 from __future__ import annotations
 
@@ -105,3 +105,6 @@ def test_a_night_that_is_terminated_ends_in_order_and_says_so(tmp_path: Path, to
     assert summary["status"] == "stopped"
     assert "stopped by a signal" in summary["message"]
     assert [row["status"] for row in summary["cases"]] == ["held back", "held back"]
+    # Prefect's records name the cases; they go with the run.
+    left = [p.name for p in (*night.scratch.rglob("*"), *(tmp_path / "work" / "home").rglob("*"))]
+    assert not [name for name in left if "prefect.db" in name or "smearflow-prefect" in name]
