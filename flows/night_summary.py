@@ -7,6 +7,7 @@ import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is
 # isort: split
 import logging
 import os
+import socket
 import time
 from typing import Any
 
@@ -29,6 +30,19 @@ class NightSummary:
         self.canary: dict[str, Any] = {"status": "off"}
         self._inbox, self._store_url, self._slowest = inbox, store_url, slowest
         self._started, self._clock = stamp(), time.monotonic()
+
+    def begun(self) -> dict[str, Any]:
+        """What stands for the night until it ends; a night that was killed leaves it so."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "night": self.name,
+            "status": "running",
+            "message": f"begun by process {os.getpid()} on {socket.gethostname()} and not ended: it is under "
+            "way, or it died",
+            "started": self._started,
+            "inbox": self._inbox,
+            "store": self._store_url,
+        }
 
     def end(self, rows: list[dict[str, Any]], stopped: str | None = None) -> dict[str, Any]:
         """The night as one JSON-able document; `rows` has one row a case (`flows.execute.summary`).
@@ -83,6 +97,15 @@ def _sentence(count: dict[str, int]) -> str:
     return f"{text}, {count['busy']} held by another run" if count["busy"] else text
 
 
+def record(store: Store, document: dict[str, Any]) -> None:
+    """Write the night as JSON, as the latest one first: that is what `status` shows and a machine watches."""
+    for key in (LATEST, f"{FOLDER}/{document['night']}.json"):
+        try:
+            store.write_json(key, document)
+        except Exception as error:
+            log.error("the night's summary could not be written as %s: %s", key, error)
+
+
 def publish(store: Store, document: dict[str, Any]) -> None:
     """Write the night into the store and, inside a flow, as Prefect artifacts.
 
@@ -90,13 +113,11 @@ def publish(store: Store, document: dict[str, Any]) -> None:
     """
     from pipeline.night_page import render_night
 
-    key = f"{FOLDER}/{document['night']}"
+    record(store, document)
     try:
-        store.write_json(f"{key}.json", document)
-        store.write_text(f"{key}.html", render_night(document))
-        store.write_json(LATEST, document)
+        store.write_text(f"{FOLDER}/{document['night']}.html", render_night(document))
     except Exception as error:
-        log.error("the night's summary could not be written: %s", error)
+        log.error("the night's page could not be written: %s", error)
     try:
         _artifacts(store, document)
     except Exception as error:  # the server went away

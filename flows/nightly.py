@@ -25,7 +25,7 @@ from flows.case import process_case
 from flows.cluster import Workers
 from flows.console import progress
 from flows.execute import CaseOutcome, tried, up_to_date
-from flows.night_summary import NightSummary, publish
+from flows.night_summary import NightSummary, publish, record
 from flows.ready import check_ready
 from flows.runs import configured, settings_of
 from flows.stopping import Stopped, as_stopped, check, take_back
@@ -148,6 +148,7 @@ def nightly(
     stop: BaseException | None = None
     with logs.to_file(opened, night.name), Workers(scheduler, workers) as pool:
         check_ready(store, pool)
+        record(opened, night.begun())
         log.info("night %s: %d case folders in %s", night.name, len(folders), inbox)
         cases = _Cases(folders, store, settings)
         try:

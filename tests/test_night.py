@@ -351,3 +351,30 @@ def test_artifacts_of_a_case_carry_its_pseudonym_under_a_key(monkeypatch: pytest
             case_flow._publish(outcome)
         assert made["key"] == f"report-{pseudonym('DOE-JANE').lower()}"
         assert made["link_text"].startswith(f"Report of {named}")
+
+
+def test_the_latest_summary_is_written_where_the_page_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk with little room left the page, which is larger, must not cost what `status` and scripts read."""
+    store, night = Store(tmp_path), a_night()
+
+    def full(_self: Store, key: str, _text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write_text", full)
+    publish(store, night)
+    assert store.read_json("nights/latest.json") == night
+    assert store.read_json(f"nights/{night['night']}.json") == night
+
+
+def test_a_night_that_began_and_did_not_end_is_seen_in_status(tmp_path: Path) -> None:
+    from flows.night_summary import record
+    from flows.status import as_text, status_of_store
+
+    store = Store(tmp_path)
+    publish(store, a_night())
+    record(store, NightSummary("/inbox", store.url, slowest=2).begun())
+    found = status_of_store(str(tmp_path))
+    assert found["last_night"]["status"] == "running"
+    assert "not ended: it is under way, or it died" in as_text(found)

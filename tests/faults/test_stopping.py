@@ -1,4 +1,4 @@
-"""SIGTERM of a service manager, a machine that shuts down or a person: the night ends in order and says so."""
+"""SIGTERM of a service manager, a machine shutting down or a person: the night ends in order, and says so."""
 
 from __future__ import annotations
 
