@@ -9,6 +9,7 @@ from flows.cluster import Workers
 from flows.console import output_folder
 from flows.runs import database_url
 from storage.keys import AUDIT, PSEUDONYM, key_of
+from storage.packages import package_roots
 from storage.store import local_folder
 
 log = logging.getLogger("smearflow")
@@ -16,7 +17,7 @@ log = logging.getLogger("smearflow")
 
 def check_ready(store: str, workers: Workers | None = None) -> None:
     """Raise BadInput where the keys, the store, the results database or the Dask scheduler of `workers`
-    cannot be used.
+    cannot be used, and BadModelPackage where a folder of SMEARFLOW_WEIGHTS is not there.
 
     A results database that only does not answer may by the time that a report is made: it is told of alone.
     """
@@ -24,6 +25,7 @@ def check_ready(store: str, workers: Workers | None = None) -> None:
 
     for key in (PSEUDONYM, AUDIT):
         key_of(key)
+    package_roots()
     folder = local_folder(store)
     if folder is not None:
         output_folder(folder, "store")

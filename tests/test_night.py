@@ -356,7 +356,7 @@ def test_artifacts_of_a_case_carry_its_pseudonym_under_a_key(monkeypatch: pytest
 def test_the_latest_summary_is_written_where_the_page_cannot_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a disk with little room left the page, which is larger, must not cost what `status` and scripts read."""
+    """On a disk with little room the page, which is larger, must not cost what `status` and scripts read."""
     store, night = Store(tmp_path), a_night()
 
     def full(_self: Store, key: str, _text: str) -> None:

@@ -35,6 +35,7 @@ def an_inbox(tmp_path: Path) -> Path:
         ("SMEARFLOW_SCHEDULER", "tcp://127.0.0.1:9", "no Dask scheduler answers there"),
         ("SMEARFLOW_PSEUDONYM_KEY", "", "it is set, but empty"),
         ("SMEARFLOW_AUDIT_KEY", "", "it is set, but empty"),
+        ("SMEARFLOW_WEIGHTS", "/nowhere", "there is no such folder"),
     ],
 )
 def test_a_mistake_of_the_whole_night_is_one_sentence_before_any_case_and_exit_status_2(
