@@ -64,10 +64,18 @@ def not_blank(_context: click.Context, parameter: click.Parameter, value: str | 
     return value
 
 
+store_option = click.option(
+    "--store",
+    envvar="SMEARFLOW_STORE",
+    required=True,
+    help="Folder or fsspec URL (s3://…) that holds the results [SMEARFLOW_STORE].",
+)
+
+
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that fills a store."""
     for option in (
-        click.option("--store", required=True, help="Folder or fsspec URL (s3://…) that takes the results."),
+        store_option,
         click.option(
             "--scheduler", default=None, help="Address of a running Dask scheduler, tcp://host:port."
         ),

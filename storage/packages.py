@@ -189,7 +189,7 @@ def package_roots() -> list[Path]:
     for path in extra:
         if not path.is_dir():
             raise BadModelPackage(
-                f"SMEARFLOW_WEIGHTS names {path}, and there is no such folder; correct the path, or leave it out."
+                f"SMEARFLOW_WEIGHTS names {path}, and there is no such folder; correct it or leave it out."
             )
     return [*extra, Path(__file__).resolve().parent.parent / "weights"]
 

@@ -256,3 +256,28 @@ def test_a_demo_names_cases_without_a_result_and_exits_as_a_night_does(
     assert done.exit_code == code, done.output
     for i, s in enumerate(cases):
         assert f"C-{i}: {s}: why {i}" in done.output
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["status"],
+        ["retry", "--failed"],
+        ["audit", "NO-CASE"],
+        ["report", "NO-CASE"],
+        ["review", "NO-CASE", "--reviewer", "X", "--sign"],
+        ["run", "no-folder"],
+        ["nightly", "no-inbox"],
+    ],
+)
+def test_every_command_takes_the_store_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: list[str]
+) -> None:
+    from pipeline.errors import SmearflowError
+
+    monkeypatch.setenv("SMEARFLOW_STORE", str(tmp_path))
+    done = CliRunner().invoke(group, line)
+    assert done.exit_code == 0 or isinstance(done.exception, SmearflowError), done.output
+    assert "--store" not in done.output
+    monkeypatch.delenv("SMEARFLOW_STORE")
+    assert "--store" in CliRunner().invoke(group, line).output
