@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -281,3 +282,24 @@ def test_every_command_takes_the_store_from_the_environment(
     assert "--store" not in done.output
     monkeypatch.delenv("SMEARFLOW_STORE")
     assert "--store" in CliRunner().invoke(group, line).output
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_a_clone_that_was_moved_is_set_up_anew(tmp_path: Path) -> None:
+    """The scripts of its environment name the folder that it was made in, and would not start."""
+    root = Path(__file__).resolve().parent.parent
+    clone = tmp_path / "clone"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copyfile(root / name, clone / name)
+    (clone / ".venv" / "bin" / "smearflow").write_text(f"#!{clone}/.venv/bin/python\n")
+    (clone / ".venv" / ".installed").touch()
+
+    def would_do(folder: Path) -> str:
+        return subprocess.run(
+            ["make", "-n", "setup"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "venv" not in would_do(clone)
+    moved = clone.rename(tmp_path / "moved")
+    assert "-m venv --clear .venv" in would_do(moved)
