@@ -257,7 +257,8 @@ class Store:
         with self.naming_a_full_disk():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        with path.open("a+") as stream:
+        # Unbuffered: what a full disk did not take would be tried again, and raised, when the file is closed.
+        with path.open("a+b", buffering=0) as stream:
             for attempt in range(LOCK_ATTEMPTS):
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,8 +272,8 @@ class Store:
                     time.sleep(LOCK_PAUSE_S)  # it may have been only a look (`holder`)
             with contextlib.suppress(OSError):  # a full disk must not keep a case from being looked at
                 stream.truncate(0)
-                json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": stamp()}, stream)
-                stream.flush()
+                me = {"pid": os.getpid(), "host": socket.gethostname(), "since": stamp()}
+                stream.write(json.dumps(me).encode())
             try:
                 yield
             finally:
