@@ -105,6 +105,11 @@ class AuditLog:
         """Every entry, oldest first; raises AuditBroken for one that cannot be read."""
         return [self._read(name) for name in self._numbers()]
 
+    def last(self) -> AuditEntry | None:
+        """The newest entry, None where there is none; raises AuditBroken as `entries` does."""
+        names = self._numbers()
+        return self._read(names[-1]) if names else None
+
     def append(
         self,
         action: Action,
@@ -115,8 +120,7 @@ class AuditLog:
         detail: Mapping[str, str] | None = None,
     ) -> AuditEntry:
         """Add an entry; raises AuditBroken where the last one is damaged or another process added one."""
-        names = self._numbers()
-        last = self._read(names[-1]) if names else None
+        last = self.last()
         key = key_of(AUDIT)
         entry = AuditEntry(
             number=1 if last is None else last.number + 1,
