@@ -163,7 +163,7 @@ def nightly(
         except (Stopped, TerminationSignal) as error:
             stop = error
             cases.hold_back("the night was stopped by a signal before this case was done.")
-        document = night.end(cases.in_order(), stopped=stop and str(as_stopped(stop)))
+        document = night.end(cases.in_order(), stopped=str(as_stopped(stop)) if stop else None)
         log.info("night %s: %s", night.name, document["message"])
     publish(opened, document)
     if isinstance(stop, TerminationSignal):  # a Prefect worker stopped its flow, and Prefect does the rest
