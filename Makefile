@@ -4,13 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STORE ?= demo/store
+# The scripts of .venv name the folder that it was made in: in a clone that was moved it is made anew.
+MOVED := $(shell test -e $(STAMP) && ! grep -qsF "$(realpath $(VENV))/bin/" $(BIN)/smearflow && echo yes)
 
 .PHONY: demo test lint setup clean browser audit faults soak
 
 setup: $(STAMP)
 
+ifeq ($(MOVED),yes)
+.PHONY: $(STAMP)
+endif
+
 $(STAMP): requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(if $(MOVED),--clear) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $(STAMP)

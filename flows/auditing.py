@@ -21,7 +21,8 @@ from flows.runs import database_url, settings_mark
 from flows.status import cases_of_store, open_existing
 from pipeline.errors import BadInput
 from pipeline.review import audit_part
-from storage.audit import PERSONS, Action, AuditBroken, AuditEntry, AuditLog, Change
+from storage.audit import PERSONS, Action, AuditBroken, AuditEntry, AuditLog, Change, who
+from storage.fingerprint import fingerprint
 from storage.store import Store
 
 if TYPE_CHECKING:
@@ -63,16 +64,25 @@ def told_by(entries: Sequence[AuditEntry]) -> Told:
 def note(run: CaseRun, action: Action, *, error: BaseException | None = None, reason: str = "") -> None:
     """Add a line for a run or retry that failed, or that computed something and kept its report.
 
-    A report that is written has its line already (`announce`); a look that found all kept leaves none, and
-    nothing is added to a log that does not hold.
+    A report that is written has its line already (`announce`); a look that found all kept leaves none, nor
+    does a failure that the last line tells of already, and nothing is added to a log that does not hold.
     """
     if isinstance(error, RecordUnsound) or (error is None and (run.announced or not run.computed)):
         return
-    AuditLog(run.store, run.case_id).append(
-        action,
-        reason=reason if error is None else f"failed: {type(error).__name__}",
-        detail=_made_by(run, run.computed),
-    )
+    log, detail = AuditLog(run.store, run.case_id), _made_by(run, run.computed)
+    if error is not None:
+        reason = f"failed: {type(error).__name__}"
+        detail["failure"] = fingerprint(str(error))  # the words stand in the ledger; a log is for all to read
+        last = log.last()
+        # A case that stays broken would have a line a night.
+        if last is not None and (last.action, last.actor, last.reason, last.detail) == (
+            action,
+            who(),
+            reason,
+            detail,
+        ):
+            return
+    log.append(action, reason=reason, detail=detail)
 
 
 def announce(run: CaseRun, sha256: Mapping[str, str], mark: str) -> LogHead:

@@ -21,8 +21,10 @@ from flows import stages
 from flows.auditing import check_record, note
 from flows.cluster import Workers
 from flows.execute import CaseOutcome, begin, end_failed, execute, summary
+from flows.identity import pseudonym
 from flows.records import CaseRun
 from flows.runs import configured, open_run
+from flows.stopping import as_stopped, check
 from pipeline.settings import NightSettings
 from storage.audit import Action
 
@@ -37,6 +39,7 @@ def as_task(name: str, function: Any) -> Any:
     """
 
     def call(run: CaseRun, *args: Any) -> Any:
+        check()
         bound: Any = partial(function, run, *args)
         gpu = stages.uses_gpu(name, run, args[0] if name == "detection" else None)
         with limited(name, run.settings.night, gpu=gpu):
@@ -100,7 +103,7 @@ def process_case(
             run.store.sweep(run.case_id)
             outcome = execute(run, as_task)
         except BaseException as error:
-            end_failed(run, error)
+            end_failed(run, as_stopped(error))
             raise
         run.end()
         note(run, action)
@@ -117,10 +120,9 @@ def _publish(outcome: CaseOutcome) -> None:
 
     if not flow_run.id:
         return
-    slug = "".join(c if c.isalnum() else "-" for c in outcome.case_id.lower()).strip("-") or "case"
-    create_link_artifact(
-        link=outcome.report_url, link_text=f"Report of {outcome.case_id}", key=f"report-{slug}"
-    )
+    named = pseudonym(outcome.case_id)
+    slug = "".join(c if c.isalnum() else "-" for c in named.lower()).strip("-") or "case"
+    create_link_artifact(link=outcome.report_url, link_text=f"Report of {named}", key=f"report-{slug}")
     text = render_text(Result.model_validate(outcome.result))
     create_markdown_artifact(markdown=f"```\n{text}\n```", key=f"summary-{slug}")
 

@@ -113,8 +113,9 @@ def main(argv: list[str] | None = None) -> Any:
     """Entry point: bad input is one sentence on stderr and exit status 2.
 
     So is any other error, with exit status 1; where in the code it happened is told when the environment
-    variable SMEARFLOW_DEBUG is set.
+    variable SMEARFLOW_DEBUG is set.  A run that SIGTERM ended exits as a shell says it, with 143.
     """
+    from flows.stopping import EXIT_STATUS, Stopped
     from pipeline.errors import SmearflowError
 
     try:
@@ -124,6 +125,9 @@ def main(argv: list[str] | None = None) -> Any:
 
         click.echo(f"smearflow: {one_line(str(error))}", err=True)
         sys.exit(2)
+    except Stopped as stopped:
+        click.echo(f"smearflow: {stopped}", err=True)
+        sys.exit(EXIT_STATUS)
     except Exception as error:  # a defect of ours, or a machine that failed: neither is a page of code
         from flows.console import defect, one_line
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from flows.stopping import check
 from pipeline.errors import BadInput, SmearflowError
 
 log = logging.getLogger("smearflow.cluster")
@@ -173,7 +174,8 @@ class Workers:
         No more than IN_FLIGHT_PER_WORKER bundles of calls a worker are handed over and unanswered, so that
         neither the scheduler nor this process holds more for a long night than for a short one.  A call
         that kills its worker comes back as an error, and so do those of its bundle; raises ClusterGone
-        where the scheduler, or every worker, is lost.  With `alone` one call is handed over at a time:
+        where the scheduler, or every worker, is lost, and
+        Stopped where the run was told to end.  With `alone` one call is handed over at a time:
         Dask suspects every call that was with a worker when it died.
         """
         from distributed import wait
@@ -184,6 +186,7 @@ class Workers:
         silent_since = time.monotonic()
         try:
             while True:
+                check()
                 for bundle in itertools.islice(waiting, self._room(len(running), alone)):
                     running[self._submit(function, list(bundle.values()), resources)] = list(bundle)
                 if not running:

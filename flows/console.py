@@ -64,10 +64,18 @@ def not_blank(_context: click.Context, parameter: click.Parameter, value: str | 
     return value
 
 
+store_option = click.option(
+    "--store",
+    envvar="SMEARFLOW_STORE",
+    required=True,
+    help="Folder or fsspec URL (s3://…) that holds the results [SMEARFLOW_STORE].",
+)
+
+
 def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of every command that fills a store."""
     for option in (
-        click.option("--store", required=True, help="Folder or fsspec URL (s3://…) that takes the results."),
+        store_option,
         click.option(
             "--scheduler", default=None, help="Address of a running Dask scheduler, tcp://host:port."
         ),
@@ -222,23 +230,22 @@ def unfamiliar(path: Path, ood: float) -> dict[str, Any]:
     return {"ood": round(float(ood), 6), "ood_limit": OOD_PERCENTILE, "above_ood_limit": bool(above)}
 
 
-def output_folder(out: str | Path) -> Path:
-    """Make the output folder and try to write there, or say why it cannot be: before any work is lost."""
+def output_folder(out: str | Path, what: str = "output folder") -> Path:
+    """Make the output folder, or the store, and try to write there, or say why it cannot be: before any work
+    is lost."""
     import tempfile
 
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(
-            f"{out}: the output folder cannot be made ({error.strerror}); choose another."
-        ) from error
+        raise BadInput(f"{out}: the {what} cannot be made ({error.strerror}); choose another.") from error
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".smearflow-"):
             pass
     except OSError as error:
         raise BadInput(
-            f"{out}: nothing can be written into the output folder ({error.strerror}); choose another."
+            f"{out}: nothing can be written into the {what} ({error.strerror}); choose another."
         ) from error
     return folder
 

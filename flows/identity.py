@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from pipeline.types import Case
+from storage.keys import PSEUDONYM, key_of
 
 FILE_SUFFIXES = 12  # of a file name's extension, kept: it says what kind of file it was
 
@@ -23,10 +23,10 @@ _AFTER = r"(?![^\W_])(?![.,]\d)"
 
 
 def _keyed(text: str, what: str) -> str | None:
-    key = os.environ.get("SMEARFLOW_PSEUDONYM_KEY")
-    if not key:
+    key = key_of(PSEUDONYM)
+    if key is None:
         return None
-    return hmac.new(key.encode(), f"{what}{text}".encode(), hashlib.sha256).hexdigest()[:12].upper()
+    return hmac.new(key, f"{what}{text}".encode(), hashlib.sha256).hexdigest()[:12].upper()
 
 
 def pseudonym(case_id: str) -> str:

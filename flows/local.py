@@ -1,4 +1,4 @@
-"""Running a case from the command line: in this process, under Prefect's own temporary server."""
+"""Running a case or a night from the command line: in this process, stopped by SIGTERM in good order."""
 
 from __future__ import annotations
 
@@ -25,24 +25,33 @@ def run_case(
     Bad input is found before any server starts, and a case of which everything is kept needs none.
     """
     from flows.execute import up_to_date
+    from flows.ready import check_ready
 
+    if case_dir.is_dir():
+        check_ready(store)
     done = up_to_date(case_dir, store, settings, pixel_size_um, action=action)
     if done is not None:
         return done
     from prefect import flow
 
     from flows.case import process_case, workers_for
+    from flows.identity import pseudonym
+    from flows.own_server import own_server
+    from flows.stopping import check, stoppable, take_back
 
     # An error is told once, in one sentence, by the command line; Prefect would print its traceback before.
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    @flow(name="case", flow_run_name=f"case {case_dir.name}", persist_result=False)
+    @flow(name="case", flow_run_name=f"case {pseudonym(case_dir.name)}", persist_result=False)
     def ad_hoc() -> Any:
+        take_back()
+        check()
         with workers_for(None, scheduler, workers) as pool:
             return process_case(case_dir, store, settings, pool, pixel_size_um, action=action)
 
-    return ad_hoc()
+    with stoppable(), own_server():
+        return ad_hoc()
 
 
 def run_night(
@@ -54,11 +63,18 @@ def run_night(
     workers: int | None = None,
 ) -> dict[str, Any]:
     """Process an inbox and return the night's summary."""
+    from flows.cluster import Workers
     from flows.nightly import cases_of, nightly
+    from flows.own_server import own_server
+    from flows.ready import check_ready
+    from flows.stopping import stoppable
 
-    cases_of(inbox)  # a wrong path is told before any server starts
-    state = nightly(str(inbox), store, settings, scheduler, workers, return_state=True)
-    # A night that the canary stopped is a failed flow with a summary; any other failure is raised.
+    cases_of(inbox)  # what is wrong for every case is told before any server starts
+    with Workers(scheduler, workers) as pool:
+        check_ready(store, pool)
+    with stoppable(), own_server():
+        state = nightly(str(inbox), store, settings, scheduler, workers, return_state=True)
+    # A night that the canary or a signal stopped is a failed flow with a summary; other failures are raised.
     night: Any = state.result(raise_on_failure=False)
     if isinstance(night, BaseException):
         raise night

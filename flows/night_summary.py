@@ -7,6 +7,7 @@ import flows.prefect_env  # noqa: F401  (sets Prefect's environment before it is
 # isort: split
 import logging
 import os
+import socket
 import time
 from typing import Any
 
@@ -30,8 +31,24 @@ class NightSummary:
         self._inbox, self._store_url, self._slowest = inbox, store_url, slowest
         self._started, self._clock = stamp(), time.monotonic()
 
-    def end(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The night as one JSON-able document; `rows` has one row a case (`flows.execute.summary`)."""
+    def begun(self) -> dict[str, Any]:
+        """What stands for the night until it ends; a night that was killed leaves it so."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "night": self.name,
+            "status": "running",
+            "message": f"begun by process {os.getpid()} on {socket.gethostname()} and not ended: it is under "
+            "way, or it died",
+            "started": self._started,
+            "inbox": self._inbox,
+            "store": self._store_url,
+        }
+
+    def end(self, rows: list[dict[str, Any]], stopped: str | None = None) -> dict[str, Any]:
+        """The night as one JSON-able document; `rows` has one row a case (`flows.execute.summary`).
+
+        `stopped` says by what the night was ended before its last case, where it was.
+        """
         count = {
             "cases": len(rows),
             "processed": sum(r["status"] == "done" for r in rows),
@@ -52,11 +69,12 @@ class NightSummary:
             (r for r in rows if r.get("computed")), key=lambda r: (-r.get("seconds_total", 0.0), r["case"])
         )
         alarm = self.canary["status"] == "alarm"
+        done = f"{stopped} {_sentence(count)}" if stopped else _sentence(count)
         return {
             "schema_version": SCHEMA_VERSION,
             "night": self.name,
-            "status": "alarm" if alarm else "completed",
-            "message": self.canary["message"] if alarm else _sentence(count),
+            "status": "alarm" if alarm else "stopped" if stopped else "completed",
+            "message": self.canary["message"] if alarm else done,
             "started": self._started,
             "ended": stamp(),
             "seconds": round(time.monotonic() - self._clock, 2),
@@ -79,6 +97,15 @@ def _sentence(count: dict[str, int]) -> str:
     return f"{text}, {count['busy']} held by another run" if count["busy"] else text
 
 
+def record(store: Store, document: dict[str, Any]) -> None:
+    """Write the night as JSON, as the latest one first: that is what `status` shows and a machine watches."""
+    for key in (LATEST, f"{FOLDER}/{document['night']}.json"):
+        try:
+            store.write_json(key, document)
+        except Exception as error:
+            log.error("the night's summary could not be written as %s: %s", key, error)
+
+
 def publish(store: Store, document: dict[str, Any]) -> None:
     """Write the night into the store and, inside a flow, as Prefect artifacts.
 
@@ -86,13 +113,11 @@ def publish(store: Store, document: dict[str, Any]) -> None:
     """
     from pipeline.night_page import render_night
 
-    key = f"{FOLDER}/{document['night']}"
+    record(store, document)
     try:
-        store.write_json(f"{key}.json", document)
-        store.write_text(f"{key}.html", render_night(document))
-        store.write_json(LATEST, document)
+        store.write_text(f"{FOLDER}/{document['night']}.html", render_night(document))
     except Exception as error:
-        log.error("the night's summary could not be written: %s", error)
+        log.error("the night's page could not be written: %s", error)
     try:
         _artifacts(store, document)
     except Exception as error:  # the server went away

@@ -16,6 +16,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 
 from flows import canary, logs
@@ -24,8 +25,10 @@ from flows.case import process_case
 from flows.cluster import Workers
 from flows.console import progress
 from flows.execute import CaseOutcome, tried, up_to_date
-from flows.night_summary import NightSummary, publish
+from flows.night_summary import NightSummary, publish, record
+from flows.ready import check_ready
 from flows.runs import configured, settings_of
+from flows.stopping import Stopped, as_stopped, check, take_back
 from pipeline.errors import BadInput
 from storage.store import Store
 
@@ -63,6 +66,7 @@ class _Cases:
         """Settle what was computed in nights before, which costs a look; returns the others."""
         todo = []
         for folder in progress(self.folders, what="looking"):
+            check()
             row, _ = self._try(folder, partial(self._kept, folder))
             if row is None or row["status"] != "done":
                 todo.append(folder)
@@ -98,6 +102,7 @@ class _Cases:
         for what in ("night", "night, second try"):
             again: list[Path] = []
             for folder in progress(todo, what=what):
+                check()
                 workers.restart_if_lost()
                 row, retry = self._try(folder, partial(self._one, folder, workers))
                 assert row is not None
@@ -112,13 +117,10 @@ class _Cases:
         done = up_to_date(folder, self.store, values, pixel_size_um, by_night=True)
         return done or process_case(folder, self.store, values, workers, pixel_size_um, by_night=True)
 
-    def hold_back(self, todo: list[Path]) -> None:
-        for folder in todo:
-            self.rows[folder] = {
-                "case": folder.name,
-                "status": "held back",
-                "error": "the canary stopped the night before this case was touched.",
-            }
+    def hold_back(self, why: str) -> None:
+        """A row for each case of which nothing is known yet."""
+        for folder in self.folders:
+            self.rows.setdefault(folder, {"case": folder.name, "status": "held back", "error": why})
 
     def in_order(self) -> list[dict[str, Any]]:
         return [self.rows[folder] for folder in self.folders]
@@ -135,27 +137,37 @@ def nightly(
     """Process every case folder of `inbox` into `store`; the final state says how many were quarantined.
 
     Without them, the worker's SMEARFLOW_INBOX and SMEARFLOW_STORE.  Where the canary's figures have moved
-    the flow fails before any case is touched.
+    the flow fails before any case is touched; told to end (SIGTERM) it fails between two items.
     """
+    take_back()
     inbox = configured(inbox, "SMEARFLOW_INBOX", "inbox")
     store = configured(store, "SMEARFLOW_STORE", "store")
     folders = cases_of(Path(inbox))
     opened = Store(store)
     night = NightSummary(inbox, opened.url, settings_of(settings).night.slowest)
+    stop: BaseException | None = None
     with logs.to_file(opened, night.name), Workers(scheduler, workers) as pool:
+        check_ready(store, pool)
+        record(opened, night.begun())
         log.info("night %s: %d case folders in %s", night.name, len(folders), inbox)
         cases = _Cases(folders, store, settings)
-        todo = cases.look()
-        # A night that has nothing to compute needs no canary, nor the cluster that it would start.
-        night.canary = canary.sing(opened, settings, pool) if todo else {"status": "not needed"}
-        if night.canary["status"] == "alarm":
-            log.error("%s", night.canary["message"])
-            cases.hold_back(todo)
-        else:
-            cases.process(todo, pool)
-        document = night.end(cases.in_order())
+        try:
+            todo = cases.look()
+            # A night that has nothing to compute needs no canary, nor the cluster that it would start.
+            night.canary = canary.sing(opened, settings, pool) if todo else {"status": "not needed"}
+            if night.canary["status"] == "alarm":
+                log.error("%s", night.canary["message"])
+                cases.hold_back("the canary stopped the night before this case was touched.")
+            else:
+                cases.process(todo, pool)
+        except (Stopped, TerminationSignal) as error:
+            stop = error
+            cases.hold_back("the night was stopped by a signal before this case was done.")
+        document = night.end(cases.in_order(), stopped=str(as_stopped(stop)) if stop else None)
         log.info("night %s: %s", night.name, document["message"])
     publish(opened, document)
-    if document["status"] == "alarm":
+    if isinstance(stop, TerminationSignal):  # a Prefect worker stopped its flow, and Prefect does the rest
+        raise stop
+    if document["status"] in ("alarm", "stopped"):
         return Failed(message=document["message"], data=document)
     return Completed(message=document["message"], data=document)

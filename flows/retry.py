@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.auditing import check_record
-from flows.status import CaseStatus, cases_of_store, leaves_out, open_existing, status_of_case
+from flows.status import CaseStatus, cases_of_store, is_case, leaves_out, open_existing, status_of_case
 from pipeline.errors import BadInput
 from storage.store import Store
 
@@ -21,7 +21,7 @@ def chosen(store_url: str, case: str | None, failed: bool) -> list[CaseStatus]:
     if case is None:
         found = [status_of_case(store, name) for name in cases_of_store(store)]
         return [s for s in found if s.needs_retry or s.left_out]
-    if not store.exists(f"{check_case_id(case)}/ledger.json"):
+    if not is_case(store, check_case_id(case)):
         raise BadInput(f"{case}: the store {store_url} has no such case; 'smearflow status' lists them.")
     return [status_of_case(store, case)]
 

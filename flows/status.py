@@ -11,6 +11,8 @@ from storage.store import Store, local_folder
 
 State = Literal["done", "running", "failed", "interrupted", "unfinished", "damaged"]
 
+DIED = "the run died before it could say why (killed, power, out of memory, disk full)"
+
 
 def leaves_out(problem: dict[str, Any]) -> bool:
     """Whether a problem cost the case a field, or an image of one that is used without it."""
@@ -68,12 +70,17 @@ def open_existing(store_url: str) -> Store:
 
 
 def cases_of_store(store: Store) -> list[str]:
-    """Case ids, by name: what has a ledger."""
+    """Case ids, by name: what has a ledger, or a lock alone, since its run found no room for more."""
     return [
         name
         for name in store.list()
-        if name not in RESERVED and not name.startswith(".") and store.exists(f"{name}/ledger.json")
+        if name not in RESERVED and not name.startswith(".") and is_case(store, name)
     ]
+
+
+def is_case(store: Store, name: str) -> bool:
+    """Whether a run ever began the case."""
+    return any(store.exists(f"{name}/{file}") for file in ("ledger.json", ".lock"))
 
 
 def last_night(store: Store) -> dict[str, Any] | None:
@@ -98,7 +105,12 @@ def _json(store: Store, key: str) -> dict[str, Any] | None:
 
 def status_of_case(store: Store, case: str) -> CaseStatus:
     """The state of one case; nothing of it is written, and no lock is kept."""
-    record = _json(store, f"{case}/ledger.json") or {}
+    record = _json(store, f"{case}/ledger.json")
+    if record is None:
+        holder = store.holder(case)
+        return CaseStatus(
+            case, "unfinished" if holder is None else "running", error=None if holder else DIED, holder=holder
+        )
     result = _json(store, f"{case}/result.json")
     if not isinstance(record.get("stages"), dict) or not isinstance(record.get("runs"), list):
         return CaseStatus(case, "damaged", error="the ledger is damaged; run the case again")
@@ -119,7 +131,7 @@ def status_of_case(store: Store, case: str) -> CaseStatus:
     review = (result or {}).get("review") or {}
     told = f"{error.get('type')}: {error.get('message')}" if error else None
     if state == "interrupted":
-        told = "the run died before it could say why (killed, power, out of memory)"
+        told = DIED
     return CaseStatus(
         case=case,
         state=state,

@@ -24,6 +24,7 @@ from pipeline.errors import SmearflowError
 from pipeline.types import Spec
 from storage.clock import stamp
 from storage.fingerprint import fingerprint
+from storage.keys import AUDIT, key_of
 from storage.store import Store
 
 Action = Literal["run", "report", "retry", "review", "sign", "cancel"]
@@ -77,10 +78,6 @@ def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)[:MAX_TEXT].strip()
 
 
-def _key() -> bytes | None:
-    return os.environ["SMEARFLOW_AUDIT_KEY"].encode() if os.environ.get("SMEARFLOW_AUDIT_KEY") else None
-
-
 def _seal(entry: AuditEntry, key: bytes | None) -> str:
     mark = fingerprint("audit", entry.model_copy(update={"seal": ""}))
     return hmac.new(key, mark.encode(), hashlib.sha256).hexdigest() if key else mark
@@ -108,6 +105,11 @@ class AuditLog:
         """Every entry, oldest first; raises AuditBroken for one that cannot be read."""
         return [self._read(name) for name in self._numbers()]
 
+    def last(self) -> AuditEntry | None:
+        """The newest entry, None where there is none; raises AuditBroken as `entries` does."""
+        names = self._numbers()
+        return self._read(names[-1]) if names else None
+
     def append(
         self,
         action: Action,
@@ -118,9 +120,8 @@ class AuditLog:
         detail: Mapping[str, str] | None = None,
     ) -> AuditEntry:
         """Add an entry; raises AuditBroken where the last one is damaged or another process added one."""
-        names = self._numbers()
-        last = self._read(names[-1]) if names else None
-        key = _key()
+        last = self.last()
+        key = key_of(AUDIT)
         entry = AuditEntry(
             number=1 if last is None else last.number + 1,
             ts=stamp(),
@@ -145,7 +146,7 @@ class AuditLog:
     def verify(self) -> list[str]:
         """What is wrong with the log, one sentence each; nothing where it is whole."""
         wrong: list[str] = []
-        before, keyed, key = _START, False, _key()
+        before, keyed, key = _START, False, key_of(AUDIT)
         for number, name in enumerate(self._numbers(), start=1):
             if name != f"{number:06d}.json":
                 wrong.append(f"entry {number} is missing.")

@@ -200,7 +200,8 @@ class CaseStore:
         # Progress goes first: an array must never be newer than what is said of it.
         self.store.delete(self._key(f"progress/{name}"))
         self.store.delete(self._array_key(name))
-        self._create(name, shape, dtype, int(layout.chunk), rows, wanted)
+        with self.store.naming_a_full_disk():
+            self._create(name, shape, dtype, int(layout.chunk), rows, wanted)
         return True
 
     def _group_keys(self, name: str) -> list[str]:
@@ -285,7 +286,8 @@ class CaseStore:
         self.store.delete(marker)
         # A torn shard would be read back by Zarr, to be completed, and fail; it has to go first.
         self.store.delete(shard)
-        array[unit.start : unit.stop] = block
+        with self.store.naming_a_full_disk():
+            array[unit.start : unit.stop] = block
         # Zarr keeps no file for a shard of zeros; its marker says 0 bytes, and that is whole.
         written = self.store.read_bytes(shard) if self.store.exists(shard) else b""
         self.store.write_json(

@@ -180,8 +180,17 @@ def write_package(folder: Path, card: Mapping[str, Any], weights: Path | Mapping
 
 
 def package_roots() -> list[Path]:
-    """Where packages are looked for: SMEARFLOW_WEIGHTS (a path list), then the shipped `weights`."""
+    """Where packages are looked for: SMEARFLOW_WEIGHTS (a path list), then the shipped `weights`.
+
+    Raises BadModelPackage for a path of the list that is no folder here: shipped models would stand in for
+    those that were meant.
+    """
     extra = [Path(p) for p in os.environ.get("SMEARFLOW_WEIGHTS", "").split(os.pathsep) if p]
+    for path in extra:
+        if not path.is_dir():
+            raise BadModelPackage(
+                f"SMEARFLOW_WEIGHTS names {path}, and there is no such folder; correct it or leave it out."
+            )
     return [*extra, Path(__file__).resolve().parent.parent / "weights"]
 
 

@@ -107,7 +107,12 @@ class LogHead(NamedTuple):
 
 ATTEMPTS = 8
 BUSY_TIMEOUT_S = 20.0
+CONNECT_TIMEOUT_S = 20  # of a server; where its machine is gone, the kernel's own is minutes
 T = TypeVar("T")
+
+# Databases that did not answer when this process last asked: the next case of a night asks once, and does not
+# wait its turn of attempts again.
+_away: set[str] = set()
 
 
 class DatabaseAway(SmearflowError, ConnectionError):
@@ -157,6 +162,8 @@ class ResultsDatabase:
                 parsed = parsed.set(drivername="postgresql+psycopg")
             sqlite = parsed.get_backend_name() == "sqlite"
             arguments: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S} if sqlite else {}
+            if parsed.drivername == "postgresql+psycopg" and "connect_timeout" not in parsed.query:
+                arguments["connect_timeout"] = CONNECT_TIMEOUT_S
             self._engine: Engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments)
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise BadInput(
@@ -177,12 +184,16 @@ class ResultsDatabase:
     def _retry(self, work: Callable[[], T]) -> T:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return work()
+                found = work()
+                _away.discard(self.url)
+                return found
             except (OperationalError, IntegrityError, ProgrammingError, InternalError) as error:
                 # Another process made the table, or wrote the same report, between two of our statements.
                 raced = isinstance(error, IntegrityError) or "already exists" in str(error).lower()
-                if attempt == ATTEMPTS or not (raced or _is_busy(error)):
+                last = attempt == ATTEMPTS or (self.url in _away and not raced)
+                if last or not (raced or _is_busy(error)):
                     if _is_away(error):
+                        _away.add(self.url)
                         raise DatabaseAway(
                             f"{self.url}: the results database does not answer ({_reason(error)}); see that "
                             "it runs and has disk, and run again."

@@ -7,6 +7,7 @@ object store's put is atomic by itself), and no key leads outside the root.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -130,9 +131,10 @@ class Store:
             self._fs.pipe_file(self._remote(key), data)
             return
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path(key)  # once more: the parent exists now, and may be a link that someone put there
-        write_whole(path, data)
+        with self.naming_a_full_disk():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.path(key)  # once more: the parent exists now, and may be a link that someone put there
+            write_whole(path, data)
 
     def create_bytes(self, key: str, data: bytes) -> None:
         """Write a document that is not there yet, whole; raises FileExistsError where it is."""
@@ -141,10 +143,24 @@ class Store:
             create(self._fs, self._remote(key), data)
             return
         path = self.path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path(key)
-        with draft_of(path, data) as draft:
-            os.link(draft, path)  # unlike a rename, it fails where the name is taken
+        with self.naming_a_full_disk():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.path(key)
+            with draft_of(path, data) as draft:
+                os.link(draft, path)  # unlike a rename, it fails where the name is taken
+
+    @contextlib.contextmanager
+    def naming_a_full_disk(self) -> Iterator[None]:
+        """Have an OSError of a full disk name the store: the system's own words name no disk at all."""
+        try:
+            yield
+        except OSError as error:
+            if self.folder is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            said = os.strerror(error.errno)
+            raise OSError(
+                error.errno, f"{said}: the disk that holds {self.folder} is full; make room on it"
+            ) from error
 
     def _check_lease(self, key: str) -> None:
         """Raise CaseBusy where the case of a key was ours to write and another run has taken it over."""
@@ -238,8 +254,11 @@ class Store:
         import fcntl
 
         path = self.path(f"{case_id}/.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as stream:
+        with self.naming_a_full_disk():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        # Unbuffered: what a full disk did not take would be tried again, and raised, when the file is closed.
+        with path.open("a+b", buffering=0) as stream:
             for attempt in range(LOCK_ATTEMPTS):
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -253,8 +272,8 @@ class Store:
                     time.sleep(LOCK_PAUSE_S)  # it may have been only a look (`holder`)
             with contextlib.suppress(OSError):  # a full disk must not keep a case from being looked at
                 stream.truncate(0)
-                json.dump({"pid": os.getpid(), "host": socket.gethostname(), "since": stamp()}, stream)
-                stream.flush()
+                me = {"pid": os.getpid(), "host": socket.gethostname(), "since": stamp()}
+                stream.write(json.dumps(me).encode())
             try:
                 yield
             finally:

@@ -22,6 +22,7 @@ from flows.retry import chosen, retry_one
 from flows.reviewing import review_case
 from flows.status import status_of_case
 from pipeline.errors import BadInput
+from storage.audit import AuditLog
 from storage.results_db import ResultsDatabase
 from storage.store import Store
 from tests.case_folders import make_case
@@ -269,6 +270,23 @@ def test_a_case_that_fails_before_anything_is_computed_is_named_by_status_and_fo
     with pytest.raises(BadInput, match="manifest"):
         up_to_date(new, store)
     assert status_of_case(Store(store), "BAD").attempts == 2
+    assert _holds(store)
+
+
+def test_a_case_that_stays_broken_leaves_one_entry_and_not_one_a_night(store: str, folder: Path) -> None:
+    new = make_case(folder.parent / "BAD", fields=1)
+
+    def entries_after(manifest: str) -> list[str]:
+        (new / "manifest.csv").write_text(manifest)
+        with pytest.raises(BadInput):
+            up_to_date(new, store)
+        return [entry.reason for entry in AuditLog(Store(store), "BAD").entries()]
+
+    first = entries_after("nothing of a manifest\n")
+    assert len(first) == 1
+    assert entries_after("nothing of a manifest\n") == first
+    assert len(entries_after("another,manifest\n")) == 2  # it fails in another way
+    assert len(json.loads((Path(store) / "BAD" / "ledger.json").read_text())["runs"]) == 3
     assert _holds(store)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,6 +89,7 @@ def test_doctor_finds_nothing_wrong_in_a_sound_installation() -> None:
         "weights",
         "gpu",
         "server",
+        "keys",
         "disk",
     }
 
@@ -220,3 +222,84 @@ def test_an_impossible_pixel_size_is_one_sentence_and_exit_status_2(tmp_path: Pa
     done = smearflow("classify", str(tmp_path / "cell.png"), "--pixel-size", "inf", "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "cases", "code"),
+    [
+        ("alarm", ["held back", "held back"], 4),
+        ("stopped", ["held back", "held back"], 143),
+        ("completed", ["busy", "busy"], 0),
+        ("completed", ["failed", "busy"], 3),
+    ],
+)
+def test_a_demo_names_cases_without_a_result_and_exits_as_a_night_does(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
+    cases: list[str],
+    code: int,
+) -> None:
+    import flows.local
+    from flows.commands.demo import CASES
+
+    for case_id, _, _ in CASES:
+        (tmp_path / "inbox" / case_id).mkdir(parents=True)
+        (tmp_path / "inbox" / case_id / "manifest.csv").touch()
+    night = {
+        "status": status,
+        "message": "of the night",
+        "cases": [{"case": f"C-{i}", "status": s, "error": f"why {i}"} for i, s in enumerate(cases)],
+    }
+    monkeypatch.setattr(flows.local, "run_night", lambda *a, **k: night)
+    line = ["demo", "--store", str(tmp_path / "store")]
+    done = CliRunner().invoke(group, line)
+    assert done.exit_code == code, done.output
+    for i, s in enumerate(cases):
+        assert f"C-{i}: {s}: why {i}" in done.output
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["status"],
+        ["retry", "--failed"],
+        ["audit", "NO-CASE"],
+        ["report", "NO-CASE"],
+        ["review", "NO-CASE", "--reviewer", "X", "--sign"],
+        ["run", "no-folder"],
+        ["nightly", "no-inbox"],
+    ],
+)
+def test_every_command_takes_the_store_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: list[str]
+) -> None:
+    from pipeline.errors import SmearflowError
+
+    monkeypatch.setenv("SMEARFLOW_STORE", str(tmp_path))
+    done = CliRunner().invoke(group, line)
+    assert done.exit_code == 0 or isinstance(done.exception, SmearflowError), done.output
+    assert "--store" not in done.output
+    monkeypatch.delenv("SMEARFLOW_STORE")
+    assert "--store" in CliRunner().invoke(group, line).output
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_a_clone_that_was_moved_is_set_up_anew(tmp_path: Path) -> None:
+    """The scripts of its environment name the folder that it was made in, and would not start."""
+    root = Path(__file__).resolve().parent.parent
+    clone = tmp_path / "clone"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copyfile(root / name, clone / name)
+    (clone / ".venv" / "bin" / "smearflow").write_text(f"#!{clone}/.venv/bin/python\n")
+    (clone / ".venv" / ".installed").touch()
+
+    def would_do(folder: Path) -> str:
+        return subprocess.run(
+            ["make", "-n", "setup"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "venv" not in would_do(clone)
+    moved = clone.rename(tmp_path / "moved")
+    assert "-m venv --clear .venv" in would_do(moved)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,6 +183,27 @@ def test_secrets_reach_the_command_that_follows_and_no_output(tmp_path: Path) ->
     for path in (ROOT / "deploy").glob("*.sh"):
         assert path.stat().st_mode & stat.S_IXUSR, path
         assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["pseudonym_key", "audit_key", "results_db_password"])
+@pytest.mark.parametrize("fault", ["empty", "unreadable"])
+def test_a_secret_that_is_empty_or_cannot_be_read_starts_no_command(
+    tmp_path: Path, name: str, fault: str
+) -> None:
+    """Else a run would write case ids where pseudonyms are meant, without a word."""
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    if fault == "empty":
+        (secrets / name).write_text("\n")
+    else:
+        (secrets / name).symlink_to(tmp_path / "gone")  # root reads any file that is there
+    local = tmp_path / "with-secrets.sh"
+    script = (ROOT / "deploy" / "with-secrets.sh").read_text()
+    local.write_text(script.replace("/run/secrets", str(secrets)))
+    done = subprocess.run(["sh", str(local), "echo", "started"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert str(secrets / name) in done.stderr
 
 
 def test_the_image_is_built_from_the_lock_and_runs_as_nobody_special() -> None:

@@ -322,3 +322,59 @@ def test_a_server_that_went_away_costs_its_artifacts_and_not_the_case(
     assert found is outcome
     assert any("artifacts could not be made" in text for text in said)
     assert "error" not in json.loads((tmp_path / "store" / "A-1" / "ledger.json").read_text())["runs"][-1]
+
+
+def test_artifacts_of_a_case_carry_its_pseudonym_under_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's database is no part of the store, and its page lists artifacts by key and title."""
+    from types import SimpleNamespace
+
+    from flows import case as case_flow
+    from flows.execute import CaseOutcome
+    from flows.identity import pseudonym
+
+    made: dict[str, str] = {}
+
+    def link(**what: str) -> None:
+        made.update(what)
+        raise ConnectionError("enough")
+
+    monkeypatch.setattr(case_flow, "flow_run", SimpleNamespace(id="a run"))
+    monkeypatch.setattr(case_flow, "create_link_artifact", link)
+    outcome = CaseOutcome("DOE-JANE", {}, "report", "result", 0, {}, {}, {})
+    for key, named in ((None, "DOE-JANE"), ("k3y", "P-")):
+        if key:
+            monkeypatch.setenv("SMEARFLOW_PSEUDONYM_KEY", key)
+            assert "doe" not in pseudonym("DOE-JANE").lower()
+        else:
+            monkeypatch.delenv("SMEARFLOW_PSEUDONYM_KEY", raising=False)
+        with pytest.raises(ConnectionError):
+            case_flow._publish(outcome)
+        assert made["key"] == f"report-{pseudonym('DOE-JANE').lower()}"
+        assert made["link_text"].startswith(f"Report of {named}")
+
+
+def test_the_latest_summary_is_written_where_the_page_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk with little room the page, which is larger, must not cost what `status` and scripts read."""
+    store, night = Store(tmp_path), a_night()
+
+    def full(_self: Store, key: str, _text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write_text", full)
+    publish(store, night)
+    assert store.read_json("nights/latest.json") == night
+    assert store.read_json(f"nights/{night['night']}.json") == night
+
+
+def test_a_night_that_began_and_did_not_end_is_seen_in_status(tmp_path: Path) -> None:
+    from flows.night_summary import record
+    from flows.status import as_text, status_of_store
+
+    store = Store(tmp_path)
+    publish(store, a_night())
+    record(store, NightSummary("/inbox", store.url, slowest=2).begun())
+    found = status_of_store(str(tmp_path))
+    assert found["last_night"]["status"] == "running"
+    assert "not ended: it is under way, or it died" in as_text(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,7 @@ def test_a_store_calls_a_stainer_as_its_package_is_called_and_tells_folders_apar
     folder = write(tmp_path / "p", task="stainer", name="own stainer/2")
     other = tmp_path / "q"
     write_package(other, {**CARD, "task": "stainer", "name": "own stainer/2"}, {"w": torch_ones()})
+    (tmp_path / "nothing").mkdir()
     monkeypatch.setenv("SMEARFLOW_WEIGHTS", str(tmp_path / "nothing"))
     names = [virtual_array(str(f), "image") for f in (folder, other)]
     assert len(set(names)) == 2
@@ -347,3 +349,17 @@ def test_the_hash_of_weights_on_disk_follows_the_file(tmp_path: Path) -> None:
     assert package.found_sha256() not in (None, package.card.sha256)
     package.weights_path.unlink()
     assert package.found_sha256() is None
+
+
+def test_a_path_of_the_list_that_is_not_there_is_refused_and_doctor_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the shipped model of a name stands in for the laboratory's own, without a word."""
+    from flows.commands.doctor import check_weights
+    from flows.failures import fault_of
+
+    monkeypatch.setenv("SMEARFLOW_WEIGHTS", f"{tmp_path}{os.pathsep}{tmp_path / 'nowhere'}")
+    with pytest.raises(BadModelPackage, match="nowhere, and there is no such folder") as caught:
+        find_package("leukocyte-classes")
+    assert fault_of(caught.value) == "machine"  # of a worker that lacks the folder, not of the field
+    assert [level for level, text in check_weights() if "nowhere" in text] == ["error"]

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +139,57 @@ def test_a_deployed_case_flow_processes_a_new_case_and_links_its_report(
     )
     artifacts = json.loads(urllib.request.urlopen(request, timeout=10).read())
     assert any(a["key"] == "report-new-1" and "report.html" in a["data"] for a in artifacts)
+
+
+@pytest.mark.server
+def test_the_nights_of_the_deployment_page_start_as_they_are_written_there(tmp_path: Path) -> None:
+    """Its own block, in a shell that knows nothing of Prefect; another port and other folders."""
+    page = (ROOT / "docs" / "deploy.md").read_text().split("## 2 ")[1]
+    lines = page.split("```")[1].strip().splitlines()
+    assert lines.pop(0) == "make setup"  # this environment is the one that it makes
+    port, home, bin_folder = free_port(), tmp_path / "home", Path(sys.executable).parent
+    home.mkdir()
+    block = "\n".join(lines).replace("4200", str(port)).replace("/data", str(tmp_path))
+    block = block.replace("$PWD/.venv/bin", str(bin_folder))
+    known = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "SMEARFLOW_"))}
+    elsewhere = os.pathsep.join(p for p in known["PATH"].split(os.pathsep) if Path(p) != bin_folder)
+    with (tmp_path / "log.txt").open("w") as log:
+        shell = subprocess.Popen(
+            ["bash", "-c", f"set -e\n{block}"],
+            env={
+                **known,
+                "PATH": elsewhere,
+                "PREFECT_HOME": str(home),
+                "PREFECT_SERVER_API_PORT": str(port),  # the page leaves the server its own
+            },
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    api = f"http://127.0.0.1:{port}/api"
+
+    def workers() -> list[Any]:
+        assert shell.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
+        request = urllib.request.Request(
+            f"{api}/work_pools/smearflow/workers/filter",
+            data=b"{}",
+            headers={"content-type": "application/json"},
+        )
+        try:
+            found: list[Any] = json.loads(urllib.request.urlopen(request, timeout=10).read())
+        except OSError:
+            return []
+        return found
+
+    try:
+        until(workers, "the worker of the page's last line polls its pool", step_s=1.0)
+        environment = {**known, "PREFECT_HOME": str(home), "PREFECT_API_URL": api}
+        listed = prefect(environment, "deployment", "ls")
+        assert all(name in listed for name in ("nightly/nightly", "case/case", "report/report"))
+    finally:
+        kill_tree(shell.pid)
+        shell.wait()
 
 
 @pytest.mark.server

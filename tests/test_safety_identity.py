@@ -199,3 +199,24 @@ def test_a_result_and_page_under_a_key_name_neither_case_nor_files(
         assert "DOE" not in text, name
         assert "key" not in json.dumps(result["case"])
     assert b"DOE" not in (tmp_path / "store" / "DOE-1970" / "cells.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("variable", ["SMEARFLOW_PSEUDONYM_KEY", "SMEARFLOW_AUDIT_KEY"])
+def test_a_key_that_is_set_and_empty_is_refused_and_never_taken_for_none(
+    monkeypatch: pytest.MonkeyPatch, variable: str, tmp_path: Path
+) -> None:
+    from flows.commands.doctor import check_keys
+    from pipeline.errors import BadInput
+    from storage.audit import AuditLog
+    from storage.store import Store
+
+    monkeypatch.delenv("SMEARFLOW_PSEUDONYM_KEY", raising=False)
+    monkeypatch.delenv("SMEARFLOW_AUDIT_KEY", raising=False)
+    assert [level for level, _ in check_keys()] == ["ok", "ok"]
+    assert all(text.startswith("no SMEARFLOW_") for _, text in check_keys())
+    monkeypatch.setenv(variable, " ")
+    with pytest.raises(BadInput, match=f"{variable}: it is set, but empty"):
+        pseudonym("CASE-7") if "PSEUDONYM" in variable else AuditLog(Store(tmp_path), "C").append("run")
+    assert next(text for level, text in check_keys() if level == "error").startswith(variable)
+    monkeypatch.setenv(variable, "key")
+    assert any(text.startswith(f"{variable} is set") for _, text in check_keys())

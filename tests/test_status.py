@@ -218,3 +218,17 @@ def test_retry_forgets_verdicts_and_nothing_else(store: Store) -> None:
     assert store.list("A-done/work/intake") == ["good.json"]
     assert store.list("A-done/work/detection") == []
     assert store.exists("A-done/work/findings.json")
+
+
+def test_a_case_whose_run_found_no_room_for_a_ledger_is_named_and_found_by_retry(store: Store) -> None:
+    """A full disk takes the lock, which is empty, and nothing after it."""
+    with store.writing("E-full"):
+        assert status_of_case(store, "E-full").state == "running"
+    found = {c["case"]: c for c in status_of_store(store.url)["cases"]}["E-full"]
+    assert found["state"] == "unfinished"
+    assert "disk full" in found["error"]
+    assert "E-full" in [s.case for s in chosen(store.url, None, failed=True)]
+    (named,) = chosen(store.url, "E-full", failed=False)
+    assert folder_of(named, "/inbox") == Path("/inbox/E-full")
+    with pytest.raises(BadInput, match="give --inbox"):
+        folder_of(named, None)

@@ -135,6 +135,41 @@ def test_a_database_that_stays_locked_ends_in_the_original_error_and_is_tried_ag
         other.close()
 
 
+def test_a_database_that_did_not_answer_is_asked_once_a_case_until_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a night of 500 cases waits for its eight attempts 500 times, and once more for each second try."""
+    waited: list[float] = []
+    monkeypatch.setattr(results_db.time, "sleep", waited.append)
+    away = "postgresql://nobody@127.0.0.1:9/results"
+    with pytest.raises(DatabaseAway):
+        ResultsDatabase(away)
+    assert len(waited) == results_db.ATTEMPTS - 1
+    for _ in range(3):
+        with pytest.raises(DatabaseAway):
+            ResultsDatabase(away)
+    assert len(waited) == results_db.ATTEMPTS - 1
+
+
+def test_a_database_that_answers_again_is_waited_for_again(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(results_db, "BUSY_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(results_db.time, "sleep", waited.append)
+    with ResultsDatabase(url) as database:
+        for _ in range(2):
+            waited.clear()
+            other = sqlite3.connect(tmp_path / "results.db", isolation_level=None)
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(DatabaseAway, match="locked"):
+                database.record(_result(), fingerprint="f", result_sha256="a")
+            assert len(waited) == results_db.ATTEMPTS - 1
+            other.execute("COMMIT")
+            other.close()
+            database.record(_result(), fingerprint="f", result_sha256="a")
+
+
 def test_many_processes_make_and_fill_one_database_at_once(url: str) -> None:
     code = (
         "import sys; from storage.results_db import ResultsDatabase\n"

@@ -88,6 +88,21 @@ def test_a_write_that_fails_leaves_the_old_document_and_no_draft(
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
+def test_a_full_disk_is_named_by_the_store_that_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (store.write_bytes, store.create_bytes):
+        with pytest.raises(OSError, match=f"the disk that holds {tmp_path} is full") as caught:
+            write("C/a.txt", b"new")
+        assert caught.value.errno == 28  # the machine's fault, which is tried again
+
+
 def test_json_that_no_reader_could_parse_is_not_written(store: Store) -> None:
     with pytest.raises(ValueError):
         store.write_json("a.json", float("nan"))

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from flows.console import json_option, output
+from flows.console import json_option, output, store_option
 
 
 @click.command(name="audit")
 @click.argument("cases", nargs=-1)
-@click.option("--store", required=True, help="The store that holds the cases.")
+@store_option
 @click.option(
     "--verify", is_flag=True, help="Check the logs and the results; exit status 4 if they do not hold."
 )

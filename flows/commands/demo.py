@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from flows.commands.nightly import leave
 from flows.console import json_option, output
 
 # (case id, what it shows, how it is simulated)
@@ -51,8 +52,7 @@ def command(store: str, inbox: str | None, workers: int | None, as_json: bool) -
                 simulate_case(folder / case_id, case_id=case_id, **how)
         night = run_night(folder, store, {}, workers=workers)
         show(night, "\n".join(_summary(store, night)))
-    if any(c["status"] == "failed" for c in night["cases"]):
-        raise SystemExit(3)
+    leave(night)
 
 
 def _summary(store: str, night: dict[str, Any]) -> list[str]:
@@ -63,11 +63,11 @@ def _summary(store: str, night: dict[str, Any]) -> list[str]:
     lines = ["Phantom cases: simulated images, not patients.", ""]
     opened = Store(store)
     for case in night["cases"]:
-        if case["status"] == "failed":
-            lines += [f"{case['case']}: {case['error']}", ""]
+        if case["status"] != "done":  # failed, busy or held back: a result may be there, and is not tonight's
+            lines += [f"{case['case']}: {case['status']}: {case['error']}", ""]
             continue
         result = Result.model_validate(opened.read_json(f"{case['case']}/result.json"))
         lines += [render_text(result), f"report: {case['report']}", ""]
     lines.append(night["message"])
-    lines += [f"Open a report in a browser: {c['report']}" for c in night["cases"] if c["status"] != "failed"]
+    lines += [f"Open a report in a browser: {c['report']}" for c in night["cases"] if c["status"] == "done"]
     return lines

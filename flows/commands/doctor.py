@@ -149,6 +149,24 @@ def check_server() -> list[Finding]:
     return [("ok", f"Prefect server at {url}")]
 
 
+def check_keys() -> list[Finding]:
+    from pipeline.errors import BadInput
+    from storage.keys import AUDIT, PSEUDONYM, key_of
+
+    findings: list[Finding] = []
+    for variable, with_it, without in (
+        (PSEUDONYM, "results carry pseudonyms", "results carry the case ids and file names"),
+        (AUDIT, "the audit log is sealed by a key", "the audit log's seals can be made by anybody"),
+    ):
+        try:
+            is_set = key_of(variable) is not None
+        except BadInput as error:
+            findings.append(("error", str(error)))
+            continue
+        findings.append(("ok", f"{variable} is set: {with_it}" if is_set else f"no {variable}: {without}"))
+    return findings
+
+
 def check_disk() -> list[Finding]:
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     level = "warning" if free_gb < 5 else "ok"
@@ -164,6 +182,7 @@ CHECKS: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
     ("weights", check_weights),
     ("gpu", check_gpu),
     ("server", check_server),
+    ("keys", check_keys),
     ("disk", check_disk),
 )
 
@@ -171,7 +190,7 @@ CHECKS: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
 @click.command(name="doctor")
 @json_option
 def command(as_json: bool) -> None:
-    """Say what is wrong with this installation: versions, weights, GPU, server, disk."""
+    """Say what is wrong with this installation: versions, weights, GPU, server, keys, disk."""
     with output(as_json) as show:
         rows = [
             {"check": name, "level": level, "message": message}

@@ -7,8 +7,7 @@ from typing import Literal
 
 import click
 
-from flows.commands.status import store_option
-from flows.console import not_blank
+from flows.console import not_blank, store_option
 from pipeline.errors import BadInput
 
 

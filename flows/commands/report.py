@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from flows.commands.run import settings_values
-from flows.console import config_option, json_option, output
+from flows.console import config_option, json_option, output, store_option
 
 
 @click.command(name="report")
 @click.argument("case_id")
-@click.option("--store", required=True, help="The store that holds the case.")
+@store_option
 @config_option
 @json_option
 def command(case_id: str, store: str, config: Path | None, as_json: bool) -> None:

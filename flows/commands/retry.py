@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from flows.commands.run import settings_values
-from flows.commands.status import store_option
-from flows.console import config_option, json_option, output, row_text
+from flows.console import config_option, json_option, output, row_text, store_option
 
 
 @click.command(name="retry")

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from flows.commands.run import settings_values
-from flows.console import config_option, existing, json_option, output
+from flows.console import config_option, existing, json_option, output, store_option
 from pipeline.errors import BadInput
 
 
 @click.command(name="review")
 @click.argument("case_id")
-@click.option("--store", required=True, help="The store that holds the case.")
+@store_option
 @click.option("--reviewer", required=True, envvar="SMEARFLOW_REVIEWER", help="Who reviews.")
 @click.option("--cell", "cells", multiple=True, help="Id of a cell to correct; once for each --class.")
 @click.option("--class", "classes", multiple=True, help="Its canonical class (docs/classification.md).")

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import click
 
-from flows.console import json_option, output
-
-store_option = click.option(
-    "--store",
-    envvar="SMEARFLOW_STORE",
-    required=True,
-    help="Folder or fsspec URL that holds the results [SMEARFLOW_STORE].",
-)
+from flows.console import json_option, output, store_option
 
 
 @click.command(name="status")

@@ -154,6 +154,8 @@ def test_a_full_disk_is_named_and_the_next_night_finishes(
             summary = lab.night(inbox, store).summary()
             assert summary["counts"]["failed"] == 2
             assert all("No space left" in row["error"] for row in summary["cases"])
+            named = f"the disk that holds {store} is full"
+            assert [r["error"] for r in summary["cases"] if named not in r["error"]] == []
             assert not list(store.glob("*/result.json"))
             ballast.unlink()
             assert lab.night(inbox, store).summary()["counts"]["processed"] == 2
