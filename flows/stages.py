@@ -38,7 +38,7 @@ VERSIONS = {
     "patient": 2,
     "sideroblasts": 1,
     "virtual_perls": 3,
-    "report": 11,
+    "report": 12,
 }
 
 GPU_STAGES = {"target", "staining", "classification", "virtual-perls", "explanation", "patient"}

@@ -63,7 +63,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "RS_LOW_COUNT",
         "review",
-        "erythroblasts assessed for iron under the target; blocks where one is more than a limit",
+        "erythroblasts assessed for iron under the target; blocks where there is none or one is over a limit",
         on_counts.rs_low_count,
     ),
     Rule(

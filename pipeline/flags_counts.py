@@ -55,6 +55,9 @@ def very_low_count(f: Facts) -> Finding | None:
 
 def rs_low_count(f: Facts) -> Finding | None:
     rs = f.counted.sideroblasts
+    if rs is None and any(i.stain == "Perls" for i in f.case.images):
+        why = "No erythroblast on the Perls images was read for iron: they say nothing of ring sideroblasts."
+        return Finding(why, 0, "block")
     if rs is None or rs.n_erythroblasts >= rs.target or (rs.support and not rs.support.supported):
         return None
     head = f"{rs.n_erythroblasts} erythroblasts were assessed for iron"
