@@ -122,6 +122,12 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
             "or its modality as dic."
         )
         return Inspected(problems=(problem_of(source, "UNSTAINED_BRIGHTFIELD", message),))
+    if source.modality == "dic" and source.stain == "Perls":
+        message = (
+            f"{source.file} is declared as DIC of a Perls stain, but iron is read on brightfield; declare "
+            "its modality as brightfield, or name the brightfield image."
+        )
+        return Inspected(problems=(problem_of(source, "PERLS_DIC", message),))
     if source.modality == "brightfield" and is_grey(pixels):
         message = (
             f"{source.file} is declared as {source.stain} brightfield but carries no colour, without "
