@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.flags_facts import Facts, Finding
 from pipeline.report_inputs import ModelUse
-from pipeline.report_quality import FOCUS_Z, ILLUMINATION_MIN, SATURATION_MAX_PCT
+from pipeline.report_quality import FOCUS_Z, ILLUMINATION_MIN, SATURATION_MAX_PCT, field_losses
 from pipeline.result import Severity
 from pipeline.types import SCALE_DOUBT, Case
 
@@ -13,14 +13,19 @@ SCALE_TOLERANCE = 0.10
 
 
 def field_loss(f: Facts) -> Finding | None:
-    declared = max(f.case.n_fields_declared, len(f.fields))
-    lost = declared - sum(x.status == "used" for x in f.fields)
-    if declared == 0 or lost <= FIELD_LOSS_REVIEW * declared:
+    """Fields of MGG or DIC and fields of Perls apart: neither stands in for the other."""
+    losses = field_losses(f.case, f.fields)
+    high = {k: (lost, of) for k, (lost, of) in losses.items() if lost > FIELD_LOSS_REVIEW * of}
+    if not high:
         return None
-    severity: Severity = "block" if lost > FIELD_LOSS_BLOCK * declared else "review"
-    return Finding(
-        f"{lost} of {declared} fields could not be used.", round(100 * lost / declared, 1), severity
-    )
+    names = {"differential": "MGG or DIC fields", "iron": "Perls fields"}
+    parts = [
+        f"{lost} of {of} {names[k] if len(losses) > 1 else 'fields'} could not be used"
+        for k, (lost, of) in high.items()
+    ]
+    share = max(lost / of for lost, of in high.values())
+    severity: Severity = "block" if share > FIELD_LOSS_BLOCK else "review"
+    return Finding("; ".join(parts) + ".", round(100 * share, 1), severity)
 
 
 def qc_focus(f: Facts) -> Finding | None:

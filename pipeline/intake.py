@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput, InputChanged, UnreadableImage, is_of_machine
+from pipeline.intake_fields import lost_images, settled
 from pipeline.intake_files import check_case_id, inside, read_regular_file
 from pipeline.intake_manifest import Declaration, Source, declare
 from pipeline.intake_slides import inspect_slide, refuse_unusable_slides
@@ -196,6 +197,7 @@ def _drop_copies(images: list[FieldImage]) -> tuple[list[FieldImage], list[Probl
             slide=image.slide,
             field=None if of_slide else image.field,
             file=image.file,
+            stain=image.stain,
         )
         if problem not in problems:  # once for all fields of a slide
             problems.append(problem)
@@ -222,7 +224,8 @@ def _of_one_camera(images: list[FieldImage]) -> list[FieldImage]:
 def _partners(declared: Declaration, images: list[FieldImage]) -> list[Problem]:
     """In a case of DIC and brightfield, the fields that were declared in one of them only."""
     modalities: dict[tuple[str, str], set[str]] = {}
-    for source in declared.sources:
+    # Perls fields have no DIC partner by nature, and are none to DIC.
+    for source in (s for s in declared.sources if s.stain != "Perls"):
         modalities.setdefault((source.slide, source.field), set()).add(source.modality)
     if {m for found in modalities.values() for m in found} != {"brightfield", "dic"}:
         return []
@@ -230,7 +233,6 @@ def _partners(declared: Declaration, images: list[FieldImage]) -> list[Problem]:
     lost = {
         (p.slide, p.field) for p in declared.problems if p.code == "DUPLICATE_FIELD" and p.fatal_for_field
     }
-    # Perls fields have no DIC partner by nature.
     for image in images:
         key = (image.slide, image.field)
         if len(modalities.get(key, {""})) != 1 or image.stain == "Perls" or key in lost:
@@ -294,32 +296,21 @@ def assemble_case(
         more = f" ({len(fatal) - 1} more problems)" if len(fatal) > 1 else ""
         raise BadInput(f"{declared.case_id}: no field can be used: {first}{more}")
     problems += _partners(declared, images)
-    usable = {(i.slide, i.field) for i in images}
-    settled = []
-    for problem in problems:
-        key = (problem.slide or "", problem.field or "")
-        if problem.fatal_for_field and key in usable:
-            rest = " and ".join(sorted(i.modality for i in images if (i.slide, i.field) == key))
-            problem = problem.model_copy(
-                update={
-                    "fatal_for_field": False,
-                    "message": f"{problem.message} The field is counted from its {rest} image.",
-                }
-            )
-        settled.append(problem)
     of_slides = {(i.slide, i.field) for i in images if i.region is not None}
     used = {(i.slide, i.file) for i in images}
     slides_read = {i.file for i in images if i.region is not None}
     slides_read |= {p.file for p in problems if p.code == NO_FIELD_NAMED and p.file}
-    whole = {(s.slide, s.field) for s in declared.sources if s.file in slides_read}
+    whole = {s.names[:4] for s in declared.sources if s.file in slides_read}
+    single = tuple(d for d in declared.declared if (d.slide, d.field, d.modality, d.stain) not in whole)
     return Case(
         case_id=declared.case_id,
         specimen=declared.specimen,
         collected=declared.collected,
         mode=case_mode(images),
         images=tuple(images),
-        problems=tuple(sorted(settled, key=lambda p: (p.slide or "", p.field or "", p.code, p.file or ""))),
-        n_fields_declared=len((set(declared.declared_fields) - whole) | of_slides),
+        problems=tuple(settled(problems, images)),
+        n_fields_declared=len({(d.slide, d.field) for d in single} | of_slides),
+        lost=lost_images(single, images),
         slide_choices=tuple(
             sorted(
                 (i.choice for i in found if i.choice is not None and (i.choice.slide, i.choice.file) in used),

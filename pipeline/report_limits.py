@@ -32,7 +32,11 @@ def not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> lis
         why = "no field has both a DIC and a brightfield image"
         notes.append(NotAssessed(code="NO_PAIR", what="Registration of DIC to brightfield", why=why))
     if kinds and kinds <= {("brightfield", "Perls")}:
-        why = "the case has Perls images only; a differential is counted on MGG or DIC"
+        of_smear = any(i.stain != "Perls" for i in case.lost)
+        why = (
+            "no MGG or DIC image of the case could be used" if of_smear else "the case has Perls images only"
+        )
+        why += "; a differential is counted on MGG or DIC"
         notes.append(NotAssessed(code="PERLS_ONLY", what="The differential", why=why))
     if case.images and any(i.x_um is None or i.y_um is None for i in case.images):
         why = "no stage position is given for some fields; a cell seen in two overlapping fields counts twice"

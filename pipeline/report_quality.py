@@ -10,7 +10,17 @@ from typing import Literal
 
 from pipeline.report_inputs import FieldKey, ImageKey, Quality
 from pipeline.result import FieldFocus, FieldRegistration, FieldReport, SlideInfo, SlideQc
-from pipeline.types import Case, Cell, FieldImage, FocusQuality, Problem, Registration, Stain
+from pipeline.types import (
+    Case,
+    Cell,
+    FieldImage,
+    FocusQuality,
+    Problem,
+    Purpose,
+    Registration,
+    Stain,
+    purpose_of,
+)
 
 # Below this robust z a field is less sharp than its own kind (outlier rule of Iglewicz and Hoaglin 1993).
 FOCUS_Z = -3.5
@@ -85,8 +95,7 @@ def field_reports(
         seen.setdefault((cell.slide, cell.field), []).append(cell.cell_id)
     reports = []
     for slide, name in sorted(set(images) | {(s, f) for s, f in named if s and f}):
-        own = [p for p in problems if (p.slide, p.field) == (slide, name)]
-        reason = _rejected(images.get((slide, name), []), own)
+        reason = _rejected(images.get((slide, name), []), _problems_of(case, (slide, name)))
         here = seen.get((slide, name), [])
         registration = quality.registrations.get((slide, name))
         reports.append(
@@ -106,6 +115,33 @@ def field_reports(
             )
         )
     return tuple(reports)
+
+
+def field_losses(case: Case, fields: Sequence[FieldReport]) -> dict[Purpose, tuple[int, int]]:
+    """Of each purpose that images were declared for: the fields lost to it, and those declared for it.
+
+    A field whose MGG image is lost is lost to the differential, though iron is read on its Perls image.
+    """
+    images: dict[Purpose, dict[FieldKey, list[FieldImage]]] = {}
+    for image in case.images:
+        of_purpose = images.setdefault(purpose_of(image.stain), {})
+        of_purpose.setdefault((image.slide, image.field), []).append(image)
+    for gone in case.lost:
+        images.setdefault(purpose_of(gone.stain), {}).setdefault((gone.slide, gone.field), [])
+    known = {key for of_purpose in images.values() for key in of_purpose}
+    # A field of which no one can say what it was for (of earlier versions' findings) is lost to all.
+    unknown = max(0, case.n_fields_declared - len(known), len(fields) - len(known))
+    return {
+        purpose: (
+            unknown + sum(_rejected(own, _problems_of(case, key)) is not None for key, own in found.items()),
+            unknown + len(found),
+        )
+        for purpose, found in sorted(images.items())
+    }
+
+
+def _problems_of(case: Case, key: FieldKey) -> list[Problem]:
+    return [p for p in case.problems if (p.slide, p.field) == key]
 
 
 def _rejected(images: list[FieldImage], problems: list[Problem]) -> str | None:
