@@ -97,8 +97,11 @@ def near_limit_blast(f: Facts) -> Finding | None:
     if not open_limits:
         return None
     low, high = st.proportion_interval(n, total, f.settings.interval, f.settings.level)
-    head = f"Blasts {_pct(100 * n / total)} ({n} of {total}), interval {100 * low:.1f}-{100 * high:.1f} %"
-    return Finding(f"{head}: {_settle(open_limits, 'cells')}.", round(100 * n / total, 2))
+    share = None if f.counted.differential.pct_blocked else 100 * n / total
+    head = "Blasts" + (f" {_pct(share)}" if share is not None else "")
+    head += f" ({n} of {total}), interval {100 * low:.1f}-{100 * high:.1f} %"
+    value = None if share is None else round(share, 2)
+    return Finding(f"{head}: {_settle(open_limits, 'cells')}.", value)
 
 
 def blast_present(f: Facts) -> Finding | None:
