@@ -9,6 +9,8 @@ from __future__ import annotations
 from pipeline import statistics as st
 from pipeline.counting_iron import standing
 from pipeline.flags_facts import Facts, Finding
+from pipeline.reader_error import corrected_estimate
+from pipeline.report_virtual import evidence_of
 from pipeline.result_counts import LimitStanding
 
 OOD_PERCENTILE = 0.99
@@ -152,15 +154,16 @@ def virtual_rs_positive(f: Facts) -> Finding | None:
 
 def rs_indeterminate(f: Facts) -> Finding | None:
     rs = f.counted.sideroblasts
-    if rs is None or rs.indeterminate == 0:
+    if rs is None or rs.indeterminate == 0 or (rs.support and not rs.support.supported):
         return None
     every = rs.n_erythroblasts + rs.indeterminate
     share = rs.indeterminate / every
-    lowest, highest = rs.type3 / every, (rs.type3 + rs.indeterminate) / every
-    crossed = [x for x in rs.limits if lowest < x / 100 <= highest]
+    lowest, highest = (_rs_share(f, n, every) for n in (rs.type3, rs.type3 + rs.indeterminate))
+    crossed = [] if rs.pct_blocked else [x for x in rs.limits if lowest < x / 100 <= highest]
     if share < RS_INDETERMINATE_MAX and not crossed:
         return None
-    message = f"{rs.indeterminate} of {every} erythroblasts are indeterminate ({100 * share:.1f} %)"
+    virtual = " on virtual Perls" if rs.evidence == "virtual_perls" else ""
+    message = f"{rs.indeterminate} of {every} erythroblasts{virtual} are indeterminate ({100 * share:.1f} %)"
     if crossed:
         message += f"; they alone decide on which side of {_limits(crossed)} the case lies"
     return Finding(message + ".", round(100 * share, 2))
@@ -261,6 +264,15 @@ def field_heterogeneity(f: Facts) -> Finding | None:
         "as wide as the binomial one.",
         round(worst, 2),
     )
+
+
+def _rs_share(f: Facts, rings: int, assessed: int) -> float:
+    """The share that the report gives for so many rings: of virtual iron the corrected one."""
+    rs, evidence = f.counted.sideroblasts, evidence_of(f.run)
+    if rs is None or rs.evidence == "perls" or evidence is None:
+        return rings / assessed
+    share = corrected_estimate(rings, assessed, evidence.errors)
+    return rings / assessed if share is None else share
 
 
 def _perls_only(f: Facts) -> bool:
