@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pipeline.flags_facts import Facts, Finding
 from pipeline.report_inputs import ModelUse
-from pipeline.report_quality import FOCUS_Z, ILLUMINATION_MIN, SATURATION_MAX_PCT, field_losses
+from pipeline.report_quality import (
+    FOCUS_Z,
+    ILLUMINATION_MIN,
+    SATURATION_MAX_PCT,
+    field_losses,
+    shown_modality,
+)
 from pipeline.result import Severity
 from pipeline.types import SCALE_DOUBT, Case
 
@@ -104,7 +110,7 @@ def _mismatches(model: ModelUse, case: Case) -> list[str]:
     found = []
     for modality, stain in sorted(set(model.reads)):
         if modality not in card.modalities or stain not in card.stains:
-            what = "DIC" if modality == "dic" else f"{stain} brightfield"
+            what = f"{stain} {shown_modality(modality)}"
             found.append(f"{model.name} was not made for {what} images")
     if case.specimen is not None and case.specimen not in card.specimens:
         found.append(f"{model.name} was not made for {case.specimen.replace('_', ' ')}")
