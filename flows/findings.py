@@ -171,8 +171,9 @@ def models_used(
         beside = companions(settings.detection.dic_detector) if settings.detection.dic_painted else ()
         for task, name in beside:  # the stainer reads the DIC, the detector what is painted of it
             used.setdefault((task, name), tuple(looked_at) if task == "stainer" else (MGG,))
-    if any(k[1] == "Perls" for k in kinds):
+    if any(i.stain == "Perls" for i in case.images):  # a detector that found nothing took part, too
         add("detection.perls_detector", PERLS)
+    if any(k[1] == "Perls" for k in kinds):
         add("classification.sideroblast_reader", PERLS)
         add("classification.sideroblast_second_reader", PERLS)
     if dic:

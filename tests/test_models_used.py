@@ -36,3 +36,8 @@ def test_dic_beside_its_mgg_image_is_no_mismatch_for_no_model_reads_it(used):
     case = a_case(images=(image("F1"), image("F1", "dic", "MGG")), mode="paired")
     read = cells_of({"neutrophil": 200}, 1)
     assert "DOMAIN_MISMATCH" not in flags(case=case, read=read, run=a_run(models=used(case, read)))
+
+
+def test_the_perls_detector_took_part_where_it_found_nothing(used):
+    case = a_case(images=(image("P1", stain="Perls"),))
+    assert [m.name for m in used(case, ((), ()))] == ["marrow-perls"]
