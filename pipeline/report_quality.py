@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Literal
 
@@ -15,6 +15,7 @@ from pipeline.types import (
     Cell,
     FieldImage,
     FocusQuality,
+    Modality,
     Problem,
     Purpose,
     Registration,
@@ -197,41 +198,51 @@ def _registration(found: Registration) -> FieldRegistration:
 
 
 def slide_infos(
-    case: Case, fields: tuple[FieldReport, ...], quality: Quality, virtual_slides: set[str]
+    case: Case,
+    fields: tuple[FieldReport, ...],
+    quality: Quality,
+    virtual: Mapping[Stain, Collection[ImageKey]],
 ) -> tuple[SlideInfo, ...]:
-    """Each slide in each modality and stain that it was imaged in, and the virtual images made of it."""
-    kinds: dict[tuple[str, str, Stain], list[FieldImage]] = {}
+    """Each slide in each modality and stain that it was imaged in, and the virtual images made of it.
+
+    `virtual` are, by the stain that is imitated, the images of which cells were stained virtually.
+    """
+    kinds: dict[tuple[str, Modality, Stain], list[FieldImage]] = {}
     for image in case.images:
         kinds.setdefault((image.slide, image.modality, image.stain), []).append(image)
     used = {(f.slide_id, f.field) for f in fields if f.status == "used"}
     infos = []
-    for (slide, modality, stain), images in sorted(kinds.items()):
-        digest = hashlib.sha256("\n".join(sorted({i.sha256 for i in images})).encode()).hexdigest()
-        info = SlideInfo(
-            slide_id=slide,
-            stain=stain,
-            modality=shown_modality(modality),
-            virtual=False,
-            pixel_size_um=round(median(i.pixel_size_um for i in images), 6),
-            sha256=digest,
-            n_fields=len(images),
-            n_fields_used=sum((i.slide, i.field) in used for i in images),
-            qc=_slide_qc(slide, modality, stain, fields),
-        )
-        infos.append(info)
-        if modality == "dic" and slide in virtual_slides:
-            infos.append(
-                info.model_copy(
-                    update={
-                        "stain": "MGG",
-                        "modality": "brightfield",
-                        "virtual": True,
-                        "source_stain": stain,
-                        "qc": SlideQc(),
-                    }
-                )
-            )
+    for kind, images in sorted(kinds.items()):
+        info = _slide_info(kind, images, used)
+        infos.append(info.model_copy(update={"qc": _slide_qc(*kind, fields)}))
+        for stain, made_of in sorted(virtual.items()):
+            sources = [i for i in images if (i.slide, i.field, i.modality, i.stain) in made_of]
+            if sources:
+                imitated = {
+                    "stain": stain,
+                    "modality": "brightfield",
+                    "virtual": True,
+                    "source_stain": kind[2],
+                }
+                infos.append(_slide_info(kind, sources, used).model_copy(update=imitated))
     return tuple(infos)
+
+
+def _slide_info(
+    kind: tuple[str, Modality, Stain], images: Sequence[FieldImage], used: Collection[FieldKey]
+) -> SlideInfo:
+    slide, modality, stain = kind
+    return SlideInfo(
+        slide_id=slide,
+        stain=stain,
+        modality=shown_modality(modality),
+        virtual=False,
+        pixel_size_um=round(median(i.pixel_size_um for i in images), 6),
+        sha256=hashlib.sha256("\n".join(sorted({i.sha256 for i in images})).encode()).hexdigest(),
+        n_fields=len(images),
+        n_fields_used=sum((i.slide, i.field) in used for i in images),
+        qc=SlideQc(),
+    )
 
 
 def _slide_qc(slide: str, modality: str, stain: str, fields: tuple[FieldReport, ...]) -> SlideQc:

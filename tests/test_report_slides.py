@@ -1,0 +1,26 @@
+"""The entries of `slides` in a result: what was imaged, what was computed of it, and what was declared."""
+
+from __future__ import annotations
+
+from tests.report_cases import BLOOD, a_case, a_result, both, cells_of, image
+from tests.test_report import QUICK
+from tests.test_virtual_perls_report import marrow_result
+
+
+def test_virtual_perls_has_an_entry_that_names_its_source():
+    result, _ = marrow_result(60, 0.9, 0.05)
+    found = [(s.stain, s.modality, s.virtual, s.source_stain) for s in result.slides]
+    assert found == [("MGG", "brightfield", False, None), ("Perls", "brightfield", True, "MGG")]
+
+
+def test_a_virtual_entry_holds_only_fields_whose_cells_were_stained_virtually():
+    dic = [image(f"F{i + 1}", "dic", "unstained") for i in range(5)]
+    case = a_case(images=(*dic, *(image(f"F{i + 1}") for i in range(3))), mode="paired")
+    real = cells_of(BLOOD, 3)
+    painted = cells_of({"neutrophil": 4}, 5, stain="unstained", modality="dic", virtual=True, start=900)
+    kept = [i for i, c in enumerate(painted[0]) if c.field == "F4"]  # of F5 no cell was found
+    read = both(real, (tuple(painted[0][i] for i in kept), tuple(painted[1][i] for i in kept)))
+    virtual = next(s for s in a_result(settings=QUICK, case=case, read=read).slides if s.virtual)
+    alone = a_result(settings=QUICK, case=a_case(images=(dic[3],), mode="dic"), read=cells_of({}))
+    assert (virtual.n_fields, virtual.n_fields_used) == (1, 1)
+    assert virtual.sha256 == alone.slides[0].sha256
