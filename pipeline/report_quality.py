@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Literal
@@ -205,16 +206,24 @@ def slide_infos(
 ) -> tuple[SlideInfo, ...]:
     """Each slide in each modality and stain that it was imaged in, and the virtual images made of it.
 
-    `virtual` are, by the stain that is imitated, the images of which cells were stained virtually.
+    `virtual` are, by the stain that is imitated, the images of which cells were stained virtually.  Fields
+    whose image was declared and lost count among `n_fields`, but among those of no virtual entry.
     """
     kinds: dict[tuple[str, Modality, Stain], list[FieldImage]] = {}
     for image in case.images:
         kinds.setdefault((image.slide, image.modality, image.stain), []).append(image)
+    lost = Counter((d.slide, d.modality, d.stain) for d in case.lost)
+    failed = {(p.slide, p.field, p.file) for p in case.problems if p.fatal_for_field}
     used = {(f.slide_id, f.field) for f in fields if f.status == "used"}
+    used_images = {
+        i for i in case.images if (i.slide, i.field) in used and (i.slide, i.field, i.file) not in failed
+    }
     infos = []
-    for kind, images in sorted(kinds.items()):
-        info = _slide_info(kind, images, used)
-        infos.append(info.model_copy(update={"qc": _slide_qc(*kind, fields)}))
+    for kind in sorted({*kinds, *lost}):
+        images = kinds.get(kind, [])
+        info = _slide_info(kind, images, used_images)
+        own = {"n_fields": info.n_fields + lost[kind], "qc": _slide_qc(*kind, fields)}
+        infos.append(info.model_copy(update=own))
         for stain, made_of in sorted(virtual.items()):
             sources = [i for i in images if (i.slide, i.field, i.modality, i.stain) in made_of]
             if sources:
@@ -224,12 +233,12 @@ def slide_infos(
                     "virtual": True,
                     "source_stain": kind[2],
                 }
-                infos.append(_slide_info(kind, sources, used).model_copy(update=imitated))
+                infos.append(_slide_info(kind, sources, used_images).model_copy(update=imitated))
     return tuple(infos)
 
 
 def _slide_info(
-    kind: tuple[str, Modality, Stain], images: Sequence[FieldImage], used: Collection[FieldKey]
+    kind: tuple[str, Modality, Stain], images: Sequence[FieldImage], used: Collection[FieldImage]
 ) -> SlideInfo:
     slide, modality, stain = kind
     return SlideInfo(
@@ -237,10 +246,10 @@ def _slide_info(
         stain=stain,
         modality=shown_modality(modality),
         virtual=False,
-        pixel_size_um=round(median(i.pixel_size_um for i in images), 6),
+        pixel_size_um=round(median(i.pixel_size_um for i in images), 6) if images else None,
         sha256=hashlib.sha256("\n".join(sorted({i.sha256 for i in images})).encode()).hexdigest(),
         n_fields=len(images),
-        n_fields_used=sum((i.slide, i.field) in used for i in images),
+        n_fields_used=sum(i in used for i in images),
         qc=SlideQc(),
     )
 

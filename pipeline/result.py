@@ -61,9 +61,9 @@ class SlideInfo(Part):
     source_stain: Stain | None = None
     scanner: str | None = None
     objective: str | None = None
-    pixel_size_um: float | None
-    sha256: str = Field(description="of the sorted sha256 of its files, one a line")
-    n_fields: int
+    pixel_size_um: float | None = Field(description="null: none of its images could be used")
+    sha256: str = Field(description="of the sorted sha256 of its files that could be used, one a line")
+    n_fields: int = Field(description="declared, or chosen of a whole slide, with those whose image was lost")
     n_fields_used: int
     qc: SlideQc
 

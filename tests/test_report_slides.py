@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.types import DeclaredImage, Problem
 from tests.report_cases import BLOOD, a_case, a_result, both, cells_of, image
 from tests.test_report import QUICK
 from tests.test_virtual_perls_report import marrow_result
@@ -24,3 +25,21 @@ def test_a_virtual_entry_holds_only_fields_whose_cells_were_stained_virtually():
     alone = a_result(settings=QUICK, case=a_case(images=(dic[3],), mode="dic"), read=cells_of({}))
     assert (virtual.n_fields, virtual.n_fields_used) == (1, 1)
     assert virtual.sha256 == alone.slides[0].sha256
+
+
+def test_a_slide_counts_the_fields_whose_image_was_lost():
+    gone = tuple(
+        DeclaredImage(slide=s, field=f, modality="brightfield", stain=stain)
+        for s, f, stain in (("s1", "F6", "MGG"), ("s1", "F7", "MGG"), ("s2", "P1", "Perls"))
+    )
+    result = a_result(settings=QUICK, case=a_case(lost=gone))
+    found = [(s.slide_id, s.stain, s.n_fields, s.n_fields_used) for s in result.slides]
+    assert found == [("s1", "MGG", 7, 5), ("s2", "Perls", 1, 0)]
+    assert result.slides[1].pixel_size_um is None
+
+
+def test_an_image_that_a_later_stage_lost_is_not_used_though_its_field_is_read_for_iron():
+    case = a_case(images=(image(), image(stain="Perls")))
+    lost = Problem(code="DETECTION_ERROR", message="it.", slide="s1", field="F1", file=case.images[0].file)
+    result = a_result(settings=QUICK, case=case.model_copy(update={"problems": (lost,)}), read=cells_of({}))
+    assert [(s.stain, s.n_fields, s.n_fields_used) for s in result.slides] == [("MGG", 1, 0), ("Perls", 1, 1)]
