@@ -21,7 +21,7 @@ def notes_on(
     if case.specimen is None:
         why = "case.yaml states no specimen; it was counted by the rules of blood, without erythroblasts"
         notes.append(NotAssessed(code="SPECIMEN_UNKNOWN", what="Blood or bone marrow", why=why))
-    if not (case.images and all(i.stain == "Perls" for i in case.images)):  # there, nothing was to be named
+    if not case.perls_only:  # there, nothing was to be named
         notes += [
             _unknown_to_model(named.known, case.specimen),
             _named_by_person(named, differential, case.specimen),

@@ -39,14 +39,14 @@ def not_reviewed(f: Facts) -> Finding | None:
 
 def low_count(f: Facts) -> Finding | None:
     n, target = f.counted.differential.n_denominator, f.counted.method.target_count
-    if n >= target or _perls_only(f):
+    if n >= target or f.case.perls_only:
         return None
     return Finding(f"{n} cells in the denominator, the target is {target}.", n)
 
 
 def very_low_count(f: Facts) -> Finding | None:
     n, target = f.counted.differential.n_denominator, f.counted.method.target_count
-    if 2 * n >= target or _perls_only(f):
+    if 2 * n >= target or f.case.perls_only:
         return None
     return Finding(
         f"{n} cells in the denominator are under half the target of {target}: "
@@ -243,7 +243,7 @@ def nrbc_correct(f: Facts) -> Finding | None:
 
 def erythroid_zero(f: Facts) -> Finding | None:
     ratio = f.counted.me_ratio
-    if ratio is None or ratio.erythroid > 0 or _perls_only(f):
+    if ratio is None or ratio.erythroid > 0:
         return None
     return Finding("No erythroblast was counted: there is no M:E ratio.", 0)
 
@@ -273,11 +273,6 @@ def _rs_share(f: Facts, rings: int, assessed: int) -> float:
         return rings / assessed
     share = corrected_estimate(rings, assessed, evidence.errors)
     return rings / assessed if share is None else share
-
-
-def _perls_only(f: Facts) -> bool:
-    """Whether the case shows no smear that a differential could be counted on."""
-    return bool(f.case.images) and all(i.stain == "Perls" for i in f.case.images)
 
 
 def _pct(value: float | None) -> str:

@@ -25,6 +25,7 @@ from pipeline.result_counts import (
 from pipeline.types import CaseMode, Specimen, Stain
 
 SCHEMA_VERSION = "1.0"
+PERLS_ONLY = "PERLS_ONLY"  # the note of a case whose images are read for iron alone
 USE_LABEL = "For Research Use Only. Not for use in diagnostic procedures."
 
 Status = Literal["preliminary", "final", "amended", "corrected", "cancelled"]
@@ -259,6 +260,11 @@ class Result(Part):
     fields: tuple[FieldReport, ...]
     review: Review
     audit: tuple[AuditEntry, ...] = ()
+
+    @property
+    def perls_only(self) -> bool:
+        """Whether no image shows a smear that a differential could be counted on."""
+        return any(note.code == PERLS_ONLY for note in self.not_assessed)
 
     def to_json(self) -> str:
         """The document as it is written to `result.json`."""

@@ -120,6 +120,11 @@ class Case(Spec):
     lost: tuple[DeclaredImage, ...] = ()  # declared, but none of `images`
     slide_choices: tuple[SlideChoice, ...] = ()
 
+    @property
+    def perls_only(self) -> bool:
+        """Whether no image of the case shows a smear that a differential could be counted on."""
+        return bool(self.images) and all(purpose_of(i.stain) == "iron" for i in self.images)
+
     def image(
         self, slide: str, field: str, modality: Modality, stain: Stain | None = None
     ) -> FieldImage | None:
