@@ -50,21 +50,29 @@ def qc_focus(f: Facts) -> Finding | None:
 
 def qc_illumination(f: Facts) -> Finding | None:
     dark, bright = [], []
-    lowest: float | None = None
+    lowest = 1.0
+    brightest = 0.0
     for x in f.fields:
         for q in x.focus:
             name = f"{x.slide_id} {x.field} {q.modality}"
             if q.illumination_ratio < ILLUMINATION_MIN:
                 dark.append(name)
-                lowest = min(q.illumination_ratio, 1.0 if lowest is None else lowest)
+                lowest = min(lowest, q.illumination_ratio)
             if q.saturation_pct > SATURATION_MAX_PCT:
                 bright.append(name)
+                brightest = max(brightest, q.saturation_pct)
     if not dark and not bright:
         return None
-    parts = [f"uneven light (corners under 80 % of the centre): {_some(dark)}"] if dark else []
-    parts += [f"over 1 % of pixels saturated: {_some(bright)}"] if bright else []
+    parts = []
+    if dark:
+        parts.append(
+            f"uneven light (corners under 80 % of the centre; lowest ratio {lowest:g}): {_some(dark)}"
+        )
+    if bright:
+        parts.append(f"over 1 % of pixels saturated (highest share {brightest:g} %): {_some(bright)}")
     message = "; ".join(parts)
-    return Finding(f"{message[0].upper()}{message[1:]}.", lowest)
+    # One value of two kinds: the ratio, in 0-1, where light is uneven; else the saturated share in percent.
+    return Finding(f"{message[0].upper()}{message[1:]}.", lowest if dark else brightest)
 
 
 def qc_registration(f: Facts) -> Finding | None:

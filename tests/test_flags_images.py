@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.types import Case, DeclaredImage, Problem
 from tests.report_cases import a_case, a_result, cells_of, image
-from tests.test_flags import MARROW, MARROW_MODEL, flags
+from tests.test_flags import MARROW, MARROW_MODEL, flags, with_focus
 
 SMEAR = tuple(image(f"F{i + 1}") for i in range(5))
 PERLS = tuple(image(f"P{i + 1}", stain="Perls", slide="s2") for i in range(2))
@@ -73,3 +73,10 @@ def test_images_that_were_declared_and_lost_are_not_said_never_to_have_been_ther
     assert "NO_PERLS" in said(marrow_of(*SMEAR))
     assert "could be used" in said(marrow_of(*PERLS, lost=gone(*SMEAR)))["PERLS_ONLY"]
     assert "Perls images only" in said(marrow_of(*PERLS))["PERLS_ONLY"]
+
+
+def test_the_value_of_the_flag_of_light_is_what_is_worst_and_the_message_says_what_it_is():
+    bright = with_focus(saturation_pct=1.25)["QC_ILLUMINATION"]
+    assert (bright.value, "highest share 1.25 %" in bright.message) == (1.25, True)
+    dark = with_focus(saturation_pct=1.25, illumination_ratio=0.7)["QC_ILLUMINATION"]
+    assert (dark.value, "lowest ratio 0.7)" in dark.message) == (0.7, True)
