@@ -88,7 +88,7 @@ def count(
         per_100_wbc=rates,
         me_ratio=ratio,
         sideroblasts=sideroblasts,
-        not_assessed=(*notes_on(case, named, differential, ratio), *iron_notes),
+        not_assessed=(*notes_on(case, named, differential, ratio, settings), *iron_notes),
         known_classes=named.known,
         labels=named.labels,
         width_ratio=width_ratio,
