@@ -254,9 +254,12 @@ def _partners(declared: Declaration, images: list[FieldImage]) -> list[Problem]:
 
 
 def case_mode(images: Iterable[FieldImage]) -> CaseMode:
-    """What the images allow: DIC with brightfield is `paired`, MGG with Perls `mgg_perls`."""
+    """What the images allow: DIC with MGG is `paired`, MGG with Perls `mgg_perls`.
+
+    With DIC, Perls images change nothing: a mode has no name for three kinds.
+    """
     kinds = {(i.modality, i.stain) for i in images}
-    modalities = {m for m, _ in kinds}
+    modalities = {m for m, stain in kinds if stain != "Perls"}
     if modalities == {"brightfield", "dic"}:
         return "paired"
     if modalities == {"dic"}:

@@ -36,7 +36,9 @@ class CaseInfo(Part):
     pseudo_id: str
     specimen: Specimen | None = Field(description="null: not stated; counted by the rules of blood")
     collected: str | None = None
-    mode: CaseMode
+    mode: CaseMode = Field(
+        description="with DIC, Perls images are not told of here: slides[] names every kind"
+    )
     n_fields_declared: int
     n_fields_used: int
 

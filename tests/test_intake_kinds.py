@@ -47,3 +47,11 @@ def test_dic_is_no_partner_of_perls(paired: Path) -> None:
     perls = "s2,P1,brightfield,Perls,F1_BF.tif,0.1"
     write_manifest(paired, *(r for r in manifest_rows(paired) if ",dic," in r), perls)
     assert read_case(paired, S).problems == ()
+
+
+def test_dic_beside_perls_alone_is_no_pair(paired: Path) -> None:
+    rows, perls = manifest_rows(paired), "s2,P1,brightfield,Perls,F1_BF.tif,0.1"
+    write_manifest(paired, *(r for r in rows if ",dic," in r), perls)
+    assert read_case(paired, S).mode == "dic"
+    write_manifest(paired, *rows[1:], perls)
+    assert read_case(paired, S).mode == "paired"

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pipeline.report_html import render_html
 from pipeline.types import DeclaredImage, Problem
 from tests.report_cases import BLOOD, a_case, a_result, both, cells_of, image
 from tests.test_report import QUICK
 from tests.test_virtual_perls_report import marrow_result
+
+
+@pytest.mark.parametrize(
+    ("kinds", "said"),
+    [
+        (["MGG"], "MGG only"),
+        (["DIC"], "DIC only, DIC virtually stained"),
+        (["DIC", "MGG"], "DIC and MGG"),
+        (["MGG", "Perls"], "MGG and Perls"),
+        (["DIC", "MGG", "Perls"], "DIC, MGG and Perls"),
+        (["DIC", "Perls"], "DIC and Perls, DIC virtually stained"),
+    ],
+)
+def test_the_head_of_the_page_names_every_kind_of_image_that_was_read(kinds, said):
+    images = tuple(image("F1", "dic", "unstained") if k == "DIC" else image("F1", stain=k) for k in kinds)
+    page = render_html(a_result(settings=QUICK, case=a_case(images=images), read=cells_of({})), {})
+    assert f"<li>{said}</li>" in page
 
 
 def test_virtual_perls_has_an_entry_that_names_its_source():
