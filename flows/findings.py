@@ -29,7 +29,10 @@ from pipeline.types import (
 if TYPE_CHECKING:
     from storage.registry import Task
 
-Reads = tuple[tuple[Modality, Stain], ...]
+Kind = tuple[Modality, Stain]
+Reads = tuple[Kind, ...]
+MGG: Kind = ("brightfield", "MGG")
+PERLS: Kind = ("brightfield", "Perls")
 FINDINGS = "work/findings.json"
 AFTERWARDS = {"counting": CountingSettings(), "report": ReportSettings(), "night": NightSettings()}
 
@@ -153,41 +156,43 @@ def models_used(
     known = named_models(settings)
     kinds = {(c.modality, c.stain) for c in cells}
     used: dict[tuple[Task, str], Reads] = {}  # one that took part twice stands once
+    dic = sorted(k for k in kinds if k[0] == "dic")
 
-    def add(key: str, modality: Modality, stain: Stain) -> None:
+    def add(key: str, *reads: Kind) -> None:
         if key in known:
-            used.setdefault(known[key], ((modality, stain),))
+            used.setdefault(known[key], reads)
 
     if any(i.modality == "brightfield" and i.stain == "MGG" for i in case.images):
-        add("detection.brightfield_detector", "brightfield", "MGG")
-    if any(stages.detector_of(run, case, i) == settings.detection.dic_detector for i in case.images):
-        add("detection.dic_detector", "dic", "unstained")
+        add("detection.brightfield_detector", MGG)
+    alone = [i for i in case.images if i.modality == "dic" and stages.detector_of(run, case, i) is not None]
+    if alone:
+        looked_at = sorted({(i.modality, i.stain) for i in alone})
+        add("detection.dic_detector", *looked_at)
         beside = companions(settings.detection.dic_detector) if settings.detection.dic_painted else ()
         for task, name in beside:  # the stainer reads the DIC, the detector what is painted of it
-            dic = task == "stainer"
-            used.setdefault((task, name), (("dic", "unstained"),) if dic else (("brightfield", "MGG"),))
+            used.setdefault((task, name), tuple(looked_at) if task == "stainer" else (MGG,))
+    if any(i.stain == "Perls" for i in case.images):  # a detector that found nothing took part, too
+        add("detection.perls_detector", PERLS)
     if any(k[1] == "Perls" for k in kinds):
-        add("detection.perls_detector", "brightfield", "Perls")
-        add("classification.sideroblast_reader", "brightfield", "Perls")
-        add("classification.sideroblast_second_reader", "brightfield", "Perls")
-    virtual = any(k[0] == "dic" for k in kinds)
-    if virtual:
-        add("staining.dic_stainer", "dic", "unstained")
+        add("classification.sideroblast_reader", PERLS)
+        add("classification.sideroblast_second_reader", PERLS)
+    if dic:
+        add("staining.dic_stainer", *dic)
     if any(k[1] != "Perls" for k in kinds):
-        add("classification.segmenter", "brightfield", "MGG")
+        add("classification.segmenter", MGG)
         own = "classification.virtual_classifier" in known
-        if not own or ("brightfield", "MGG") in kinds:
-            add("classification.classifier", "brightfield", "MGG")
-        if virtual:
-            add("classification.virtual_classifier", "dic", "unstained")
+        if not own or MGG in kinds:
+            add("classification.classifier", MGG)
+        if dic:
+            add("classification.virtual_classifier", *dic)
     if any(c.rs_virtual for c in classes):
-        add("staining.perls_stainer", "brightfield", "MGG")
-        add("staining.perls_reader", "brightfield", "Perls")
-        add("staining.erythroblast_classifier", "brightfield", "MGG")
+        add("staining.perls_stainer", MGG)
+        add("staining.perls_reader", PERLS)
+        add("staining.erythroblast_classifier", MGG)
     if patient is not None:
-        used.setdefault(("patient-classifier", patient.model), (("brightfield", "MGG"),))
+        used.setdefault(("patient-classifier", patient.model), (MGG,))
     # Every model is told the scale and resamples, but the stainer of DIC cells takes patches as they are.
-    taken_as_is = {known["staining.dic_stainer"]: settings.patches.pixel_size_um} if virtual else {}
+    taken_as_is = {known["staining.dic_stainer"]: settings.patches.pixel_size_um} if dic else {}
     return tuple(
         ModelUse.of(
             describe(task, name),

@@ -26,7 +26,7 @@ from storage.fingerprint import fingerprint
 
 # Raised by one where a stage's code changes what it computes from the same inputs.
 VERSIONS = {
-    "intake": 6,
+    "intake": 7,
     "registration": 6,
     "detection": 9,
     "cells": 2,
@@ -130,6 +130,7 @@ def _inspected(source: Any, outcome: Outcome) -> dict[str, Any]:
         slide=source.slide,
         field=source.field,
         file=source.file,
+        stain=source.stain,
         message=f"reading {source.file} failed ({outcome.error_type}: {outcome.error}); it is left out.",
     )
     return {"problems": [problem.model_dump(mode="json")]}
@@ -141,6 +142,7 @@ def _lost(stage: str, image: FieldImage, outcome: Outcome) -> Problem:
         slide=image.slide,
         field=image.field,
         file=image.file,
+        stain=image.stain,
         message=f"{stage} of {image.file} failed ({outcome.error_type}: {outcome.error}); it is left out.",
     )
 
@@ -152,6 +154,7 @@ def _scale_doubt(image: FieldImage, found: dict[str, Any]) -> Problem:
         slide=image.slide,
         field=image.field,
         file=image.file,
+        stain=image.stain,
         message=f"{image.file} is said to have {image.pixel_size_um:g} µm a pixel, but its "
         f"{found['n_red_cells']} red cells speak for {found['pixel_size_um']:.3g} µm; correct the pixel size "
         "and run the case again.",

@@ -65,26 +65,30 @@ def count(
     probabilities.  `reviewed` maps cell ids to a reviewer's canonical label: percentages then come
     from it, and the model's own counts are kept beside it.  `made_for` are the specimens on each
     classifier's card, which an M:E ratio asks for; None: it does not.  A cell without a class counts as
-    unidentified.  Cells of a Perls slide are read for iron only.  Raises BadInput where a class or a
+    unidentified.  Cells of a Perls slide are read for iron only: a case of them alone has no rows, no rates
+    and no ratio.  Raises BadInput where a class or a
     review names a cell that the case does not have, or a label that is not canonical.
     """
     by_id = _match(case, cells, classes, reviewed or {})
     specimen = case.specimen
-    named = _named(cells, by_id, reviewed or {}, known_classes)
+    # Where no smear shows, there was nothing to name: no class has a row, not even one of zero.
+    named = _named(cells, by_id, reviewed or {}, () if case.perls_only else known_classes)
     differential, width_ratio = differential_of(named, settings, specimen)
     n = {label: sum(v == label for v in named.labels.values()) for label in taxonomy.CELL_TYPES}
-    ratio = None
-    if specimen == "bone_marrow":
+    ratio = rates = None
+    if not case.perls_only:
+        rates = per_100_wbc(n, named.known, settings, specimen)
+    if specimen == "bone_marrow" and not case.perls_only:
         why = why_no_ratio(differential, target_count(settings, specimen))
         ratio = me_ratio(n, settings, why, caution_of_ratio(made_for))
     sideroblasts, iron_notes = count_sideroblasts(case, cells, by_id, settings)
     return Counted(
         method=_method(settings, specimen),
         differential=differential,
-        per_100_wbc=per_100_wbc(n, named.known, settings, specimen),
+        per_100_wbc=rates,
         me_ratio=ratio,
         sideroblasts=sideroblasts,
-        not_assessed=(*notes_on(case, named, differential, ratio), *iron_notes),
+        not_assessed=(*notes_on(case, named, differential, ratio, settings), *iron_notes),
         known_classes=named.known,
         labels=named.labels,
         width_ratio=width_ratio,

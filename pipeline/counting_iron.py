@@ -164,6 +164,9 @@ def _no_iron(case: Case, perls_images: bool) -> tuple[NotAssessed, ...]:
     if perls_images:
         why = "there are Perls images, but no erythroblast on them was read for iron"
         return (NotAssessed(code="PERLS_NOT_READ", what="Ring sideroblasts", why=why),)
+    if any(i.stain == "Perls" for i in case.lost):
+        why = "none of the Perls images that the case declares could be used"
+        return (NotAssessed(code="PERLS_LOST", what="Ring sideroblasts", why=why),)
     if case.specimen == "blood":
         return ()
     return (NotAssessed(code="NO_PERLS", what="Ring sideroblasts", why="the case has no Perls image"),)

@@ -6,6 +6,7 @@ from classifiers import taxonomy
 from pipeline.counting_differential import Named
 from pipeline.result import NotAssessed
 from pipeline.result_counts import Differential, MeRatio
+from pipeline.settings import CountingSettings
 from pipeline.types import Case
 
 # From this many fields on, the interval between fields holds the truth nine times in ten (docs/counting.md).
@@ -14,20 +15,24 @@ PER_100 = ("smudge", "artefact")  # out of the denominator, yet a rate is told o
 
 
 def notes_on(
-    case: Case, named: Named, differential: Differential, ratio: MeRatio | None
+    case: Case,
+    named: Named,
+    differential: Differential,
+    ratio: MeRatio | None,
+    settings: CountingSettings,
 ) -> list[NotAssessed]:
     """What is to be said of a count, in the order of the report."""
     notes: list[NotAssessed | None] = []
     if case.specimen is None:
         why = "case.yaml states no specimen; it was counted by the rules of blood, without erythroblasts"
         notes.append(NotAssessed(code="SPECIMEN_UNKNOWN", what="Blood or bone marrow", why=why))
-    if not (case.images and all(i.stain == "Perls" for i in case.images)):  # there, nothing was to be named
+    if not case.perls_only:  # there, nothing was to be named
         notes += [
             _unknown_to_model(named.known, case.specimen),
             _named_by_person(named, differential, case.specimen),
             _no_ratio(ratio),
             _unclassified(named),
-            _between_fields(differential),
+            _between_fields(differential, settings),
         ]
     return [note for note in notes if note is not None]
 
@@ -74,7 +79,10 @@ def _unclassified(named: Named) -> NotAssessed | None:
     return NotAssessed(code="NOT_CLASSIFIED", what="The class of some cells", why=why)
 
 
-def _between_fields(differential: Differential) -> NotAssessed | None:
+def _between_fields(differential: Differential, settings: CountingSettings) -> NotAssessed | None:
+    if settings.bootstrap_draws == 0:
+        why = "counting.bootstrap_draws is 0: no interval between fields was drawn or compared"
+        return NotAssessed(code="NO_BOOTSTRAP", what="Clustering between fields (bootstrap)", why=why)
     if differential.n_fields < 2:
         why = "the cells counted lie in fewer than two fields, so there are no fields to compare"
         return NotAssessed(code="ONE_FIELD", what="Clustering between fields (bootstrap)", why=why)

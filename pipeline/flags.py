@@ -52,7 +52,12 @@ RULES: tuple[Rule, ...] = (
         on_quality.no_pixel_size,
     ),
     Rule("VERY_LOW_COUNT", "block", "denominator under half the target", on_counts.very_low_count),
-    Rule("FIELD_LOSS", "review", "over 20 % of fields rejected; over 50 % blocks", on_quality.field_loss),
+    Rule(
+        "FIELD_LOSS",
+        "review",
+        "over 20 % of fields, of Perls or of the others, rejected; over 50 % blocks",
+        on_quality.field_loss,
+    ),
     Rule("BLAST_PRESENT", "review", "any blast in blood", on_counts.blast_present),
     Rule(
         "VIRTUAL_RS_POSITIVE",
@@ -63,7 +68,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "RS_LOW_COUNT",
         "review",
-        "erythroblasts assessed for iron under the target; blocks where one is more than a limit",
+        "erythroblasts assessed for iron under the target; blocks where there is none or one is over a limit",
         on_counts.rs_low_count,
     ),
     Rule(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from pipeline import statistics as st
 from pipeline.counting_iron import standing
 from pipeline.flags_facts import Facts, Finding
+from pipeline.reader_error import corrected_estimate
+from pipeline.report_virtual import evidence_of
 from pipeline.result_counts import LimitStanding
 
 OOD_PERCENTILE = 0.99
@@ -37,14 +39,14 @@ def not_reviewed(f: Facts) -> Finding | None:
 
 def low_count(f: Facts) -> Finding | None:
     n, target = f.counted.differential.n_denominator, f.counted.method.target_count
-    if n >= target or _perls_only(f):
+    if n >= target or f.case.perls_only:
         return None
     return Finding(f"{n} cells in the denominator, the target is {target}.", n)
 
 
 def very_low_count(f: Facts) -> Finding | None:
     n, target = f.counted.differential.n_denominator, f.counted.method.target_count
-    if 2 * n >= target or _perls_only(f):
+    if 2 * n >= target or f.case.perls_only:
         return None
     return Finding(
         f"{n} cells in the denominator are under half the target of {target}: "
@@ -55,6 +57,9 @@ def very_low_count(f: Facts) -> Finding | None:
 
 def rs_low_count(f: Facts) -> Finding | None:
     rs = f.counted.sideroblasts
+    if rs is None and any(i.stain == "Perls" for i in f.case.images):
+        why = "No erythroblast on the Perls images was read for iron: they say nothing of ring sideroblasts."
+        return Finding(why, 0, "block")
     if rs is None or rs.n_erythroblasts >= rs.target or (rs.support and not rs.support.supported):
         return None
     head = f"{rs.n_erythroblasts} erythroblasts were assessed for iron"
@@ -95,10 +100,10 @@ def near_limit_blast(f: Facts) -> Finding | None:
         return None
     low, high = st.proportion_interval(n, total, f.settings.interval, f.settings.level)
     share = None if f.counted.differential.pct_blocked else 100 * n / total
-    head = "Blasts " + (f"{_pct(share)} " if share is not None else "")
-    head += f"({n} of {total}), interval {100 * low:.1f}-{100 * high:.1f} %"
-    said = f"{head}: {_settle(open_limits, 'cells')}."
-    return Finding(said, None if share is None else round(share, 2))
+    head = "Blasts" + (f" {_pct(share)}" if share is not None else "")
+    head += f" ({n} of {total}), interval {100 * low:.1f}-{100 * high:.1f} %"
+    value = None if share is None else round(share, 2)
+    return Finding(f"{head}: {_settle(open_limits, 'cells')}.", value)
 
 
 def blast_present(f: Facts) -> Finding | None:
@@ -149,15 +154,16 @@ def virtual_rs_positive(f: Facts) -> Finding | None:
 
 def rs_indeterminate(f: Facts) -> Finding | None:
     rs = f.counted.sideroblasts
-    if rs is None or rs.indeterminate == 0:
+    if rs is None or rs.indeterminate == 0 or (rs.support and not rs.support.supported):
         return None
     every = rs.n_erythroblasts + rs.indeterminate
     share = rs.indeterminate / every
-    lowest, highest = rs.type3 / every, (rs.type3 + rs.indeterminate) / every
-    crossed = [x for x in rs.limits if lowest < x / 100 <= highest]
+    lowest, highest = (_rs_share(f, n, every) for n in (rs.type3, rs.type3 + rs.indeterminate))
+    crossed = [] if rs.pct_blocked else [x for x in rs.limits if lowest < x / 100 <= highest]
     if share < RS_INDETERMINATE_MAX and not crossed:
         return None
-    message = f"{rs.indeterminate} of {every} erythroblasts are indeterminate ({100 * share:.1f} %)"
+    virtual = " on virtual Perls" if rs.evidence == "virtual_perls" else ""
+    message = f"{rs.indeterminate} of {every} erythroblasts{virtual} are indeterminate ({100 * share:.1f} %)"
     if crossed:
         message += f"; they alone decide on which side of {_limits(crossed)} the case lies"
     return Finding(message + ".", round(100 * share, 2))
@@ -237,7 +243,7 @@ def nrbc_correct(f: Facts) -> Finding | None:
 
 def erythroid_zero(f: Facts) -> Finding | None:
     ratio = f.counted.me_ratio
-    if ratio is None or ratio.erythroid > 0 or _perls_only(f):
+    if ratio is None or ratio.erythroid > 0:
         return None
     return Finding("No erythroblast was counted: there is no M:E ratio.", 0)
 
@@ -260,9 +266,13 @@ def field_heterogeneity(f: Facts) -> Finding | None:
     )
 
 
-def _perls_only(f: Facts) -> bool:
-    """Whether the case shows no smear that a differential could be counted on."""
-    return bool(f.case.images) and all(i.stain == "Perls" for i in f.case.images)
+def _rs_share(f: Facts, rings: int, assessed: int) -> float:
+    """The share that the report gives for so many rings: of virtual iron the corrected one."""
+    rs, evidence = f.counted.sideroblasts, evidence_of(f.run)
+    if rs is None or rs.evidence == "perls" or evidence is None:
+        return rings / assessed
+    share = corrected_estimate(rings, assessed, evidence.errors)
+    return rings / assessed if share is None else share
 
 
 def _pct(value: float | None) -> str:

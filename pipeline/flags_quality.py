@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pipeline.flags_facts import Facts, Finding
 from pipeline.report_inputs import ModelUse
-from pipeline.report_quality import FOCUS_Z, ILLUMINATION_MIN, SATURATION_MAX_PCT
+from pipeline.report_quality import (
+    FOCUS_Z,
+    ILLUMINATION_MIN,
+    SATURATION_MAX_PCT,
+    field_losses,
+    shown_modality,
+)
 from pipeline.result import Severity
 from pipeline.types import SCALE_DOUBT, Case
 
@@ -13,14 +19,19 @@ SCALE_TOLERANCE = 0.10
 
 
 def field_loss(f: Facts) -> Finding | None:
-    declared = max(f.case.n_fields_declared, len(f.fields))
-    lost = declared - sum(x.status == "used" for x in f.fields)
-    if declared == 0 or lost <= FIELD_LOSS_REVIEW * declared:
+    """Fields of MGG or DIC and fields of Perls apart: neither stands in for the other."""
+    losses = field_losses(f.case, f.fields)
+    high = {k: (lost, of) for k, (lost, of) in losses.items() if lost > FIELD_LOSS_REVIEW * of}
+    if not high:
         return None
-    severity: Severity = "block" if lost > FIELD_LOSS_BLOCK * declared else "review"
-    return Finding(
-        f"{lost} of {declared} fields could not be used.", round(100 * lost / declared, 1), severity
-    )
+    names = {"differential": "MGG or DIC fields", "iron": "Perls fields"}
+    parts = [
+        f"{lost} of {of} {names[k] if len(losses) > 1 else 'fields'} could not be used"
+        for k, (lost, of) in high.items()
+    ]
+    share = max(lost / of for lost, of in high.values())
+    severity: Severity = "block" if share > FIELD_LOSS_BLOCK else "review"
+    return Finding("; ".join(parts) + ".", round(100 * share, 1), severity)
 
 
 def qc_focus(f: Facts) -> Finding | None:
@@ -39,21 +50,29 @@ def qc_focus(f: Facts) -> Finding | None:
 
 def qc_illumination(f: Facts) -> Finding | None:
     dark, bright = [], []
-    lowest: float | None = None
+    lowest = 1.0
+    brightest = 0.0
     for x in f.fields:
         for q in x.focus:
             name = f"{x.slide_id} {x.field} {q.modality}"
             if q.illumination_ratio < ILLUMINATION_MIN:
                 dark.append(name)
-                lowest = min(q.illumination_ratio, 1.0 if lowest is None else lowest)
+                lowest = min(lowest, q.illumination_ratio)
             if q.saturation_pct > SATURATION_MAX_PCT:
                 bright.append(name)
+                brightest = max(brightest, q.saturation_pct)
     if not dark and not bright:
         return None
-    parts = [f"uneven light (corners under 80 % of the centre): {_some(dark)}"] if dark else []
-    parts += [f"over 1 % of pixels saturated: {_some(bright)}"] if bright else []
+    parts = []
+    if dark:
+        parts.append(
+            f"uneven light (corners under 80 % of the centre; lowest ratio {lowest:g}): {_some(dark)}"
+        )
+    if bright:
+        parts.append(f"over 1 % of pixels saturated (highest share {brightest:g} %): {_some(bright)}")
     message = "; ".join(parts)
-    return Finding(f"{message[0].upper()}{message[1:]}.", lowest)
+    # One value of two kinds: the ratio, in 0-1, where light is uneven; else the saturated share in percent.
+    return Finding(f"{message[0].upper()}{message[1:]}.", lowest if dark else brightest)
 
 
 def qc_registration(f: Facts) -> Finding | None:
@@ -99,7 +118,7 @@ def _mismatches(model: ModelUse, case: Case) -> list[str]:
     found = []
     for modality, stain in sorted(set(model.reads)):
         if modality not in card.modalities or stain not in card.stains:
-            what = "DIC" if modality == "dic" else f"{stain} brightfield"
+            what = f"{stain} {shown_modality(modality)}"
             found.append(f"{model.name} was not made for {what} images")
     if case.specimen is not None and case.specimen not in card.specimens:
         found.append(f"{model.name} was not made for {case.specimen.replace('_', ' ')}")

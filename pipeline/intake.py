@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput, InputChanged, UnreadableImage, is_of_machine
+from pipeline.intake_fields import lost_images, settled
 from pipeline.intake_files import check_case_id, inside, read_regular_file
 from pipeline.intake_manifest import Declaration, Source, declare
 from pipeline.intake_slides import inspect_slide, refuse_unusable_slides
@@ -29,7 +30,7 @@ from pipeline.intake_sources import (
 )
 from pipeline.settings import IntakeSettings
 from pipeline.slide_marks import mark_of, read_slide_field, slide_marks, while_same
-from pipeline.types import Case, CaseMode, FieldImage, Problem, SlideMark
+from pipeline.types import Case, CaseMode, DeclaredImage, FieldImage, Problem, SlideMark
 
 __all__ = [
     "Declaration",
@@ -122,6 +123,12 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
             "or its modality as dic."
         )
         return Inspected(problems=(problem_of(source, "UNSTAINED_BRIGHTFIELD", message),))
+    if source.modality == "dic" and source.stain == "Perls":
+        message = (
+            f"{source.file} is declared as DIC of a Perls stain, but iron is read on brightfield; declare "
+            "its modality as brightfield, or name the brightfield image."
+        )
+        return Inspected(problems=(problem_of(source, "PERLS_DIC", message),))
     if source.modality == "brightfield" and is_grey(pixels):
         message = (
             f"{source.file} is declared as {source.stain} brightfield but carries no colour, without "
@@ -190,6 +197,7 @@ def _drop_copies(images: list[FieldImage]) -> tuple[list[FieldImage], list[Probl
             slide=image.slide,
             field=None if of_slide else image.field,
             file=image.file,
+            stain=image.stain,
         )
         if problem not in problems:  # once for all fields of a slide
             problems.append(problem)
@@ -216,7 +224,8 @@ def _of_one_camera(images: list[FieldImage]) -> list[FieldImage]:
 def _partners(declared: Declaration, images: list[FieldImage]) -> list[Problem]:
     """In a case of DIC and brightfield, the fields that were declared in one of them only."""
     modalities: dict[tuple[str, str], set[str]] = {}
-    for source in declared.sources:
+    # Perls fields have no DIC partner by nature, and are none to DIC.
+    for source in (s for s in declared.sources if s.stain != "Perls"):
         modalities.setdefault((source.slide, source.field), set()).add(source.modality)
     if {m for found in modalities.values() for m in found} != {"brightfield", "dic"}:
         return []
@@ -224,7 +233,6 @@ def _partners(declared: Declaration, images: list[FieldImage]) -> list[Problem]:
     lost = {
         (p.slide, p.field) for p in declared.problems if p.code == "DUPLICATE_FIELD" and p.fatal_for_field
     }
-    # Perls fields have no DIC partner by nature.
     for image in images:
         key = (image.slide, image.field)
         if len(modalities.get(key, {""})) != 1 or image.stain == "Perls" or key in lost:
@@ -246,9 +254,12 @@ def _partners(declared: Declaration, images: list[FieldImage]) -> list[Problem]:
 
 
 def case_mode(images: Iterable[FieldImage]) -> CaseMode:
-    """What the images allow: DIC with brightfield is `paired`, MGG with Perls `mgg_perls`."""
+    """What the images allow: DIC with MGG is `paired`, MGG with Perls `mgg_perls`.
+
+    With DIC, Perls images change nothing: a mode has no name for three kinds.
+    """
     kinds = {(i.modality, i.stain) for i in images}
-    modalities = {m for m, _ in kinds}
+    modalities = {m for m, stain in kinds if stain != "Perls"}
     if modalities == {"brightfield", "dic"}:
         return "paired"
     if modalities == {"dic"}:
@@ -287,19 +298,16 @@ def assemble_case(
     problems += _partners(declared, images)
     used = {(i.slide, i.file) for i in images}
     choices = [i.choice for i in found if i.choice is not None and (i.choice.slide, i.choice.file) in used]
+    single, of_slides = _declared_singly(declared, problems, images)
     return Case(
         case_id=declared.case_id,
         specimen=declared.specimen,
         collected=declared.collected,
         mode=case_mode(images),
         images=tuple(images),
-        problems=tuple(
-            sorted(
-                _counted_all_the_same(problems, images),
-                key=lambda p: (p.slide or "", p.field or "", p.code, p.file or ""),
-            )
-        ),
-        n_fields_declared=_n_fields_declared(declared, problems, images),
+        problems=tuple(settled(problems, images)),
+        n_fields_declared=len({(d.slide, d.field) for d in single} | of_slides),
+        lost=lost_images(single, images),
         slide_choices=tuple(sorted(choices, key=lambda c: (c.slide, c.file))),
     )
 
@@ -311,35 +319,15 @@ def _why_nothing(problems: Sequence[Problem]) -> str:
     return f"{first}{more}"
 
 
-def _counted_all_the_same(problems: Iterable[Problem], images: Sequence[FieldImage]) -> list[Problem]:
-    """The problems, those of a field that another image of it still counts for no longer fatal."""
-    rest: dict[tuple[str, str], list[str]] = {}
-    for image in images:
-        rest.setdefault((image.slide, image.field), []).append(image.modality)
-    settled = []
-    for problem in problems:
-        left = rest.get((problem.slide or "", problem.field or ""))
-        if problem.fatal_for_field and left:
-            problem = problem.model_copy(
-                update={
-                    "fatal_for_field": False,
-                    "message": f"{problem.message} The field is counted from its "
-                    f"{' and '.join(sorted(left))} image.",
-                }
-            )
-        settled.append(problem)
-    return settled
-
-
-def _n_fields_declared(
+def _declared_singly(
     declared: Declaration, problems: Iterable[Problem], images: Sequence[FieldImage]
-) -> int:
-    """Fields that the case was said to have; a whole slide that was read stands for those cut from it."""
-    of_slides = {(i.slide, i.field) for i in images if i.region is not None}
+) -> tuple[tuple[DeclaredImage, ...], set[tuple[str, str]]]:
+    """The images that were declared but for the whole slides read, and the fields cut from those."""
     slides_read = {i.file for i in images if i.region is not None}
     slides_read |= {p.file for p in problems if p.code == NO_FIELD_NAMED and p.file}
-    whole = {(s.slide, s.field) for s in declared.sources if s.file in slides_read}
-    return len((set(declared.declared_fields) - whole) | of_slides)
+    whole = {s.names[:4] for s in declared.sources if s.file in slides_read}
+    single = tuple(d for d in declared.declared if (d.slide, d.field, d.modality, d.stain) not in whole)
+    return single, {(i.slide, i.field) for i in images if i.region is not None}
 
 
 def read_case(case_dir: Path | str, settings: IntakeSettings, *, pixel_size_um: float | None = None) -> Case:

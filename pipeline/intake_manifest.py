@@ -14,7 +14,7 @@ from pipeline.errors import BadInput, shown
 from pipeline.intake_files import check_case_id, inside, read_small, sha256_slide
 from pipeline.intake_yaml import read_case_yaml
 from pipeline.settings import FieldPosition, IntakeSettings
-from pipeline.types import Modality, Problem, Spec, Specimen, Stain
+from pipeline.types import DeclaredImage, Modality, Problem, Spec, Specimen, Stain
 from storage.fingerprint import sha256_of
 from storage.images_info import check_pixel_size
 from storage.tables import Row, parse_table
@@ -70,7 +70,7 @@ class Declaration(Spec):
     collected: str | None
     sources: tuple[Source, ...]
     problems: tuple[Problem, ...] = ()
-    declared_fields: tuple[tuple[str, str], ...]  # (slide, field) of every row, left out or not
+    declared: tuple[DeclaredImage, ...]  # of every row, left out or not
 
 
 def read_manifest(case_dir: Path) -> list[Row] | None:
@@ -200,6 +200,7 @@ def _drop_duplicates(sources: list[Source]) -> tuple[list[Source], list[Problem]
                 slide=first.slide,
                 field=first.field,
                 file=first.file,
+                stain=first.stain,
                 fatal_for_field=not same,
             )
         )
@@ -262,7 +263,9 @@ def declare(
         raise BadInput(
             f"{case_dir} cannot be read ({error.strerror}); check the disk and who may read it."
         ) from error
-    declared = tuple(dict.fromkeys((s.slide, s.field) for s in sources))
+    declared = dict.fromkeys(
+        DeclaredImage(slide=s.slide, field=s.field, modality=s.modality, stain=s.stain) for s in sources
+    )
     kept, doubled = _drop_duplicates(_with_positions(case_dir, sources))
     return Declaration(
         case_id=case_id,
@@ -270,5 +273,5 @@ def declare(
         collected=collected,
         sources=tuple(kept),
         problems=(*problems, *doubled),
-        declared_fields=declared,
+        declared=tuple(declared),
     )

@@ -29,6 +29,7 @@ def problem_of(source: Source, code: str, message: str, *, fatal: bool = True) -
         slide=source.slide,
         field=source.field or None,
         file=source.file,
+        stain=source.stain,
         fatal_for_field=fatal,
     )
 

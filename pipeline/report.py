@@ -15,7 +15,7 @@ from pipeline.counting import Counted, count
 from pipeline.flags import raise_flags
 from pipeline.flags_counts import OOD_PERCENTILE
 from pipeline.flags_facts import Facts
-from pipeline.report_inputs import ModelUse, Quality, RunInfo
+from pipeline.report_inputs import ImageKey, ModelUse, Quality, RunInfo
 from pipeline.report_limits import cut_cells, not_seen
 from pipeline.report_quality import field_reports, shown_modality, slide_infos
 from pipeline.report_virtual import evidence_of, virtual_galleries
@@ -35,7 +35,7 @@ from pipeline.result import (
 )
 from pipeline.result_counts import ClassP, PatientCell, PatientLevel, PatternShare
 from pipeline.settings import Settings
-from pipeline.types import Case, Cell, CellClass, PatientPattern
+from pipeline.types import Case, Cell, CellClass, PatientPattern, Stain
 from pipeline.virtual_perls import with_support
 
 PATIENT_LEVEL = "The pattern of all cells together"
@@ -91,7 +91,7 @@ def build_result(
             n_fields_declared=max(case.n_fields_declared, len(fields)),
             n_fields_used=sum(f.status == "used" for f in fields),
         ),
-        slides=slide_infos(case, fields, quality, {c.slide for c in cells if c.cell_id in virtual}),
+        slides=slide_infos(case, fields, quality, _stained_virtually(cells, classes)),
         inputs=_inputs(case),
         software=_software(run),
         method=counted.method.model_copy(
@@ -129,6 +129,20 @@ def build_result(
         fields=fields,
         review=review or Review(),
     )
+
+
+def _stained_virtually(cells: tuple[Cell, ...], classes: tuple[CellClass, ...]) -> dict[Stain, set[ImageKey]]:
+    """The images of which cells were stained virtually, by the stain that was imitated."""
+    by_id = {c.cell_id: c for c in classes}
+    found: dict[Stain, set[ImageKey]] = {"MGG": set(), "Perls": set()}
+    for cell in cells:
+        named = by_id.get(cell.cell_id)
+        key = (cell.slide, cell.field, cell.modality, cell.stain)
+        if named is not None and named.virtual and cell.modality == "dic":
+            found["MGG"].add(key)
+        if named is not None and named.rs_virtual:
+            found["Perls"].add(key)
+    return found
 
 
 def _patient(found: PatientPattern | None, run: RunInfo) -> PatientLevel | None:

@@ -23,7 +23,16 @@ from pipeline.report_images import (
 )
 from pipeline.report_slides import SlidePicture, slide_views
 from pipeline.report_text import shown_decimals
-from pipeline.report_views import attended, bars, colours_of, field_views, rs_bar, shelves_of, tops
+from pipeline.report_views import (
+    attended,
+    bars,
+    colours_of,
+    field_views,
+    images_said,
+    rs_bar,
+    shelves_of,
+    tops,
+)
 from pipeline.result import GalleryCell, Result
 from pipeline.settings import ReportSettings
 
@@ -147,6 +156,7 @@ def _render(
         ],
         checks_left_out=len(check_images.left_out),
         slides=slides,
+        images_said=images_said(result),
         bars=bars(result),
         few_fields=any(n.code == "FEW_FIELDS" for n in result.not_assessed),
         rs_bar=rs_bar(result),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.report_inputs import RunInfo
-from pipeline.result import NotAssessed
+from pipeline.result import PERLS_ONLY, NotAssessed
 from pipeline.settings import Settings
 from pipeline.types import Case, Cell
 
@@ -13,7 +13,6 @@ from pipeline.types import Case, Cell
 def not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> list[NotAssessed]:
     """What the images of this case cannot show."""
     notes = []
-    kinds = {(i.modality, i.stain) for i in case.images}
     slides_dic = {(i.slide, i.field) for i in case.images if i.modality == "dic"}
     stained = {(i.slide, i.field) for i in case.images if i.modality == "brightfield" and i.stain == "MGG"}
     if not stained and slides_dic:
@@ -31,9 +30,13 @@ def not_seen(case: Case, virtual: bool, run: RunInfo, settings: Settings) -> lis
     elif slides_dic and not (slides_dic & stained):
         why = "no field has both a DIC and a brightfield image"
         notes.append(NotAssessed(code="NO_PAIR", what="Registration of DIC to brightfield", why=why))
-    if kinds and kinds <= {("brightfield", "Perls")}:
-        why = "the case has Perls images only; a differential is counted on MGG or DIC"
-        notes.append(NotAssessed(code="PERLS_ONLY", what="The differential", why=why))
+    if case.perls_only:
+        of_smear = any(i.stain != "Perls" for i in case.lost)
+        why = (
+            "no MGG or DIC image of the case could be used" if of_smear else "the case has Perls images only"
+        )
+        why += "; a differential is counted on MGG or DIC"
+        notes.append(NotAssessed(code=PERLS_ONLY, what="The differential", why=why))
     if case.images and any(i.x_um is None or i.y_um is None for i in case.images):
         why = "no stage position is given for some fields; a cell seen in two overlapping fields counts twice"
         notes.append(NotAssessed(code="NO_STAGE_POSITION", what="Overlap of fields", why=why))

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Literal
 
 from pipeline.report_inputs import FieldKey, ImageKey, Quality
 from pipeline.result import FieldFocus, FieldRegistration, FieldReport, SlideInfo, SlideQc
-from pipeline.types import Case, Cell, FieldImage, FocusQuality, Problem, Registration, Stain
+from pipeline.types import (
+    Case,
+    Cell,
+    FieldImage,
+    FocusQuality,
+    Modality,
+    Problem,
+    Purpose,
+    Registration,
+    Stain,
+    purpose_of,
+)
 
 # Below this robust z a field is less sharp than its own kind (outlier rule of Iglewicz and Hoaglin 1993).
 FOCUS_Z = -3.5
@@ -85,8 +97,7 @@ def field_reports(
         seen.setdefault((cell.slide, cell.field), []).append(cell.cell_id)
     reports = []
     for slide, name in sorted(set(images) | {(s, f) for s, f in named if s and f}):
-        own = [p for p in problems if (p.slide, p.field) == (slide, name)]
-        reason = _rejected(images.get((slide, name), []), own)
+        reason = _rejected(images.get((slide, name), []), _problems_of(case, (slide, name)))
         here = seen.get((slide, name), [])
         registration = quality.registrations.get((slide, name))
         reports.append(
@@ -106,6 +117,33 @@ def field_reports(
             )
         )
     return tuple(reports)
+
+
+def field_losses(case: Case, fields: Sequence[FieldReport]) -> dict[Purpose, tuple[int, int]]:
+    """Of each purpose that images were declared for: the fields lost to it, and those declared for it.
+
+    A field whose MGG image is lost is lost to the differential, though iron is read on its Perls image.
+    """
+    images: dict[Purpose, dict[FieldKey, list[FieldImage]]] = {}
+    for image in case.images:
+        of_purpose = images.setdefault(purpose_of(image.stain), {})
+        of_purpose.setdefault((image.slide, image.field), []).append(image)
+    for gone in case.lost:
+        images.setdefault(purpose_of(gone.stain), {}).setdefault((gone.slide, gone.field), [])
+    known = {key for of_purpose in images.values() for key in of_purpose}
+    # A field of which no one can say what it was for (of earlier versions' findings) is lost to all.
+    unknown = max(0, case.n_fields_declared - len(known), len(fields) - len(known))
+    return {
+        purpose: (
+            unknown + sum(_rejected(own, _problems_of(case, key)) is not None for key, own in found.items()),
+            unknown + len(found),
+        )
+        for purpose, found in sorted(images.items())
+    }
+
+
+def _problems_of(case: Case, key: FieldKey) -> list[Problem]:
+    return [p for p in case.problems if (p.slide, p.field) == key]
 
 
 def _rejected(images: list[FieldImage], problems: list[Problem]) -> str | None:
@@ -161,41 +199,59 @@ def _registration(found: Registration) -> FieldRegistration:
 
 
 def slide_infos(
-    case: Case, fields: tuple[FieldReport, ...], quality: Quality, virtual_slides: set[str]
+    case: Case,
+    fields: tuple[FieldReport, ...],
+    quality: Quality,
+    virtual: Mapping[Stain, Collection[ImageKey]],
 ) -> tuple[SlideInfo, ...]:
-    """Each slide in each modality and stain that it was imaged in, and the virtual images made of it."""
-    kinds: dict[tuple[str, str, Stain], list[FieldImage]] = {}
+    """Each slide in each modality and stain that it was imaged in, and the virtual images made of it.
+
+    `virtual` are, by the stain that is imitated, the images of which cells were stained virtually.  Fields
+    whose image was declared and lost count among `n_fields`, but among those of no virtual entry.
+    """
+    kinds: dict[tuple[str, Modality, Stain], list[FieldImage]] = {}
     for image in case.images:
         kinds.setdefault((image.slide, image.modality, image.stain), []).append(image)
+    lost = Counter((d.slide, d.modality, d.stain) for d in case.lost)
+    failed = {(p.slide, p.field, p.file) for p in case.problems if p.fatal_for_field}
     used = {(f.slide_id, f.field) for f in fields if f.status == "used"}
+    used_images = {
+        i for i in case.images if (i.slide, i.field) in used and (i.slide, i.field, i.file) not in failed
+    }
     infos = []
-    for (slide, modality, stain), images in sorted(kinds.items()):
-        digest = hashlib.sha256("\n".join(sorted({i.sha256 for i in images})).encode()).hexdigest()
-        info = SlideInfo(
-            slide_id=slide,
-            stain=stain,
-            modality=shown_modality(modality),
-            virtual=False,
-            pixel_size_um=round(median(i.pixel_size_um for i in images), 6),
-            sha256=digest,
-            n_fields=len(images),
-            n_fields_used=sum((i.slide, i.field) in used for i in images),
-            qc=_slide_qc(slide, modality, stain, fields),
-        )
-        infos.append(info)
-        if modality == "dic" and slide in virtual_slides:
-            infos.append(
-                info.model_copy(
-                    update={
-                        "stain": "MGG",
-                        "modality": "brightfield",
-                        "virtual": True,
-                        "source_stain": stain,
-                        "qc": SlideQc(),
-                    }
-                )
-            )
+    for kind in sorted({*kinds, *lost}):
+        images = kinds.get(kind, [])
+        info = _slide_info(kind, images, used_images)
+        own = {"n_fields": info.n_fields + lost[kind], "qc": _slide_qc(*kind, fields)}
+        infos.append(info.model_copy(update=own))
+        for stain, made_of in sorted(virtual.items()):
+            sources = [i for i in images if (i.slide, i.field, i.modality, i.stain) in made_of]
+            if sources:
+                imitated = {
+                    "stain": stain,
+                    "modality": "brightfield",
+                    "virtual": True,
+                    "source_stain": kind[2],
+                }
+                infos.append(_slide_info(kind, sources, used_images).model_copy(update=imitated))
     return tuple(infos)
+
+
+def _slide_info(
+    kind: tuple[str, Modality, Stain], images: Sequence[FieldImage], used: Collection[FieldImage]
+) -> SlideInfo:
+    slide, modality, stain = kind
+    return SlideInfo(
+        slide_id=slide,
+        stain=stain,
+        modality=shown_modality(modality),
+        virtual=False,
+        pixel_size_um=round(median(i.pixel_size_um for i in images), 6) if images else None,
+        sha256=hashlib.sha256("\n".join(sorted({i.sha256 for i in images})).encode()).hexdigest(),
+        n_fields=len(images),
+        n_fields_used=sum(i in used for i in images),
+        qc=SlideQc(),
+    )
 
 
 def _slide_qc(slide: str, modality: str, stain: str, fields: tuple[FieldReport, ...]) -> SlideQc:

@@ -30,12 +30,14 @@ def clean(text: str) -> str:
 
 def _head(r: Result) -> list[str]:
     specimen = r.case.specimen.replace("_", " ") if r.case.specimen else "specimen not stated"
+    d, counted = r.differential, ""
+    if not r.perls_only:
+        counted = f", {d.n_detected} cells, {d.n_denominator} in the denominator ({r.method.denominator}; "
+        counted += f"target {r.method.target_count})"
     return [
         f"Case {r.case.pseudo_id} · {specimen} · {r.status}",
         r.use_label,
-        f"{r.case.n_fields_used} of {r.case.n_fields_declared} fields, {r.differential.n_detected} cells, "
-        f"{r.differential.n_denominator} in the denominator ({r.method.denominator}; "
-        f"target {r.method.target_count})",
+        f"{r.case.n_fields_used} of {r.case.n_fields_declared} fields{counted}",
         "",
     ]
 
@@ -94,6 +96,8 @@ def _or_unknown(pct: float | None) -> str:
 
 
 def _differential(r: Result) -> list[str]:
+    if r.perls_only:
+        return []  # what could not be known says why
     d = r.differential
     level = f"{100 * r.method.level:g} % interval"
     lines = [f"{'class':<38}{'n':>6}{'%':>8}  {level:<16}{'fields':<14}"]

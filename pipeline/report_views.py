@@ -99,6 +99,16 @@ def _doubtful(cell: GalleryCell, result: Result) -> bool:
     return (least is not None and cell.confidence < least) or cell.is_ood
 
 
+def images_said(result: Result) -> str:
+    """Which kinds of images were read, in words."""
+    kinds = {"DIC" if i.modality == "DIC" else i.stain for i in result.inputs}
+    said = [k for k in ("DIC", "MGG", "Perls") if k in kinds]
+    if not said:
+        return "no image"
+    named = f"{said[0]} only" if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+    return named if "MGG" in kinds or "DIC" not in kinds else f"{named}, DIC virtually stained"
+
+
 def colours_of(result: Result) -> dict[str, str]:
     """The colour of each class that has a gallery."""
     return {g.class_: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, g in enumerate(result.galleries)}

@@ -25,6 +25,7 @@ from pipeline.result_counts import (
 from pipeline.types import CaseMode, Specimen, Stain
 
 SCHEMA_VERSION = "1.0"
+PERLS_ONLY = "PERLS_ONLY"  # the note of a case whose images are read for iron alone
 USE_LABEL = "For Research Use Only. Not for use in diagnostic procedures."
 
 Status = Literal["preliminary", "final", "amended", "corrected", "cancelled"]
@@ -35,7 +36,9 @@ class CaseInfo(Part):
     pseudo_id: str
     specimen: Specimen | None = Field(description="null: not stated; counted by the rules of blood")
     collected: str | None = None
-    mode: CaseMode
+    mode: CaseMode = Field(
+        description="with DIC, Perls images are not told of here: slides[] names every kind"
+    )
     n_fields_declared: int
     n_fields_used: int
 
@@ -61,9 +64,9 @@ class SlideInfo(Part):
     source_stain: Stain | None = None
     scanner: str | None = None
     objective: str | None = None
-    pixel_size_um: float | None
-    sha256: str = Field(description="of the sorted sha256 of its files, one a line")
-    n_fields: int
+    pixel_size_um: float | None = Field(description="null: none of its images could be used")
+    sha256: str = Field(description="of the sorted sha256 of its files that could be used, one a line")
+    n_fields: int = Field(description="declared, or chosen of a whole slide, with those whose image was lost")
     n_fields_used: int
     qc: SlideQc
 
@@ -259,6 +262,11 @@ class Result(Part):
     fields: tuple[FieldReport, ...]
     review: Review
     audit: tuple[AuditEntry, ...] = ()
+
+    @property
+    def perls_only(self) -> bool:
+        """Whether no image shows a smear that a differential could be counted on."""
+        return any(note.code == PERLS_ONLY for note in self.not_assessed)
 
     def to_json(self) -> str:
         """The document as it is written to `result.json`."""

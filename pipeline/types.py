@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Modality = Literal["brightfield", "dic"]
 Stain = Literal["MGG", "Perls", "unstained"]
 Specimen = Literal["blood", "bone_marrow"]
+Purpose = Literal["differential", "iron"]
 CaseMode = Literal["brightfield", "dic", "paired", "mgg_perls"]
 FieldChoice = Literal["monolayer", "stained area", "by hand"]
 Box = tuple[float, float, float, float]
@@ -30,14 +31,23 @@ class Spec(BaseModel):
 SCALE_DOUBT = "SCALE_DOUBT"  # code of a Problem: red cells of another size than the pixel size says
 
 
+def purpose_of(stain: Stain) -> Purpose:
+    """What an image of a stain is read for: a Perls stain for iron alone, the others for the differential."""
+    return "iron" if stain == "Perls" else "differential"
+
+
 class Problem(Spec):
-    """Something of the input that could not be used, and what a person can do about it."""
+    """Something of the input that could not be used, and what a person can do about it.
+
+    `fatal_for_field`: the field is lost to what the image was to be read for.
+    """
 
     code: str  # e.g. MISSING_FILE, UNREADABLE, DUPLICATE_FIELD, NO_PARTNER, GREY_BRIGHTFIELD
     message: str
     slide: str | None = None
     field: str | None = None
     file: str | None = None
+    stain: Stain | None = None  # of the image, where it is one image's
     fatal_for_field: bool = True
 
 
@@ -48,6 +58,15 @@ class SlideRegion(Spec):
     y_px: int
     width_px: int
     height_px: int
+
+
+class DeclaredImage(Spec):
+    """One image as the case declares it; of a whole slide the field may be empty."""
+
+    slide: str
+    field: str
+    modality: Modality
+    stain: Stain
 
 
 class FieldImage(Spec):
@@ -98,7 +117,13 @@ class Case(Spec):
     images: tuple[FieldImage, ...]
     problems: tuple[Problem, ...] = ()
     n_fields_declared: int
+    lost: tuple[DeclaredImage, ...] = ()  # declared, but none of `images`
     slide_choices: tuple[SlideChoice, ...] = ()
+
+    @property
+    def perls_only(self) -> bool:
+        """Whether no image of the case shows a smear that a differential could be counted on."""
+        return bool(self.images) and all(purpose_of(i.stain) == "iron" for i in self.images)
 
     def image(
         self, slide: str, field: str, modality: Modality, stain: Stain | None = None
