@@ -143,8 +143,10 @@ def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> A
 
     pixels, bits = _read_pixels(path)
     image = to_uint8(pixels, at_least_bits=bits)
-    for shows_none, what in ((is_blank, "blank"), (is_noise, "nothing but noise")):
-        if shows_none(image):
+    # Of 8 bits blank as they are stored: brightened, the last levels of a shut shutter are far apart.
+    blank = is_blank(image if pixels.dtype != image.dtype else pixels)
+    for shows_none, what in ((blank, "blank"), (is_noise(image), "nothing but noise")):
+        if shows_none:
             raise BadInput(f"{path}: the image is {what}; hand in one that shows a cell.")
     made_for = modalities(task, model) if task else ()
     if made_for and "dic" not in made_for and is_surely_dic(pixels):
@@ -152,6 +154,7 @@ def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> A
             f"{path}: it shows no stain, but grey relief as DIC does, and '{model}' was made for "
             f"{' and '.join(made_for)} images; stain it first (smearflow stain), or name another model."
         )
+    _say_exposure(path, pixels, bits)
     return image
 
 
@@ -170,7 +173,22 @@ def read_with_modality(
     pixels, bits = _read_pixels(path, max_pixels)
     kind = modality or (grey if grey and not varies_in_colour(pixels) else guess_modality(pixels))
     grey_or_rgb = luminance(pixels) if kind == "dic" else pixels
+    if kind == "brightfield":
+        _say_exposure(path, pixels, bits)
     return to_uint8(grey_or_rgb, modality=kind, at_least_bits=bits), kind
+
+
+def _say_exposure(path: Path, pixels: Any, bits: int | None) -> None:
+    """Say on stderr where a brightfield image uses so little of its camera's range that it is brightened."""
+    from storage.images import DIM, exposure
+
+    share = exposure(pixels, bits)
+    if share < DIM:
+        say = (
+            f"{path}: it is underexposed (its brightest parts reach {100 * share:.0f} % of the camera's "
+            "range) and is brightened; expose longer, so that empty glass is near the top."
+        )
+        click.echo(one_line(say), err=True)
 
 
 def _read_pixels(path: Path, max_pixels: int | None = None) -> tuple[Any, int | None]:

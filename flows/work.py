@@ -54,7 +54,7 @@ def _eight_bits(raw: np.ndarray, image: FieldImage) -> np.ndarray:
     """The 8-bit view of the pixels of an image of a case."""
     from storage.images import to_uint8
 
-    return to_uint8(raw, modality=image.modality, at_least_bits=image.camera_bits)
+    return to_uint8(raw, modality=image.modality, at_least_bits=image.camera_bits, brightest=image.brightest)
 
 
 def put_jpeg(store_url: str, key: str, rgb: np.ndarray) -> None:

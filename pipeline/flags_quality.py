@@ -6,7 +6,7 @@ from pipeline.flags_facts import Facts, Finding
 from pipeline.report_inputs import ModelUse
 from pipeline.report_quality import FOCUS_Z, ILLUMINATION_MIN, SATURATION_MAX_PCT
 from pipeline.result import Severity
-from pipeline.types import SCALE_DOUBT, Case
+from pipeline.types import SCALE_DOUBT, UNDEREXPOSED, Case
 
 FIELD_LOSS_REVIEW, FIELD_LOSS_BLOCK = 0.20, 0.50
 SCALE_TOLERANCE = 0.10
@@ -48,10 +48,12 @@ def qc_illumination(f: Facts) -> Finding | None:
                 lowest = min(q.illumination_ratio, 1.0 if lowest is None else lowest)
             if q.saturation_pct > SATURATION_MAX_PCT:
                 bright.append(name)
-    if not dark and not bright:
+    dim = [f"{p.slide} {p.field} brightfield" for p in f.case.problems if p.code == UNDEREXPOSED]
+    if not dark and not bright and not dim:
         return None
     parts = [f"uneven light (corners under 80 % of the centre): {_some(dark)}"] if dark else []
     parts += [f"over 1 % of pixels saturated: {_some(bright)}"] if bright else []
+    parts += [f"under half of the camera's range used: {_some(dim)}"] if dim else []
     message = "; ".join(parts)
     return Finding(f"{message[0].upper()}{message[1:]}.", lowest)
 

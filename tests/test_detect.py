@@ -75,6 +75,15 @@ def test_a_16_bit_brightfield_keeps_its_scale(tmp_path: Path, spy: Spy) -> None:
     np.testing.assert_array_equal(spy.seen[0], to_uint8(image))
 
 
+def test_an_underexposed_image_is_brightened_and_said(tmp_path: Path, spy: Spy) -> None:
+    image = (smear((60, 60), [(30.0, 30.0)], 0.2)[0] * 0.2).astype(np.uint8)
+    done = detect(save(tmp_path / "dark.tif", image, photometric="rgb"), "--modality", "brightfield")[0]
+    assert "underexposed" in done.stderr
+    assert np.percentile(spy.seen[0], 99.9) == 240
+    dic = save(tmp_path / "dic.tif", image[..., 0])
+    assert "underexposed" not in detect(dic, "--modality", "dic")[0].stderr
+
+
 @pytest.mark.parametrize(
     ("image", "model", "said"),
     [("dic", "leukocyte-brightfield", "brightfield"), ("stained", "leukocyte-dic", "dic")],
