@@ -167,11 +167,18 @@ def read_with_modality(
     they are made 8 bit: the grey levels of DIC are scaled in another way.  Of a grey image that is a guess,
     in whose place `grey` stands where it is known.  More than `max_pixels` [the reader's limit] are refused.
     """
-    from detectors.scale import guess_modality
+    from detectors.scale import guess_modality, is_guess
     from storage.images import luminance, to_uint8, varies_in_colour
 
     pixels, bits = _read_pixels(path, max_pixels)
-    kind = modality or (grey if grey and not varies_in_colour(pixels) else guess_modality(pixels))
+    known = modality or (grey if grey and not varies_in_colour(pixels) else None)
+    kind = known or guess_modality(pixels)
+    if known is None and is_guess(pixels):
+        say = (
+            f"{path}: it shows no colours of a stain; taken for {kind} by its grey levels, which can be "
+            "wrong: give --modality."
+        )
+        click.echo(one_line(say), err=True)
     grey_or_rgb = luminance(pixels) if kind == "dic" else pixels
     if kind == "brightfield":
         _say_exposure(path, pixels, bits)
@@ -186,7 +193,7 @@ def _say_exposure(path: Path, pixels: Any, bits: int | None) -> None:
     if share < DIM:
         say = (
             f"{path}: it is underexposed (its brightest parts reach {100 * share:.0f} % of the camera's "
-            "range) and is brightened; expose longer, so that empty glass is near the top."
+            "range) and is brightened; expose longer, until empty glass is near the top."
         )
         click.echo(one_line(say), err=True)
 

@@ -47,6 +47,6 @@ def _underexposed(image: FieldImage, share: float) -> Problem:
         field=image.field,
         file=image.file,
         message=f"{image.file} is underexposed: its brightest parts reach {100 * share:.0f} % of the "
-        "camera's range. It is brightened for the models; expose longer, so that empty glass is near the top.",
+        "camera's range. It is brightened for the models; expose longer, until empty glass is near the top.",
         fatal_for_field=False,
     )
