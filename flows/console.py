@@ -137,6 +137,7 @@ def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> A
 
     Raises BadInput for a blank image, and for DIC where the model was not made for it.
     """
+    from detectors.contrast import CELL_LEVELS, levels_used
     from detectors.scale import is_surely_dic
     from storage.images import is_blank, is_noise, to_uint8
     from storage.registry import modalities
@@ -155,6 +156,13 @@ def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> A
             f"{' and '.join(made_for)} images; stain it first (smearflow stain), or name another model."
         )
     _say_exposure(path, pixels, bits)
+    levels = levels_used(image)
+    if levels < CELL_LEVELS:
+        say = (
+            f"{path}: it has little contrast ({levels:.0f} of 255 levels: haze, a pale stain, a flat camera "
+            "curve, or no leukocyte); do not rely on what is found in it."
+        )
+        click.echo(one_line(say), err=True)
     return image
 
 

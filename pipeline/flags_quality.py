@@ -6,7 +6,7 @@ from pipeline.flags_facts import Facts, Finding
 from pipeline.report_inputs import ModelUse
 from pipeline.report_quality import FOCUS_Z, ILLUMINATION_MIN, SATURATION_MAX_PCT
 from pipeline.result import Severity
-from pipeline.types import SCALE_DOUBT, UNDEREXPOSED, Case
+from pipeline.types import LOW_CONTRAST, SCALE_DOUBT, UNDEREXPOSED, Case
 
 FIELD_LOSS_REVIEW, FIELD_LOSS_BLOCK = 0.20, 0.50
 SCALE_TOLERANCE = 0.10
@@ -86,8 +86,11 @@ def no_pixel_size(f: Facts) -> Finding | None:
 
 def domain_mismatch(f: Facts) -> Finding | None:
     found = [m for model in f.run.models for m in _mismatches(model, f.case)]
-    doubts = [p.message.rstrip(".") for p in f.case.problems if p.code == SCALE_DOUBT]
-    if doubts:  # of a wrong pixel size every field has one; the problems name them all
+    for code in (SCALE_DOUBT, LOW_CONTRAST):
+        doubts = [p.message.rstrip(".") for p in f.case.problems if p.code == code]
+        if not doubts:
+            continue
+        # Of a wrong pixel size every field has one; the problems name them all.
         found.append(doubts[0] + (f" (and {len(doubts) - 1} more like it)" if len(doubts) > 1 else ""))
     if f.case.specimen is None:
         found.append("the specimen is not stated and cannot be compared with the models' cards")

@@ -28,6 +28,7 @@ class Spec(BaseModel):
 
 
 UNDEREXPOSED = "UNDEREXPOSED"  # code of a Problem: brightfield that uses under half of its camera's range
+LOW_CONTRAST = "LOW_CONTRAST"  # code of a Problem: red cells hardly darker than the glass
 SCALE_DOUBT = "SCALE_DOUBT"  # code of a Problem: red cells of another size than the pixel size says
 
 

@@ -10,7 +10,7 @@ from flows.runs import open_run
 from pipeline.flags import RULES
 from pipeline.report_inputs import Quality
 from pipeline.settings import CountingSettings, Settings
-from pipeline.types import SCALE_DOUBT, UNDEREXPOSED, Problem, Registration
+from pipeline.types import LOW_CONTRAST, SCALE_DOUBT, UNDEREXPOSED, Problem, Registration
 from tests.report_cases import (
     BLOOD,
     GOOD_FOCUS,
@@ -329,6 +329,13 @@ def test_a_pixel_size_that_red_cells_contradict_is_a_domain_mismatch_that_names_
     assert raised.severity == "review"
     assert said.rstrip(".") in raised.message
     assert "1 more like it" in raised.message
+
+
+def test_little_contrast_is_a_domain_mismatch():
+    faint = Problem(
+        code=LOW_CONTRAST, message="Faint.", slide="s1", field="F1", file="F1.tif", fatal_for_field=False
+    )
+    assert "Faint." in flags(case=a_case(problems=(faint,)))["DOMAIN_MISMATCH"].message
 
 
 def test_a_coarse_image_an_unknown_specimen_and_a_foreign_specimen_are_domain_mismatches():

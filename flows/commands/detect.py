@@ -49,6 +49,7 @@ def command(
     A slide is looked at as a whole, window by window; to have the fields that are worth it counted, make it
     a case: smearflow run.
     """
+    from detectors.contrast import faint_red_cells
     from detectors.painted import leukocyte_detector
     from detectors.scale import contradicted_scale, infer_pixel_size_um
     from pipeline.errors import BadInput
@@ -122,6 +123,15 @@ def command(
             say = (
                 f"{path}: {size:g} µm a pixel by the {source}, but its {other.n_red_cells} red cells speak "
                 f"for {other.pixel_size_um:.3g} µm; give --pixel-size if they do."
+            )
+            click.echo(one_line(say), err=True)
+        faint = None
+        if kind == "brightfield" and hasattr(detector, "look"):
+            faint = faint_red_cells(image, size, detector)
+        if faint is not None:
+            say = (
+                f"{path}: its red cells are only {faint:.0f} of 255 levels darker than the glass (haze, a "
+                "pale stain or a flat camera curve); leukocytes can be missed."
             )
             click.echo(one_line(say), err=True)
         boxes, scores = detector.detect(image, size)
