@@ -1,8 +1,8 @@
 """Stained images of little contrast: haze, a camera's flat curve, a pale stain.
 
 What a network has learned from is lost there, and levels alone do not tell it from a field without
-leukocytes: stretched, the red cells of such a field would be leukocytes.  Red cells tell it, where the detector
-sees some.
+leukocytes: stretched, the red cells of such a field would be leukocytes.  Red cells tell it, where the
+detector sees some.
 """
 
 from __future__ import annotations
