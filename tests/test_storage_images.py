@@ -445,3 +445,26 @@ def test_a_dim_mask_keeps_its_values_where_a_dim_picture_is_brightened(tmp_path:
         tifffile.imwrite(tmp_path / "mask.tif", labels.astype(dtype), photometric="minisblack")
         np.testing.assert_array_equal(read_grey(tmp_path / "mask.tif"), labels)
         assert read_rgb(tmp_path / "mask.tif").max() == 240
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_an_orientation_that_is_not_applied_is_noted_of_png_as_of_jpeg(tmp_path: Path, kind: str) -> None:
+    from PIL import Image
+
+    for orientation, noted in ((1, 0), (6, 1)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{kind}"
+        Image.fromarray(SMOOTH.astype(np.uint8)).save(path, exif=exif)
+        assert ["orientation" in note for note in image_info(path).notes] == [True] * noted
+
+
+@pytest.mark.parametrize("body", [b"", b"II*\0", b"MM\0*\0\0\0\x08\0\x09", b"II*\0\xff\xff\xff\xff\0\0"])
+def test_damaged_exif_of_a_png_costs_no_picture(tmp_path: Path, body: bytes) -> None:
+    import struct
+    import zlib
+
+    whole = imagecodecs.png_encode(SMOOTH.astype(np.uint8))
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    (tmp_path / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+    assert image_info(tmp_path / "a.png").notes == ()
