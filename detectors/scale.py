@@ -33,6 +33,7 @@ COARSE_DOUBT = 0.45  # above it what is taken for DIC can be stain: 0.5 and more
 RELIEF = 0.35  # above over below the background
 RELIEF_DOUBT = (0.2, 0.6)  # of 72 smears in grey the least certain is at 0.26, of the DIC of the cases at 1.8
 CLIPPED = 3e-4  # share of the pixels at the end of the range
+UNSURE = 0.25  # confidence below it: 0.24 of a page of text
 LEUKOCYTE_WEIGHT = 2.0  # a leukocyte says less of the scale than a red cell, but is surer to be one
 
 

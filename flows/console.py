@@ -17,6 +17,7 @@ from stainers.seeds import LARGEST_SEED
 from storage.json_text import json_text
 
 if TYPE_CHECKING:
+    from detectors.scale import ScaleEstimate
     from storage.images_info import ImageInfo
     from storage.registry import Task
 
@@ -232,6 +233,15 @@ def stated_pixel_size(path: Path, given: float | None) -> tuple[float | None, st
     info = image_info(path)
     say_notes(path, info)
     return (info.pixel_size_um, "file") if given is None else (given, "command line")
+
+
+def say_inferred(path: Path, found: ScaleEstimate) -> None:
+    """Say on stderr which pixel size was read from the cells of an image, and whether few of them agree."""
+    from detectors.scale import UNSURE
+
+    unsure = "; few cells agree, so make sure that it shows a smear" if found.confidence < UNSURE else ""
+    say = f"{path}: no pixel size; {found.pixel_size_um:.3f} µm a pixel inferred ({found.how}){unsure}."
+    click.echo(one_line(say), err=True)
 
 
 def say_notes(path: Path, info: ImageInfo) -> None:

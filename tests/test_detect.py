@@ -12,10 +12,12 @@ import tifffile
 from click.testing import CliRunner, Result
 
 import detectors.painted
+from detectors.scale import ScaleEstimate
 from flows.cli import group
 from phantoms.slides import write_pyramid
 from pipeline.errors import UnknownName
 from storage.images import to_uint8
+from storage.whole_files import write_png
 from tests.detector_scenes import smear
 
 
@@ -109,6 +111,19 @@ def test_a_modality_that_grey_levels_do_not_settle_is_said(tmp_path: Path, spy: 
     assert "taken for" not in detect(path, "--modality", "brightfield")[0].stderr
     coloured = save(tmp_path / "bf.tif", smear((60, 60), [(30.0, 30.0)], 0.2)[0], photometric="rgb")
     assert "taken for" not in detect(coloured)[0].stderr
+
+
+def test_a_scale_on_which_few_cells_agree_is_said_to_be_unsure(
+    tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "page.png"
+    write_png(path, smear((60, 60), [(30.0, 30.0)], 0.2)[0])
+    for confidence, said in ((0.1, True), (0.9, False)):
+        found = ScaleEstimate(0.2, confidence, 6, "6 red cells of 7.5 µm")
+        monkeypatch.setattr("detectors.scale.infer_pixel_size_um", lambda *_, found=found: found)
+        done = detect(path, "--modality", "brightfield")[0]
+        assert "0.200 µm a pixel inferred (6 red cells of 7.5 µm)" in done.stderr
+        assert ("few cells agree" in done.stderr) is said
 
 
 def test_an_underexposed_image_is_brightened_and_said(tmp_path: Path, spy: Spy) -> None:

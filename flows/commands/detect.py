@@ -17,6 +17,7 @@ from flows.console import (
     pixel_size_option,
     progress,
     read_with_modality,
+    say_inferred,
     stated_pixel_size,
 )
 
@@ -114,8 +115,7 @@ def command(
         if size is None:
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
-            say = f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how})."
-            click.echo(one_line(say), err=True)
+            say_inferred(path, estimate)
         other = None
         if kind == "brightfield" and source in ("file", "command line") and hasattr(detector, "look"):
             other = contradicted_scale(image, size, detector)
