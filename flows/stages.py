@@ -31,7 +31,7 @@ VERSIONS = {
     "registration": 5,
     "detection": 10,
     "cells": 2,
-    "patches": 2,
+    "patches": 3,
     "target": 1,
     "staining": 6,
     "classification": 5,
@@ -39,7 +39,7 @@ VERSIONS = {
     "patient": 2,
     "sideroblasts": 1,
     "virtual_perls": 3,
-    "report": 11,
+    "report": 12,
 }
 
 GPU_STAGES = {"target", "staining", "classification", "virtual-perls", "explanation", "patient"}
