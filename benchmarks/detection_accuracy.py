@@ -40,7 +40,8 @@ def whole_fields(
         mine: tuple[list, list, list] = ([], [], [])
         began = time.perf_counter()
         for name, entry in truth["fields"].items():
-            image = read_rgb(folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif")
+            file = folder / f"{name}_{'BF' if modality == 'brightfield' else 'DIC'}.tif"
+            image = read_rgb(file, modality=modality)
             boxes, scores = detect_field(detector, image, truth["pixel_size_um"], entry, modality)
             again.append(field_boxes(entry, modality, image.shape, read[folder.name, name]))
             for collected in (mine, everything):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
@@ -24,9 +25,9 @@ Look = Callable[[np.ndarray, float, Rng], np.ndarray]  # (RGB image, its pixel s
 
 
 @lru_cache(maxsize=4096)
-def _at_scale(path: object, factor: float) -> np.ndarray:
+def _at_scale(path: Path, factor: float, modality: str) -> np.ndarray:
     """An image resampled once (at twice the canonical resolution or less) and kept: 1,300 take 200 MB."""
-    return resample(read_rgb(path), factor)  # type: ignore[arg-type]
+    return resample(read_rgb(path, modality=modality), factor)
 
 
 def resample(image: np.ndarray, factor: float) -> np.ndarray:
@@ -100,7 +101,7 @@ def pack(
         sample = next(samples)
         factor = sample.pixel_size_um / pixel_size_um
         cached = round(min(1.0, factor * 2), 5)
-        image = _at_scale(sample.path, cached)
+        image = _at_scale(sample.path, cached, "dic" if ALREADY_DIC in sample.tags else "brightfield")
         full = factor * scale_jitter(rng, strength)
         # Before the resize, so that blur and noise have their physical size.
         if look is not None and ALREADY_DIC not in sample.tags:

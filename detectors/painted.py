@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detectors.artefacts import can_be_cells
 from detectors.boxes import fused, suppress
 from detectors.yolo_onnx import SAME_IN_VIEWS_IOU, Found, YoloOnnxDetector, check_image
 from pipeline.errors import BadModelPackage
@@ -76,7 +77,9 @@ class PaintedDetector:
         seen = self.alone.detect(image, pixel_size_um)
         if pixel_size_um > COARSEST_UM or min(image.shape[:2]) < 1:
             return seen
-        return self.fuse(seen, self.read_painted(image, pixel_size_um))
+        boxes, scores = self.fuse(seen, self.read_painted(image, pixel_size_um))
+        keep = can_be_cells(image, boxes, pixel_size_um)  # what is painted outside a round field, too
+        return boxes[keep], scores[keep]
 
     def read_painted(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
         """Boxes and scores of what is painted of an image (H, W, 3) uint8."""

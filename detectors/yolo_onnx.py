@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detectors.artefacts import can_be_cells
 from detectors.boxes import decode, fused, overlapping_pairs, suppress, thin_out, voted
 from detectors.windows import spread
 from pipeline.errors import BadInput, BadModelPackage
@@ -143,8 +144,8 @@ class YoloOnnxDetector:
 
     def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
         """Leukocytes: see detectors.base.Detector."""
-        found = self._look(image, pixel_size_um, everywhere=False)
-        keep = found.classes == LEUKOCYTE
+        found = self._look(image, pixel_size_um, everywhere=False).of(LEUKOCYTE)
+        keep = can_be_cells(check_image(image, self.name), found.boxes, pixel_size_um)
         return found.boxes[keep], found.scores[keep]
 
     def look(self, image: np.ndarray, pixel_size_um: float) -> Found:

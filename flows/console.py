@@ -17,6 +17,7 @@ from stainers.seeds import LARGEST_SEED
 from storage.json_text import json_text
 
 if TYPE_CHECKING:
+    from detectors.scale import ScaleEstimate
     from storage.images_info import ImageInfo
     from storage.registry import Task
 
@@ -145,14 +146,17 @@ def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> A
 
     Raises BadInput for a blank image, and for DIC where the model was not made for it.
     """
+    from detectors.contrast import CELL_LEVELS, levels_used
     from detectors.scale import is_surely_dic
     from storage.images import is_blank, is_noise, to_uint8
     from storage.registry import modalities
 
     pixels, bits = _read_pixels(path)
     image = to_uint8(pixels, at_least_bits=bits)
-    for shows_none, what in ((is_blank, "blank"), (is_noise, "nothing but noise")):
-        if shows_none(image):
+    # Of 8 bits blank as they are stored: brightened, the last levels of a shut shutter are far apart.
+    blank = is_blank(image if pixels.dtype != image.dtype else pixels)
+    for shows_none, what in ((blank, "blank"), (is_noise(image), "nothing but noise")):
+        if shows_none:
             raise BadInput(f"{path}: the image is {what}; hand in one that shows a cell.")
     made_for = modalities(task, model) if task else ()
     if made_for and "dic" not in made_for and is_surely_dic(pixels):
@@ -160,6 +164,14 @@ def read_rgb_or_grey(path: Path, task: Task | None = None, model: str = "") -> A
             f"{path}: it shows no stain, but grey relief as DIC does, and '{model}' was made for "
             f"{' and '.join(made_for)} images; stain it first (smearflow stain), or name another model."
         )
+    _say_exposure(path, pixels, bits)
+    levels = levels_used(image)
+    if levels < CELL_LEVELS:
+        say = (
+            f"{path}: it has little contrast ({levels:.0f} of 255 levels: haze, a pale stain, a flat camera "
+            "curve, or no leukocyte); do not rely on what is found in it."
+        )
+        click.echo(one_line(say), err=True)
     return image
 
 
@@ -172,13 +184,35 @@ def read_with_modality(
     they are made 8 bit: the grey levels of DIC are scaled in another way.  Of a grey image that is a guess,
     in whose place `grey` stands where it is known.  More than `max_pixels` [the reader's limit] are refused.
     """
-    from detectors.scale import guess_modality
+    from detectors.scale import guess_modality, is_guess
     from storage.images import luminance, to_uint8, varies_in_colour
 
     pixels, bits = _read_pixels(path, max_pixels)
-    kind = modality or (grey if grey and not varies_in_colour(pixels) else guess_modality(pixels))
+    known = modality or (grey if grey and not varies_in_colour(pixels) else None)
+    kind = known or guess_modality(pixels)
+    if known is None and is_guess(pixels):
+        say = (
+            f"{path}: it shows no colours of a stain; taken for {kind} by its grey levels, which can be "
+            "wrong: give --modality."
+        )
+        click.echo(one_line(say), err=True)
     grey_or_rgb = luminance(pixels) if kind == "dic" else pixels
+    if kind == "brightfield":
+        _say_exposure(path, pixels, bits)
     return to_uint8(grey_or_rgb, modality=kind, at_least_bits=bits), kind
+
+
+def _say_exposure(path: Path, pixels: Any, bits: int | None) -> None:
+    """Say on stderr where a brightfield image uses so little of its camera's range that it is brightened."""
+    from storage.images import DIM, exposure
+
+    share = exposure(pixels, bits)
+    if share < DIM:
+        say = (
+            f"{path}: it is underexposed (its brightest parts reach {100 * share:.0f} % of the camera's "
+            "range) and is brightened; expose longer, until empty glass is near the top."
+        )
+        click.echo(one_line(say), err=True)
 
 
 def _read_pixels(path: Path, max_pixels: int | None = None) -> tuple[Any, int | None]:
@@ -207,6 +241,15 @@ def stated_pixel_size(path: Path, given: float | None) -> tuple[float | None, st
     info = image_info(path)
     say_notes(path, info)
     return (info.pixel_size_um, "file") if given is None else (given, "command line")
+
+
+def say_inferred(path: Path, found: ScaleEstimate) -> None:
+    """Say on stderr which pixel size was read from the cells of an image, and whether few of them agree."""
+    from detectors.scale import UNSURE
+
+    unsure = "; few cells agree, so make sure that it shows a smear" if found.confidence < UNSURE else ""
+    say = f"{path}: no pixel size; {found.pixel_size_um:.3f} µm a pixel inferred ({found.how}){unsure}."
+    click.echo(one_line(say), err=True)
 
 
 def say_notes(path: Path, info: ImageInfo) -> None:

@@ -13,6 +13,7 @@ from flows.records import CaseRun, Item, Outcome, StageFailed, WorkNeeded, safe_
 from pipeline.report_inputs import FieldKey, ImageKey
 from pipeline.settings import Settings
 from pipeline.types import (
+    LOW_CONTRAST,
     SCALE_DOUBT,
     Case,
     Cell,
@@ -28,9 +29,9 @@ from storage.fingerprint import fingerprint
 VERSIONS = {
     "intake": 7,
     "registration": 6,
-    "detection": 9,
+    "detection": 10,
     "cells": 2,
-    "patches": 2,
+    "patches": 3,
     "target": 1,
     "staining": 6,
     "classification": 5,
@@ -158,6 +159,20 @@ def _scale_doubt(image: FieldImage, found: dict[str, Any]) -> Problem:
         message=f"{image.file} is said to have {image.pixel_size_um:g} µm a pixel, but its "
         f"{found['n_red_cells']} red cells speak for {found['pixel_size_um']:.3g} µm; correct the pixel size "
         "and run the case again.",
+        fatal_for_field=False,
+    )
+
+
+def _low_contrast(image: FieldImage, levels: float) -> Problem:
+    """The Problem of an image whose red cells are faint; it raises DOMAIN_MISMATCH."""
+    return Problem(
+        code=LOW_CONTRAST,
+        slide=image.slide,
+        field=image.field,
+        file=image.file,
+        message=f"{image.file} has little contrast: its red cells are only {levels:.0f} of 255 levels darker "
+        "than the glass (haze, a pale stain or a flat camera curve), which the models were not made for; "
+        "leukocytes can be missed and outlines be wrong.",
         fatal_for_field=False,
     )
 
@@ -293,6 +308,8 @@ def detection(
             pictures[image_key(image)] = outcome.output["picture"]
         if outcome.output["scale"]:
             problems.append(_scale_doubt(image, outcome.output["scale"]))
+        if outcome.output["faint"] is not None:
+            problems.append(_low_contrast(image, outcome.output["faint"]))
     return [d for d in detections if d.detector], quality, pictures, problems
 
 

@@ -54,7 +54,7 @@ def _eight_bits(raw: np.ndarray, image: FieldImage) -> np.ndarray:
     """The 8-bit view of the pixels of an image of a case."""
     from storage.images import to_uint8
 
-    return to_uint8(raw, modality=image.modality, at_least_bits=image.camera_bits)
+    return to_uint8(raw, modality=image.modality, at_least_bits=image.camera_bits, brightest=image.brightest)
 
 
 def put_jpeg(store_url: str, key: str, rgb: np.ndarray) -> None:
@@ -128,7 +128,8 @@ def find_cells(
     """Detect the leukocytes of one image and measure its acquisition quality.
 
     Without a detector (the DIC partner of a brightfield field) only the quality is measured.  `scale` is what
-    the red cells of a stained field say against its pixel size, or None.
+    the red cells of a stained field say against its pixel size, or None; `faint` how little darker than the
+    glass they are, where that is little.
     """
     from detectors.painted import leukocyte_detector
     from pipeline.quality import focus_quality
@@ -142,11 +143,13 @@ def find_cells(
     pixels = _eight_bits(raw, image)
     del raw
     boxes, scores = list[list[float]](), list[float]()
-    scale = None
+    scale = faint = None
     if model and image.modality == "brightfield" and hasattr(model, "look"):
+        from detectors.contrast import faint_red_cells
         from detectors.scale import contradicted_scale
 
         scale = contradicted_scale(pixels, image.pixel_size_um, model)
+        faint = faint_red_cells(pixels, image.pixel_size_um, model)
     if model:
         found, score = model.detect(pixels, image.pixel_size_um)
         keep = score >= KEPT_SCORE
@@ -166,6 +169,7 @@ def find_cells(
         "quality": quality.model_dump(mode="json"),
         "picture": picture_key if detector is not None else None,
         "scale": scale and {"pixel_size_um": round(scale.pixel_size_um, 4), "n_red_cells": scale.n_red_cells},
+        "faint": None if faint is None else round(faint, 1),
     }
 
 

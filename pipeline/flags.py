@@ -116,7 +116,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "QC_ILLUMINATION",
         "review",
-        "corner / centre background under 0.8, or over 1 % of pixels saturated",
+        "corner / centre background under 0.8, over 1 % of pixels saturated, or brightfield under half of "
+        "the camera's range",
         on_quality.qc_illumination,
     ),
     Rule(

@@ -12,7 +12,7 @@ from pipeline.report_quality import (
     shown_modality,
 )
 from pipeline.result import Severity
-from pipeline.types import SCALE_DOUBT, Case
+from pipeline.types import LOW_CONTRAST, SCALE_DOUBT, UNDEREXPOSED, Case
 
 FIELD_LOSS_REVIEW, FIELD_LOSS_BLOCK = 0.20, 0.50
 SCALE_TOLERANCE = 0.10
@@ -61,7 +61,8 @@ def qc_illumination(f: Facts) -> Finding | None:
             if q.saturation_pct > SATURATION_MAX_PCT:
                 bright.append(name)
                 brightest = max(brightest, q.saturation_pct)
-    if not dark and not bright:
+    dim = [f"{p.slide} {p.field} brightfield" for p in f.case.problems if p.code == UNDEREXPOSED]
+    if not dark and not bright and not dim:
         return None
     parts = []
     if dark:
@@ -70,9 +71,12 @@ def qc_illumination(f: Facts) -> Finding | None:
         )
     if bright:
         parts.append(f"over 1 % of pixels saturated (highest share {brightest:g} %): {_some(bright)}")
+    if dim:
+        parts.append(f"under half of the camera's range used: {_some(dim)}")
     message = "; ".join(parts)
     # One value of two kinds: the ratio, in 0-1, where light is uneven; else the saturated share in percent.
-    return Finding(f"{message[0].upper()}{message[1:]}.", lowest if dark else brightest)
+    value = lowest if dark else brightest if bright else None
+    return Finding(f"{message[0].upper()}{message[1:]}.", value)
 
 
 def qc_registration(f: Facts) -> Finding | None:
@@ -103,8 +107,11 @@ def no_pixel_size(f: Facts) -> Finding | None:
 
 def domain_mismatch(f: Facts) -> Finding | None:
     found = [m for model in f.run.models for m in _mismatches(model, f.case)]
-    doubts = [p.message.rstrip(".") for p in f.case.problems if p.code == SCALE_DOUBT]
-    if doubts:  # of a wrong pixel size every field has one; the problems name them all
+    for code in (SCALE_DOUBT, LOW_CONTRAST):
+        doubts = [p.message.rstrip(".") for p in f.case.problems if p.code == code]
+        if not doubts:
+            continue
+        # Of a wrong pixel size every field has one; the problems name them all.
         found.append(doubts[0] + (f" (and {len(doubts) - 1} more like it)" if len(doubts) > 1 else ""))
     if f.case.specimen is None:
         found.append("the specimen is not stated and cannot be compared with the models' cards")

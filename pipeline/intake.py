@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import BadInput, InputChanged, UnreadableImage, is_of_machine
+from pipeline.intake_camera import of_one_camera
 from pipeline.intake_fields import lost_images, settled
 from pipeline.intake_files import check_case_id, inside, read_regular_file
 from pipeline.intake_manifest import Declaration, Source, declare
@@ -108,7 +109,7 @@ def refuse_missing_pixel_size(case_dir: Path | str, declared: Declaration) -> No
 
 
 def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Inspected:
-    from storage.images import MAX_FILE_BYTES, camera_bits, decode_image, is_grey, varies_in_colour
+    from storage.images import MAX_FILE_BYTES, camera_bits, decode_image, exposure, is_grey, varies_in_colour
 
     data = read_regular_file(path, MAX_FILE_BYTES)
     digest = hashlib.sha256(data).hexdigest()
@@ -164,6 +165,7 @@ def _inspect_field(path: Path, source: Source, settings: IntakeSettings) -> Insp
         x_um=source.x_um,
         y_um=source.y_um,
         camera_bits=camera_bits(pixels, info.camera_bits) if pixels.dtype == np.uint16 else None,
+        brightest=exposure(pixels, info.camera_bits) if source.modality == "brightfield" else None,
     )
     return Inspected(images=(image,), problems=tuple(problems))
 
@@ -202,23 +204,6 @@ def _drop_copies(images: list[FieldImage]) -> tuple[list[FieldImage], list[Probl
         if problem not in problems:  # once for all fields of a slide
             problems.append(problem)
     return kept, problems
-
-
-def _of_one_camera(images: list[FieldImage]) -> list[FieldImage]:
-    """The images with the bits of their camera as the brightest of their modality and stain shows them.
-
-    A dim field alone would pass for one of a shallower camera.
-    """
-    deepest: dict[tuple[str, str], int] = {}
-    for image in images:
-        kind = (image.modality, image.stain)
-        deepest[kind] = max(deepest.get(kind, 0), image.camera_bits or 0)
-    return [
-        image.model_copy(update={"camera_bits": deepest[image.modality, image.stain]})
-        if image.camera_bits is not None
-        else image
-        for image in images
-    ]
 
 
 def _partners(declared: Declaration, images: list[FieldImage]) -> list[Problem]:
@@ -291,8 +276,9 @@ def assemble_case(
         ),
         key=lambda i: (i.slide, i.field, i.modality, i.stain),
     )
-    images, copies = _drop_copies(_of_one_camera(images))
-    problems += copies
+    images, copies = _drop_copies(images)
+    images, dim = of_one_camera(images)
+    problems += copies + dim
     if not images:
         raise BadInput(f"{declared.case_id}: no field can be used: {_why_nothing(problems)}")
     problems += _partners(declared, images)

@@ -28,6 +28,8 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+UNDEREXPOSED = "UNDEREXPOSED"  # code of a Problem: brightfield that uses under half of its camera's range
+LOW_CONTRAST = "LOW_CONTRAST"  # code of a Problem: red cells hardly darker than the glass
 SCALE_DOUBT = "SCALE_DOUBT"  # code of a Problem: red cells of another size than the pixel size says
 
 
@@ -88,6 +90,9 @@ class FieldImage(Spec):
     y_um: float | None = None
     # Of a file of 16 bits: those that its camera fills, alike in all images of the case's modality and stain.
     camera_bits: int | None = None
+    # `storage.images.exposure` of a brightfield image file; in a case that of the brightest of its modality
+    # and stain where that, too, is dim, else None, so that an image more or less changes none of the others.
+    brightest: float | None = None
     region: SlideRegion | None = None  # set where the field is cut from a whole-slide file
     # Of a whole slide in this run; neither written nor fingerprinted: a copy of the slide is the same slide.
     as_seen: SlideMark | None = Field(None, exclude=True, repr=False)

@@ -23,6 +23,7 @@ __all__ = [
     "as_rgb",
     "camera_bits",
     "decode_image",
+    "exposure",
     "image_info",
     "is_grey",
     "luminance",
@@ -37,6 +38,8 @@ __all__ = [
 
 MAX_FILE_BYTES = 4 << 30
 HEAD_BYTES = 32  # enough to tell the kind
+DIM = 0.5  # of the camera's range: glass of the stained images at hand is at 0.61 or more
+LEAST_LEVELS = 16  # of the white: with fewer an image shows no cell, however it is stretched
 Kind = Literal["tiff", "png", "jpeg", "bmp"]
 
 # Little- and big-endian, classic and BigTIFF.
@@ -148,18 +151,22 @@ def read_uint8(path: Path | str, *, modality: str = "brightfield") -> np.ndarray
     return to_uint8(pixels, modality=modality, at_least_bits=info.camera_bits)
 
 
-def read_rgb(path: Path | str) -> np.ndarray:
-    """A stained image as (H, W, 3) uint8 RGB, the pixels that `detect` and `run` see; may be written on.
+def read_rgb(path: Path | str, *, modality: str = "brightfield") -> np.ndarray:
+    """An image as (H, W, 3) uint8 RGB, the pixels that `detect` and `run` see; may be written on.
 
     What people and models look at beside a case (labelled cells, boxed smears) is read by this alone, so that
     they are trained and judged on what they will be shown.  Raises UnreadableImage.
     """
-    return np.require(as_rgb(read_uint8(path)), requirements="W")  # a JPEG's come read-only
+    return np.require(as_rgb(read_uint8(path, modality=modality)), requirements="W")  # a JPEG's is read-only
 
 
 def read_grey(path: Path | str) -> np.ndarray:
-    """A mask as (H, W) uint8, of a coloured one the luminance; raises UnreadableImage."""
-    return luminance(read_uint8(path))
+    """A mask as (H, W) uint8, of a coloured one the luminance; raises UnreadableImage.
+
+    Its values mean something as they are: only the depth is brought to 8 bits, whatever its brightest value.
+    """
+    info, pixels = read_with_info(path)
+    return luminance(_levels(pixels, 255.0 / _full_scale(pixels, info.camera_bits)))
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
@@ -247,34 +254,65 @@ def camera_bits(image: np.ndarray, at_least: int | None = None) -> int:
     return next((b for b in depths if np.count_nonzero(image >= 2**b) <= few), 16)
 
 
+def exposure(image: np.ndarray, at_least_bits: int | None = None) -> float:
+    """The brightest level of a brightfield image, its 99.9th percentile, as a share of its camera's range."""
+    return float(np.percentile(image, 99.9)) / _full_scale(image, at_least_bits)
+
+
 def to_uint8(
-    image: np.ndarray, *, modality: str = "brightfield", at_least_bits: int | None = None
+    image: np.ndarray,
+    *,
+    modality: str = "brightfield",
+    at_least_bits: int | None = None,
+    brightest: float | None = None,
 ) -> np.ndarray:
-    """The 8-bit view of an image (H, W) or (H, W, 3); 8-bit input is returned as it is.
+    """The 8-bit view of an image (H, W) or (H, W, 3), uint8 or uint16.
 
     Brightfield: divided by the full scale of the camera's depth (`camera_bits`, of `at_least_bits`), one
     factor for all channels, so that colour and optical density keep their ratios.  Where even the
     background stays under half of that scale, the camera used a part of its range, and the 99.9th
-    percentile is put at 240 instead.
-    DIC: its 0.1th to 99.9th percentile is stretched over 0-255; DIC has no absolute level, only
-    contrast about its grey.
+    percentile is put at 240 instead: that of the image itself, or of the `brightest` of its modality and
+    stain in its case (`exposure`), unless it stays under half even so.
+    DIC: of 16 bits the 0.1th to 99.9th percentile is stretched over 0-255; DIC has no absolute level, only
+    contrast about its grey.  Of 8 bits it is returned as it is.
     """
+    if image.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"to_uint8 takes uint8 or uint16, not {image.dtype}")
+    if modality != "dic":
+        return _levels(image, _gain(image, at_least_bits, brightest))
     if image.dtype == np.uint8:
         return image
-    if image.dtype != np.uint16:
-        raise TypeError(f"to_uint8 takes uint8 or uint16, not {image.dtype}")
-    if modality == "dic":
-        low, high = (float(v) for v in np.percentile(image, [0.1, 99.9]))
-        if high <= low:
-            low, high = float(image.min()), float(image.max())
-        if high <= low:
-            return np.full(image.shape, 128, np.uint8)
-        table = (np.arange(65536, dtype=np.float64) - low) * (255.0 / (high - low))
-    else:
-        white = float(np.percentile(image, 99.9))
-        gain = 255.0 / (2 ** camera_bits(image, at_least_bits) - 1)
-        if 0 < white * gain < 128.0:
-            gain = 240.0 / white
-        table = np.arange(65536, dtype=np.float64) * gain
+    low, high = (float(v) for v in np.percentile(image, [0.1, 99.9]))
+    if high <= low:
+        low, high = float(image.min()), float(image.max())
+    if high <= low:
+        return np.full(image.shape, 128, np.uint8)
+    return _levels(image, 255.0 / (high - low), low)
+
+
+def _gain(image: np.ndarray, at_least_bits: int | None, brightest: float | None) -> float:
+    """What the levels of a brightfield image are multiplied by; see `to_uint8`."""
+    full = _full_scale(image, at_least_bits)
+    gain = 255.0 / full
+    if np.count_nonzero(image >= DIM * full) > 2e-3 * image.size:  # most images, in a tenth of the time
+        return gain
+    white = float(np.percentile(image, 99.9))
+    if white < LEAST_LEVELS:
+        return gain
+    for level in (max(white, (brightest or 0.0) * full), white):
+        if level * gain < DIM * 255.0:
+            gain = 240.0 / level
+    return gain
+
+
+def _full_scale(image: np.ndarray, at_least_bits: int | None) -> float:
+    return 2.0 ** camera_bits(image, at_least_bits) - 1.0
+
+
+def _levels(image: np.ndarray, gain: float, low: float = 0.0) -> np.ndarray:
+    """(image - low) * gain, as uint8."""
+    if image.dtype == np.uint8 and gain == 1.0 and low == 0.0:
+        return image
+    table = (np.arange(np.iinfo(image.dtype).max + 1, dtype=np.float64) - low) * gain
     lookup: np.ndarray = np.clip(np.rint(table), 0, 255).astype(np.uint8)
     return lookup[image]

@@ -14,6 +14,8 @@ _MAX_HEADER_CHUNKS = 10_000
 # Bits a sample that each colour type may have (PNG specification, 11.2.2).
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+ORIENTATION = 0x0112  # tag of EXIF
+NOT_TURNED = "its EXIF orientation is not applied: it is read as its pixels are stored"
 # A progressive JPEG has about ten scans, and each goes over every block: thousands of empty ones keep a
 # small file decoding for minutes.
 MAX_JPEG_SCANS = 100
@@ -25,6 +27,7 @@ def png_info(path: Path, stream: BinaryIO) -> ImageInfo:
     header: tuple[int, ...] | None = None
     size_um: float | None = None
     notes: tuple[str, ...] = ()
+    turned: tuple[str, ...] = ()
     for _ in range(_MAX_HEADER_CHUNKS):
         head = stream.read(8)
         if len(head) < 8:
@@ -42,6 +45,8 @@ def png_info(path: Path, stream: BinaryIO) -> ImageInfo:
             per_x, per_y, unit = struct.unpack(">IIB", body)
             if unit == 1 and per_x and per_y:
                 size_um, notes = plausible_pixel_size(1e6 / per_x, 1e6 / per_y)
+        elif name == b"eXIf" and _is_turned(body):
+            turned = (NOT_TURNED,)
         elif name == b"acTL":
             raise refuse(path, "is an animation", "hand in one frame as a PNG")
     if header is None:
@@ -49,7 +54,27 @@ def png_info(path: Path, stream: BinaryIO) -> ImageInfo:
     width, height, depth, colour = header[:4]
     if depth not in _DEPTHS.get(colour, ()):
         raise refuse(path, "has a damaged header", "copy or export it again")
-    return ImageInfo(width, height, 1 if colour in (0, 4) else 3, 16 if depth == 16 else 8, size_um, notes)
+    channels, bits = 1 if colour in (0, 4) else 3, 16 if depth == 16 else 8
+    return ImageInfo(width, height, channels, bits, size_um, notes + turned)
+
+
+def _is_turned(exif: bytes) -> bool:
+    """Whether EXIF, as a TIFF header and its first directory, holds an orientation that is not upright.
+
+    Read by hand, a byte order and entries of twelve bytes, as nothing else of it is wanted.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 10:
+        return False
+    (at,) = struct.unpack_from(f"{order}I", exif, 4)
+    if at + 2 > len(exif):
+        return False
+    (entries,) = struct.unpack_from(f"{order}H", exif, at)
+    for start in range(at + 2, min(at + 2 + 12 * entries, len(exif) - 11), 12):
+        tag, _kind, _count, value = struct.unpack_from(f"{order}HHIH", exif, start)
+        if tag == ORIENTATION:
+            return value not in (0, 1)
+    return False
 
 
 def _pixel_chunks(path: Path, data: bytes) -> bytes:
@@ -94,8 +119,8 @@ def jpeg_info(path: Path, stream: BinaryIO) -> ImageInfo:
         per_unit_um = {1: 25_400.0, 2: 10_000.0}.get(unit or 0)
         if per_unit_um and density and all(density):
             size_um, notes = plausible_pixel_size(per_unit_um / density[0], per_unit_um / density[1])
-        if image.getexif().get(0x0112, 1) not in (0, 1):
-            notes += ("its EXIF orientation is not applied: it is read as its pixels are stored",)
+        if image.getexif().get(ORIENTATION, 1) not in (0, 1):
+            notes += (NOT_TURNED,)
         return ImageInfo(image.width, image.height, 1 if image.mode == "L" else 3, 8, size_um, notes)
 
 

@@ -57,6 +57,15 @@ def test_what_shows_no_stained_cell_is_refused_and_costs_only_itself(command: st
     assert len(said) == 4
 
 
+def test_little_contrast_is_said(tmp_path: Path) -> None:
+    write_png(tmp_path / "plain.png", draw_cell())
+    write_png(tmp_path / "hazy.png", np.rint(200 + (draw_cell() - 200.0) * 0.3).astype(np.uint8))
+    for name, said in (("plain", False), ("hazy", True)):
+        done, rows = call("segment", tmp_path / f"{name}.png", "--out", tmp_path / "out")
+        assert ("little contrast" in done.stderr) is said
+        assert len(rows) == 1
+
+
 @pytest.mark.parametrize("command", ["classify", "explain"])
 def test_a_cell_unlike_those_learned_from_is_said_in_the_json_and_on_stderr(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

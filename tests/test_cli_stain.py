@@ -12,6 +12,7 @@ import tifffile
 from click.testing import CliRunner
 
 import storage.registry
+from detectors.scale import ScaleEstimate
 from flows.cli import group
 from pipeline.errors import BadInput
 from stainers.at_scale import stain_at
@@ -82,6 +83,20 @@ def test_the_command_line_counts_before_the_file_and_an_assumed_size_is_said(
     ((row,), told) = run(str(tmp_path / "b.png"), "--out", str(tmp_path / "out"))
     assert (row["pixel_size_um"], copier.seen[-1]) == (0.1, (90, 120))
     assert "b.png: no pixel size; 0.1 µm a pixel is assumed (--pixel-size)" in told
+
+
+def test_red_cells_that_contradict_the_stainers_scale_give_theirs_as_in_detect(
+    tmp_path: Path, copier: Copier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ScaleEstimate(0.2, 0.9, 40, "40 red cells of 7.5 µm")
+    monkeypatch.setattr("detectors.scale.contradicted_scale", lambda *_: found)
+    write_png(tmp_path / "b.png", relief())
+    ((row,), told) = run(str(tmp_path / "b.png"), "--out", str(tmp_path / "out"))
+    assert (row["pixel_size_um"], copier.seen) == (0.2, [(180, 240)])
+    assert row["pixel_size_source"] == "inferred: 40 red cells of 7.5 µm"
+    assert "0.200 µm a pixel inferred (40 red cells of 7.5 µm)" in told
+    ((row,), _) = run(str(tmp_path / "b.png"), "--pixel-size", "0.1", "--out", str(tmp_path / "out"))
+    assert row["pixel_size_um"] == 0.1
 
 
 def test_a_confidence_below_the_threshold_is_said_everywhere(tmp_path: Path, copier: Copier) -> None:

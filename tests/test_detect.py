@@ -12,10 +12,12 @@ import tifffile
 from click.testing import CliRunner, Result
 
 import detectors.painted
+from detectors.scale import ScaleEstimate
 from flows.cli import group
 from phantoms.slides import write_pyramid
 from pipeline.errors import UnknownName
 from storage.images import to_uint8
+from storage.whole_files import write_png
 from tests.detector_scenes import smear
 
 
@@ -73,6 +75,64 @@ def test_a_16_bit_brightfield_keeps_its_scale(tmp_path: Path, spy: Spy) -> None:
     (row,) = detect(save(tmp_path / "bf.tif", image, photometric="rgb"))[1]
     assert row["modality"] == "brightfield"
     np.testing.assert_array_equal(spy.seen[0], to_uint8(image))
+
+
+def clipped_relief() -> np.ndarray:
+    """Strong relief on a background of many levels, so that the cut flanks are the commonest one."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:400, :400]
+    thick = sum(np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / 300.0) for cx, cy in rng.uniform(20, 380, (60, 2)))
+    slope = np.asarray(np.gradient(thick, axis=1)) * 1000
+    bright = np.where(slope > 0, 8 * slope, slope)  # one flank reaches further, as of a bias of the prism
+    return np.clip(bright + 100 + rng.normal(0, 32, (400, 400)), 0, 255).astype(np.uint8)
+
+
+def test_dic_whose_flanks_are_cut_off_at_both_ends_is_dic(tmp_path: Path, spy: Spy) -> None:
+    done, (row,) = detect(save(tmp_path / "dic.tif", clipped_relief()))
+    assert row["modality"] == "dic"
+    assert "taken for" not in done.stderr
+
+
+def test_overexposed_glass_beside_a_black_bar_is_no_relief(tmp_path: Path, spy: Spy) -> None:
+    cells = [(20.0 + 40 * (i % 5), 20.0 + 40 * (i // 5)) for i in range(25)]
+    grey = np.minimum(smear((200, 200), cells, 0.2)[0].mean(-1) * 1.3, 255).astype(np.uint8)
+    grey[180:190, 120:190] = 0
+    (row,) = detect(save(tmp_path / "grey.tif", grey))[1]
+    assert row["modality"] == "brightfield"
+
+
+def test_a_modality_that_grey_levels_do_not_settle_is_said(tmp_path: Path, spy: Spy) -> None:
+    stained = smear((60, 60), [(30.0, 30.0)], 0.2)[0].mean(-1)
+    shaded = stained * np.linspace(0.6, 1.0, stained.shape[1])
+    tinted = np.stack([shaded, shaded * 0.85, shaded * 0.6], -1).astype(np.uint8)
+    path = save(tmp_path / "sepia.tif", tinted, photometric="rgb")
+    done, (row,) = detect(path)
+    assert f"taken for {row['modality']} by its grey levels" in done.stderr
+    assert "taken for" not in detect(path, "--modality", "brightfield")[0].stderr
+    coloured = save(tmp_path / "bf.tif", smear((60, 60), [(30.0, 30.0)], 0.2)[0], photometric="rgb")
+    assert "taken for" not in detect(coloured)[0].stderr
+
+
+def test_a_scale_on_which_few_cells_agree_is_said_to_be_unsure(
+    tmp_path: Path, spy: Spy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "page.png"
+    write_png(path, smear((60, 60), [(30.0, 30.0)], 0.2)[0])
+    for confidence, said in ((0.1, True), (0.9, False)):
+        found = ScaleEstimate(0.2, confidence, 6, "6 red cells of 7.5 µm")
+        monkeypatch.setattr("detectors.scale.infer_pixel_size_um", lambda *_, found=found: found)
+        done = detect(path, "--modality", "brightfield")[0]
+        assert "0.200 µm a pixel inferred (6 red cells of 7.5 µm)" in done.stderr
+        assert ("few cells agree" in done.stderr) is said
+
+
+def test_an_underexposed_image_is_brightened_and_said(tmp_path: Path, spy: Spy) -> None:
+    image = (smear((60, 60), [(30.0, 30.0)], 0.2)[0] * 0.2).astype(np.uint8)
+    done = detect(save(tmp_path / "dark.tif", image, photometric="rgb"), "--modality", "brightfield")[0]
+    assert "underexposed" in done.stderr
+    assert np.percentile(spy.seen[0], 99.9) == 240
+    dic = save(tmp_path / "dic.tif", image[..., 0])
+    assert "underexposed" not in detect(dic, "--modality", "dic")[0].stderr
 
 
 @pytest.mark.parametrize(

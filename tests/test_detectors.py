@@ -140,7 +140,7 @@ def test_each_place_belongs_to_the_window_that_sees_more_around_it(network):
     from detectors.yolo_onnx import Found
 
     width, height = 230, 150
-    image = np.zeros((height, width, 3), np.uint8)  # whose colours say where a crop is from
+    image = np.full((height, width, 3), 255, np.uint8)  # whose red and green say where a crop is from
     image[..., 0], image[..., 1] = np.arange(width), np.arange(height)[:, None]
     network.window_px, network.overlap_px, network.pixel_size_um = 96, 48, 0.25
     cells = np.array([(x, y) for x in range(8, width - 8, 17) for y in range(8, height - 8, 19)], float)

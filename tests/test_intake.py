@@ -72,6 +72,27 @@ def test_the_bits_of_the_camera_are_those_of_its_brightest_field(tmp_path: Path)
     assert found == {"F1.tif": 12, "F2.tif": 12, "F3.tif": 12, "dic.tif": 10, "perls.tif": None}
 
 
+def test_an_underexposed_field_is_named_and_the_white_of_a_dim_case_is_that_of_its_brightest(
+    tmp_path: Path,
+) -> None:
+    lights = {"F1": 0.4, "F2": 0.3}
+    for name, light in lights.items():
+        dim = (colour(int(name[1])).astype(np.float32) * light).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"{name}.tif", dim, photometric="rgb")
+    tifffile.imwrite(tmp_path / "perls.tif", colour(9), photometric="rgb")
+    rows = [f"s1,{name},brightfield,MGG,{name}.tif,0.1" for name in lights]
+    write_manifest(tmp_path, *rows, "s2,F1,brightfield,Perls,perls.tif,0.1")
+    case = read_case(tmp_path, S)
+    white = {i.file: i.brightest for i in case.images}
+    assert white["F1.tif"] == white["F2.tif"]
+    assert white["F1.tif"] == pytest.approx(0.4 * colour(1).max() / 255, abs=0.05)
+    assert white["perls.tif"] is None
+    assert [(p.code, p.file, p.fatal_for_field) for p in case.problems] == [
+        ("UNDEREXPOSED", "F1.tif", False),
+        ("UNDEREXPOSED", "F2.tif", False),
+    ]
+
+
 def test_reading_twice_gives_the_same_case_in_any_order_of_inspection(paired: Path) -> None:
     declared = declare(paired, S)
     inspected = [inspect_source(paired, s, S) for s in declared.sources]

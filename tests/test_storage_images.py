@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import UnreadableImage
-from storage.images import camera_bits, image_info, is_grey, read_image, to_uint8, varies_in_colour
+from storage.images import (
+    camera_bits,
+    exposure,
+    image_info,
+    is_grey,
+    read_grey,
+    read_image,
+    read_rgb,
+    to_uint8,
+    varies_in_colour,
+)
 
 RNG = np.random.default_rng(7)
 SMOOTH = np.add.outer(np.arange(70), np.arange(90)).astype(np.uint8)  # (70, 90)
@@ -404,3 +414,57 @@ def test_grey_is_told_from_weak_colour() -> None:
     assert is_grey(grey.astype(np.uint16) * 16)
     assert not is_grey(pale)
     assert not is_grey(pale.astype(np.uint16) * 16)
+
+
+def test_one_exposure_looks_alike_whether_its_file_has_8_or_16_bits() -> None:
+    dim = RNG.integers(10, 50, (60, 60, 3)).astype(np.uint8)
+    deep = to_uint8(dim.astype(np.uint16) * 257, at_least_bits=16)
+    np.testing.assert_array_equal(to_uint8(dim), deep)
+    assert np.percentile(deep, 99.9) == 240
+    assert to_uint8(dim, modality="dic") is dim
+    bright = np.full((60, 60, 3), 150, np.uint8)
+    assert to_uint8(bright) is bright
+    assert exposure(dim) == pytest.approx(49 / 255)
+
+
+def test_the_images_of_a_dim_case_keep_what_they_differ_by_unless_one_is_dim_beside_them() -> None:
+    paler, darker, lost = (np.full((40, 40, 3), level, np.uint8) for level in (100, 60, 30))
+    of_case = {"brightest": exposure(paler)}
+    assert [int(to_uint8(i, **of_case)[0, 0, 0]) for i in (paler, darker, lost)] == [240, 144, 240]
+
+
+def test_a_frame_of_a_shut_shutter_is_not_stretched() -> None:
+    black = RNG.integers(0, 12, (60, 60, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(to_uint8(black), black)
+
+
+def test_a_dim_mask_keeps_its_values_where_a_dim_picture_is_brightened(tmp_path: Path) -> None:
+    labels = np.zeros((40, 40), np.uint8)
+    labels[10:20, 10:20] = 100
+    for dtype in (np.uint8, np.uint16):
+        tifffile.imwrite(tmp_path / "mask.tif", labels.astype(dtype), photometric="minisblack")
+        np.testing.assert_array_equal(read_grey(tmp_path / "mask.tif"), labels)
+        assert read_rgb(tmp_path / "mask.tif").max() == 240
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_an_orientation_that_is_not_applied_is_noted_of_png_as_of_jpeg(tmp_path: Path, kind: str) -> None:
+    from PIL import Image
+
+    for orientation, noted in ((1, 0), (6, 1)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{kind}"
+        Image.fromarray(SMOOTH.astype(np.uint8)).save(path, exif=exif)
+        assert ["orientation" in note for note in image_info(path).notes] == [True] * noted
+
+
+@pytest.mark.parametrize("body", [b"", b"II*\0", b"MM\0*\0\0\0\x08\0\x09", b"II*\0\xff\xff\xff\xff\0\0"])
+def test_damaged_exif_of_a_png_costs_no_picture(tmp_path: Path, body: bytes) -> None:
+    import struct
+    import zlib
+
+    whole = imagecodecs.png_encode(SMOOTH.astype(np.uint8))
+    chunk = struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+    (tmp_path / "a.png").write_bytes(whole[:33] + chunk + whole[33:])
+    assert image_info(tmp_path / "a.png").notes == ()

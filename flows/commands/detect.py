@@ -18,6 +18,7 @@ from flows.console import (
     pixel_size_option,
     progress,
     read_with_modality,
+    say_inferred,
     stated_pixel_size,
 )
 from pipeline.errors import BadInput
@@ -88,6 +89,7 @@ class _Search:
 
     def found_in(self, path: Path, image: Any, kind: str, size: float | None, source: str) -> dict[str, Any]:
         """What is found in pixels of a modality at a scale, of which `source` says where it is from."""
+        from detectors.contrast import faint_red_cells
         from detectors.scale import contradicted_scale, infer_pixel_size_um
 
         name, detector = self.detector_of(kind)
@@ -95,8 +97,7 @@ class _Search:
         if size is None:
             estimate = infer_pixel_size_um(image, kind)
             size, source = estimate.pixel_size_um, f"inferred: {estimate.how}"
-            say = f"{path}: no pixel size; {size:.3f} µm a pixel inferred ({estimate.how})."
-            click.echo(one_line(say), err=True)
+            say_inferred(path, estimate)
         other = None
         if kind == "brightfield" and source in ("file", "command line") and hasattr(detector, "look"):
             other = contradicted_scale(image, size, detector)
@@ -104,6 +105,15 @@ class _Search:
             say = (
                 f"{path}: {size:g} µm a pixel by the {source}, but its {other.n_red_cells} red cells speak "
                 f"for {other.pixel_size_um:.3g} µm; give --pixel-size if they do."
+            )
+            click.echo(one_line(say), err=True)
+        faint = None
+        if kind == "brightfield" and hasattr(detector, "look"):
+            faint = faint_red_cells(image, size, detector)
+        if faint is not None:
+            say = (
+                f"{path}: its red cells are only {faint:.0f} of 255 levels darker than the glass (haze, a "
+                "pale stain or a flat camera curve); leukocytes can be missed."
             )
             click.echo(one_line(say), err=True)
         boxes, scores = detector.detect(image, size)

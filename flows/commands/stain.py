@@ -19,6 +19,7 @@ from flows.console import (
     output_folder,
     pixel_size_option,
     read_with_modality,
+    say_inferred,
     stated_pixel_size,
     unique_output,
 )
@@ -71,12 +72,12 @@ def command(
     def one(path: Path) -> dict[str, Any]:
         written = unique_output(folder, path, "_virtual.png", taken, inputs)
         size, source = stated_pixel_size(path, pixel_size)
-        if size is None:
-            size, source = wanted, "assumed: the stainer's" if wanted else "not needed"
-        if size is not None and wanted is not None:
+        if wanted is not None:
             info = image_info(path)
-            size_at(info.width, info.height, size, wanted)  # before its pixels are read
-        given = read_with_modality(path, reads[0] if len(reads) == 1 else None)[0]
+            size_at(info.width, info.height, size or wanted, wanted)  # before its pixels are read
+        given, kind = read_with_modality(path, reads[0] if len(reads) == 1 else None)
+        if size is None:
+            size, source = _own_scale(path, given, kind, wanted)
         if size is None or wanted is None:
             image, confidence, uncertainty, _map = stain_image(stainer, given, target or settings.target)
         else:
@@ -84,9 +85,6 @@ def command(
                 stainer, given, target or settings.target, size, wanted
             )
         write_png(written, image)
-        if source.startswith("assumed"):
-            say = f"{path}: no pixel size; {size:g} µm a pixel is assumed (--pixel-size)."
-            click.echo(one_line(say), err=True)
         if confidence < least:
             say = (
                 f"{path}: confidence {confidence:.2f} is below the stainer's threshold of {least:.2f}; do "
@@ -113,3 +111,24 @@ def command(
             lines.append(one_line(said))
         show(results, "\n".join(lines))
     finish(refused)
+
+
+def _own_scale(path: Path, image: Any, kind: str, wanted: float | None) -> tuple[float | None, str]:
+    """The pixel size (µm) of an image that states none, and where it is from; said on stderr.
+
+    The stainer's own, unless the red cells contradict it as they would a stated one.
+    """
+    from detectors.painted import leukocyte_detector
+    from detectors.scale import DEFAULT_DETECTORS, contradicted_scale
+    from storage.images import as_rgb
+
+    if wanted is None:
+        return None, "not needed"
+    detector = leukocyte_detector(DEFAULT_DETECTORS[kind], painted=False)
+    other = contradicted_scale(as_rgb(image), wanted, detector)
+    if other is None:
+        say = f"{path}: no pixel size; {wanted:g} µm a pixel is assumed (--pixel-size)."
+        click.echo(one_line(say), err=True)
+        return wanted, "assumed: the stainer's"
+    say_inferred(path, other)
+    return other.pixel_size_um, f"inferred: {other.how}"
