@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.types import Case, DeclaredImage, Problem
+from pipeline.types import LOW_CONTRAST, SCALE_DOUBT, UNDEREXPOSED, Case, DeclaredImage, Problem
 from tests.report_cases import a_case, a_result, cells_of, image
 from tests.test_flags import MARROW, MARROW_MODEL, flags, with_focus
 
@@ -80,3 +80,30 @@ def test_the_value_of_the_flag_of_light_is_what_is_worst_and_the_message_says_wh
     assert (bright.value, "highest share 1.25 %" in bright.message) == (1.25, True)
     dark = with_focus(saturation_pct=1.25, illumination_ratio=0.7)["QC_ILLUMINATION"]
     assert (dark.value, "lowest ratio 0.7)" in dark.message) == (0.7, True)
+
+
+def test_an_underexposed_field_is_said_under_illumination():
+    dim = Problem(
+        code=UNDEREXPOSED, message="Dim.", slide="s1", field="F1", file="F1_BF.tif", fatal_for_field=False
+    )
+    raised = flags(case=a_case(problems=(dim,)))["QC_ILLUMINATION"]
+    assert raised.severity == "review"
+    assert "half of the camera's range used: s1 F1 brightfield" in raised.message
+
+
+def test_a_pixel_size_that_red_cells_contradict_is_a_domain_mismatch_that_names_image_and_sizes():
+    said = "F1_BF.tif is said to have 0.3 µm a pixel, but its 135 red cells speak for 0.105 µm; correct it."
+    doubt = Problem(
+        code=SCALE_DOUBT, message=said, slide="s1", field="F1", file="F1_BF.tif", fatal_for_field=False
+    )
+    raised = flags(case=a_case(problems=(doubt, doubt)))["DOMAIN_MISMATCH"]
+    assert raised.severity == "review"
+    assert said.rstrip(".") in raised.message
+    assert "1 more like it" in raised.message
+
+
+def test_little_contrast_is_a_domain_mismatch():
+    faint = Problem(
+        code=LOW_CONTRAST, message="Faint.", slide="s1", field="F1", file="F1.tif", fatal_for_field=False
+    )
+    assert "Faint." in flags(case=a_case(problems=(faint,)))["DOMAIN_MISMATCH"].message
