@@ -138,42 +138,30 @@ def _inspected(source: Any, outcome: Outcome) -> dict[str, Any]:
 
 
 def _lost(stage: str, image: FieldImage, outcome: Outcome) -> Problem:
-    return Problem(
-        code=f"{stage.upper()}_ERROR",
-        slide=image.slide,
-        field=image.field,
-        file=image.file,
-        stain=image.stain,
-        message=f"{stage} of {image.file} failed ({outcome.error_type}: {outcome.error}); it is left out.",
+    return image.problem(
+        f"{stage.upper()}_ERROR",
+        f"{stage} of {image.file} failed ({outcome.error_type}: {outcome.error}); it is left out.",
+        fatal=True,
     )
 
 
 def _scale_doubt(image: FieldImage, found: dict[str, Any]) -> Problem:
     """The Problem of an image whose red cells contradict its pixel size; it raises DOMAIN_MISMATCH."""
-    return Problem(
-        code=SCALE_DOUBT,
-        slide=image.slide,
-        field=image.field,
-        file=image.file,
-        stain=image.stain,
-        message=f"{image.file} is said to have {image.pixel_size_um:g} µm a pixel, but its "
+    return image.problem(
+        SCALE_DOUBT,
+        f"{image.file} is said to have {image.pixel_size_um:g} µm a pixel, but its "
         f"{found['n_red_cells']} red cells speak for {found['pixel_size_um']:.3g} µm; correct the pixel size "
         "and run the case again.",
-        fatal_for_field=False,
     )
 
 
 def _low_contrast(image: FieldImage, levels: float) -> Problem:
     """The Problem of an image whose red cells are faint; it raises DOMAIN_MISMATCH."""
-    return Problem(
-        code=LOW_CONTRAST,
-        slide=image.slide,
-        field=image.field,
-        file=image.file,
-        message=f"{image.file} has little contrast: its red cells are only {levels:.0f} of 255 levels darker "
+    return image.problem(
+        LOW_CONTRAST,
+        f"{image.file} has little contrast: its red cells are only {levels:.0f} of 255 levels darker "
         "than the glass (haze, a pale stain or a flat camera curve), which the models were not made for; "
         "leukocytes can be missed and outlines be wrong.",
-        fatal_for_field=False,
     )
 
 

@@ -41,12 +41,8 @@ def _share(image: FieldImage, bits: int) -> float | None:
 
 
 def _underexposed(image: FieldImage, share: float) -> Problem:
-    return Problem(
-        code=UNDEREXPOSED,
-        slide=image.slide,
-        field=image.field,
-        file=image.file,
-        message=f"{image.file} is underexposed: its brightest parts reach {100 * share:.0f} % of the "
+    return image.problem(
+        UNDEREXPOSED,
+        f"{image.file} is underexposed: its brightest parts reach {100 * share:.0f} % of the "
         "camera's range. It is brightened for the models; expose longer, until empty glass is near the top.",
-        fatal_for_field=False,
     )

@@ -97,6 +97,18 @@ class FieldImage(Spec):
     # Of a whole slide in this run; neither written nor fingerprinted: a copy of the slide is the same slide.
     as_seen: SlideMark | None = Field(None, exclude=True, repr=False)
 
+    def problem(self, code: str, message: str, *, fatal: bool = False) -> Problem:
+        """A Problem of this image."""
+        return Problem(
+            code=code,
+            message=message,
+            slide=self.slide,
+            field=self.field,
+            file=self.file,
+            stain=self.stain,
+            fatal_for_field=fatal,
+        )
+
 
 class SlideChoice(Spec):
     """How the fields of a whole slide were chosen: by monolayer score, by stained area, or by a person."""
