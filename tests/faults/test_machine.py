@@ -209,6 +209,7 @@ def test_a_cut_connection_to_the_store_is_named_and_the_next_night_finishes(
 ) -> None:
     """The line is cut in the middle of staining, and is there again the next night."""
     store = lab.cut_root / "store"
+    store.mkdir()  # the database lies in it, and its folder is asked for before the first case
     there = {"env": {"SMEARFLOW_DATABASE": f"sqlite:///{store / 'results.db'}"}, "lease_s": 2.0}
     trap = lab.trap("^call:stain_unit:before", "pause")
     night = lab.night(inbox, f"cut://{store}", **there)
