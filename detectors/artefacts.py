@@ -11,16 +11,22 @@ LEAST_BLACK_UM2 = 10.0  # of black that touches the edge; rims of the smears at 
 MOST_IN_BLACK = 0.3  # of a box; false ones in the corners of a round field have 0.31 to 0.72
 
 
-def can_be_cells(image: np.ndarray, boxes: np.ndarray, pixel_size_um: float) -> np.ndarray:
+def can_be_cells(
+    image: np.ndarray, boxes: np.ndarray, pixel_size_um: float, *, stained: bool = True
+) -> np.ndarray:
     """A mask (N,) of the boxes (N, 4) that a leukocyte of an image (H, W, 3) uint8 can have.
 
-    What gives its pixels only by slices (a slide, a painted image) is not searched for black.
+    The shape of a box tells lines of text and bars in a stained image alone: in DIC a flank of a leukocyte
+    is longer than that.  What gives its pixels only by slices (a slide, a painted image) is not searched
+    for black.
     """
     height, width = image.shape[:2]
-    x0, y0, x1, y1 = boxes.T
-    inner = (x0 > EDGE_PX) & (y0 > EDGE_PX) & (x1 < width - EDGE_PX) & (y1 < height - EDGE_PX)
-    sides = np.sort(np.stack([x1 - x0, y1 - y0]), axis=0)
-    fits: np.ndarray = ~(inner & (sides[1] > LONGEST * sides[0]))
+    fits = np.ones(len(boxes), bool)
+    if stained:
+        x0, y0, x1, y1 = boxes.T
+        inner = (x0 > EDGE_PX) & (y0 > EDGE_PX) & (x1 < width - EDGE_PX) & (y1 < height - EDGE_PX)
+        sides = np.sort(np.stack([x1 - x0, y1 - y0]), axis=0)
+        fits &= ~(inner & (sides[1] > LONGEST * sides[0]))
     if isinstance(image, np.ndarray) and len(boxes):
         outside = _outside(image, pixel_size_um)
         if outside is not None:

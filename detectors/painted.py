@@ -78,13 +78,14 @@ class PaintedDetector:
         if pixel_size_um > COARSEST_UM or min(image.shape[:2]) < 1:
             return seen
         boxes, scores = self.fuse(seen, self.read_painted(image, pixel_size_um))
-        keep = can_be_cells(image, boxes, pixel_size_um)  # what is painted outside a round field, too
+        # What is painted outside a round field is none either.
+        keep = can_be_cells(image, boxes, pixel_size_um, stained=False)
         return boxes[keep], scores[keep]
 
     def read_painted(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
         """Boxes and scores of what is painted of an image (H, W, 3) uint8."""
         picture: Any = PaintedImage(image, pixel_size_um, self.stainer, self.stainer_pixel_size_um)
-        return self.reader.detect(picture, pixel_size_um)
+        return self.reader.candidates(picture, pixel_size_um)
 
     def fuse(self, *views: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """One box a leukocyte of the boxes and scores of several views, by falling score."""

@@ -144,9 +144,15 @@ class YoloOnnxDetector:
 
     def detect(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
         """Leukocytes: see detectors.base.Detector."""
+        boxes, scores = self.candidates(image, pixel_size_um)
+        stained = self.modalities != ("dic",)
+        keep = can_be_cells(check_image(image, self.name), boxes, pixel_size_um, stained=stained)
+        return boxes[keep], scores[keep]
+
+    def candidates(self, image: np.ndarray, pixel_size_um: float) -> tuple[np.ndarray, np.ndarray]:
+        """As `detect`, with boxes that no leukocyte can have (`detectors.artefacts`)."""
         found = self._look(image, pixel_size_um, everywhere=False).of(LEUKOCYTE)
-        keep = can_be_cells(check_image(image, self.name), found.boxes, pixel_size_um)
-        return found.boxes[keep], found.scores[keep]
+        return found.boxes, found.scores
 
     def look(self, image: np.ndarray, pixel_size_um: float) -> Found:
         """Leukocytes, red cells and platelets, by falling score.

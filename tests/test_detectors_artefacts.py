@@ -38,3 +38,10 @@ def test_a_dark_cell_and_the_rim_of_a_frame_cost_no_leukocyte() -> None:
 
 def test_no_box_is_no_leukocyte() -> None:
     assert can_be_cells(glass(), np.zeros((0, 4), np.float32), UM).shape == (0,)
+
+
+def test_the_shape_of_a_box_is_no_sign_in_dic():
+    image = np.full((200, 200, 3), 128, np.uint8)
+    boxes = np.array([[50.0, 50.0, 110.0, 70.0], [50.0, 100.0, 90.0, 140.0]])
+    assert can_be_cells(image, boxes, 0.1).tolist() == [False, True]
+    assert can_be_cells(image, boxes, 0.1, stained=False).tolist() == [True, True]

@@ -40,6 +40,8 @@ class Network:
         self.seen.append(np.asarray(image[0 : image.shape[0], 0 : image.shape[1]]))
         return self.found
 
+    candidates = detect
+
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
 
