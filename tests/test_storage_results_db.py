@@ -140,6 +140,7 @@ def test_a_database_that_did_not_answer_is_asked_once_a_case_until_it_does(
 ) -> None:
     """Else a night of 500 cases waits for its eight attempts 500 times, and once more for each second try."""
     waited: list[float] = []
+    monkeypatch.setattr(results_db, "_away", set())  # other tests of this process asked for such a one, too
     monkeypatch.setattr(results_db.time, "sleep", waited.append)
     away = "postgresql://nobody@127.0.0.1:9/results"
     with pytest.raises(DatabaseAway):
