@@ -106,7 +106,9 @@ def images_said(result: Result) -> str:
     if not said:
         return "no image"
     named = f"{said[0]} only" if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
-    return named if "MGG" in kinds or "DIC" not in kinds else f"{named}, DIC virtually stained"
+    if "MGG" in kinds or "DIC" not in kinds:
+        return named
+    return f"{named}, {'' if len(said) == 1 else 'DIC '}virtually stained"
 
 
 def colours_of(result: Result) -> dict[str, str]:

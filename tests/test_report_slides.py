@@ -15,7 +15,7 @@ from tests.test_virtual_perls_report import marrow_result
     ("kinds", "said"),
     [
         (["MGG"], "MGG only"),
-        (["DIC"], "DIC only, DIC virtually stained"),
+        (["DIC"], "DIC only, virtually stained"),
         (["DIC", "MGG"], "DIC and MGG"),
         (["MGG", "Perls"], "MGG and Perls"),
         (["DIC", "MGG", "Perls"], "DIC, MGG and Perls"),
