@@ -1,8 +1,6 @@
 """The stage that finds which stain to paint a case's DIC cells in, where the settings name none.
 
-A stainer paints each laboratory's look as a target of its own.  Towards the look that a case would really
-have its cells are painted most like what the classifier of virtual cells has learned, so it is surest of
-them (docs/virtual-naming.md has how often that finds the right one).
+It takes the one that the classifier of virtual cells is surest of (`stainers.surest_target`).
 """
 
 from __future__ import annotations
@@ -21,15 +19,14 @@ from pipeline.types import Case, Cell, FieldImage, PaintedTarget
 from storage.fingerprint import fingerprint
 
 STAGE = "target"
-LEAST, MOST = 20, 60  # cells: fewer say too little, more say hardly more
 
 
 def sample(found: tuple[Cell, ...], min_seen: float) -> list[int]:
     """Rows of the cells to try the targets on: spread evenly over those that DIC shows whole enough."""
+    from stainers.surest_target import spread
+
     rows = [i for i, c in enumerate(found) if c.modality == "dic" and c.seen >= min_seen]
-    if len(rows) < LEAST:
-        return []
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, min(MOST, len(rows))).round().astype(int)]
+    return [rows[i] for i in spread(len(rows))]
 
 
 def target(run: CaseRun, case: Case, found: tuple[Cell, ...], patches_mark: str) -> PaintedTarget | None:
@@ -81,7 +78,7 @@ def try_targets(
     settings: Settings,
 ) -> dict[str, Any]:
     """On a worker: how sure the classifier is, on the mean of these cells, of each target's pictures."""
-    from stainers.virtual_cells import Painter
+    from stainers.surest_target import confidence_by_target
     from storage.case_store import CaseStore
     from storage.store import Store
 
@@ -93,15 +90,5 @@ def try_targets(
     shear = cell_work.shear_by_field(case_dir, stainer, cells, images, settings)
     angles = [shear[c.slide, c.field] for c in cells] if shear else None
 
-    def painted(look: str) -> np.ndarray:
-        if isinstance(stainer, Painter) and angles is not None:
-            each = zip(dic, angles, strict=True)
-            return np.stack([stainer.paint(patch, look, shear_angle_deg=angle) for patch, angle in each])
-        known = {} if angles is None else {"shear_angle_deg": angles}
-        return np.asarray(stainer.stain(dic, look, **known).image)
-
-    sure: dict[str, float] = {}
-    for look in stainer.targets:
-        probabilities = classifier.classify(painted(look), settings.patches.pixel_size_um).probabilities
-        sure[look] = round(float(probabilities.max(axis=1).mean()), 4)
+    sure = confidence_by_target(stainer, classifier, dic, settings.patches.pixel_size_um, angles)
     return {"target": max(sure, key=lambda look: sure[look]), "confidence": sure, "n_cells": len(rows)}

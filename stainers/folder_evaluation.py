@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from stainers.data import PIXEL_SIZE_UM
 from stainers.evaluation import Expects, Measured, class_namer, evaluate_pairs
 from stainers.feature_metrics import Encoder
 from stainers.field import PATCH_LIMIT_PX
-from stainers.pair_sources import Pair, PairSet, find_pairs
+from stainers.pair_sources import BY_CLASSIFIER, BY_DEFAULT, Pair, PairSet, find_pairs
+from stainers.surest_target import confidence_by_target, spread
 from storage.whole_files import write_json, write_png
 
 PICTURE_PX = 256  # the size of a pair in the picture of an evaluation
@@ -62,6 +64,7 @@ def evaluate_stainer(
     fields = sum(max(p.dic.shape) > PATCH_LIMIT_PX for p in found.pairs)
     if fields:  # the judges look at one cell
         classifier = virtual_classifier = segmenter = None
+    found, sure = _find_target(stainer, found, virtual_classifier)
     kept: list[tuple[Measured, dict[str, Measured]]] = []
     report = evaluate_pairs(
         stainer,
@@ -80,6 +83,8 @@ def evaluate_stainer(
         keep=lambda clean, spoilt: kept.append((clean, spoilt)),
     )
     report["target_from"] = found.target_from
+    if sure is not None:
+        report["target_confidence"] = sure
     judges = {"classifier": classifier, "virtual_classifier": virtual_classifier, "segmenter": segmenter}
     report["judges"] = {k: m.name for k, m in judges.items() if m is not None}
     if fields:
@@ -90,6 +95,22 @@ def evaluate_stainer(
     write_json(out_dir / "metrics.json", report)
     _draw(out_dir, stainer, found, *kept[0])
     return report
+
+
+def _find_target(
+    stainer: Any, found: PairSet, virtual_classifier: Any
+) -> tuple[PairSet, dict[str, float] | None]:
+    """Pairs whose stain nobody names, towards the target that a run would find; how sure that is of each."""
+    rows = spread(len(found.pairs))
+    if found.target_from != BY_DEFAULT or len(stainer.targets) < 2 or virtual_classifier is None or not rows:
+        return found, None
+    if len({p.dic.shape for p in found.pairs}) > 1:  # patches of cells are of one size
+        return found, None
+    dic = np.stack([found.pairs[i].dic for i in rows])
+    sure = confidence_by_target(stainer, virtual_classifier, dic, PIXEL_SIZE_UM)
+    target = max(sure, key=lambda look: sure[look])
+    pairs = tuple(replace(p, target=target) for p in found.pairs)
+    return replace(found, pairs=pairs, target_from=BY_CLASSIFIER), sure
 
 
 def _transfer(

@@ -22,7 +22,9 @@ from storage.tables import read_table
 Array = np.ndarray[Any, Any]
 
 CASE_PATCH_PX = 256
-BY_DATA, BY_USER, BY_DEFAULT = "the data", "--target", "the stainer's first"  # who says the target of a pair
+# Who says the target of a pair.
+BY_DATA, BY_USER, BY_DEFAULT = "the data", "--target", "the stainer's first"
+BY_CLASSIFIER = "the classifier of virtual cells"
 
 
 @dataclass(frozen=True)

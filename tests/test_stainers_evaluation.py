@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.errors import BadInput
 from stainers.pair_sources import find_pairs
+from stainers.surest_target import LEAST
 from tests.stainer_scenes import (
     FakeClassifier,
     FakeSegmenter,
@@ -341,3 +342,31 @@ def test_the_sweep_of_noise_goes_on_where_it_stopped_and_judges_no_patch_by_its_
     found = bench.cross_validated(marks, np.ones(12), np.arange(12) % 2 == 1, sources, missing)
     assert found.tolist() == np.where(missing, 0, marks[:, 0]).tolist()
     assert all(not {int(v) // 2 for v in fit[:, 0]} & {int(v) // 2 for v in ask[:, 0]} for fit, ask in asked)
+
+
+@pytest.mark.parametrize(("n", "target"), [(LEAST, "raabin"), (LEAST - 1, "bccd")])
+def test_pairs_without_a_stain_are_painted_as_a_run_would_paint_them(tmp_path, monkeypatch, n, target):
+    from stainers import folder_evaluation
+
+    asked: list[tuple[int, ...]] = []
+
+    def sure(stainer, classifier, dic, pixel_size_um):
+        asked.append(dic.shape)
+        return {"bccd": 0.6, "raabin": 0.9}
+
+    monkeypatch.setattr(folder_evaluation, "confidence_by_target", sure)
+    folder = write_folder(tmp_path / "pairs", n)
+    judges = {"classifier": FakeClassifier(), "virtual_classifier": FakeClassifier()}
+    report = folder_evaluation.evaluate_stainer(FakeStainer(), folder, tmp_path / "out", **judges)
+    assert list(report["per_target"]) == [target]
+    if target == "raabin":
+        assert report["target_from"] == "the classifier of virtual cells"
+        assert report["target_confidence"] == {"bccd": 0.6, "raabin": 0.9}
+        assert asked == [(n, 64, 64, 1)]
+    else:
+        assert report["target_from"] == "the stainer's first"
+        assert not asked
+    named = folder_evaluation.evaluate_stainer(
+        FakeStainer(), folder, tmp_path / "named", target="bccd", **judges
+    )
+    assert list(named["per_target"]) == ["bccd"]

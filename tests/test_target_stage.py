@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from flows import cell_work, target_stage
-from flows.target_stage import LEAST, MOST, sample, target, try_targets
+from flows.target_stage import sample, target, try_targets
 from pipeline.settings import Settings
 from pipeline.types import Cell
+from stainers.surest_target import LEAST, MOST
 from storage import registry
 from storage.case_store import CaseStore
 from storage.packages import find_package

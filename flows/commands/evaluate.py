@@ -220,8 +220,16 @@ def stainer(
 
 def _say_target(place: Path, figures: dict[str, Any], targets: list[str]) -> None:
     """Where nobody said which of a stainer's targets the pairs are of: which was painted, on stderr."""
-    from stainers.pair_sources import BY_DEFAULT
+    from stainers.pair_sources import BY_CLASSIFIER, BY_DEFAULT
 
+    if figures.get("target_from") == BY_CLASSIFIER:
+        sure = ", ".join(f"{look} {value:.2f}" for look, value in figures["target_confidence"].items())
+        painted = next(iter(figures["per_target"]))
+        say = (
+            f"{place}: the pairs do not name their stain; '{painted}' was painted, of which {BY_CLASSIFIER} "
+            f"is surest ({sure}); --target names another."
+        )
+        click.echo(one_line(say), err=True)
     if figures.get("target_from") != BY_DEFAULT or len(targets) < 2:
         return
     say = (
