@@ -15,7 +15,7 @@ from stainers.evaluation import Expects, Measured, class_namer, evaluate_pairs
 from stainers.feature_metrics import Encoder
 from stainers.field import PATCH_LIMIT_PX
 from stainers.pair_sources import BY_CLASSIFIER, BY_DEFAULT, Pair, PairSet, find_pairs
-from stainers.surest_target import confidence_by_target, spread
+from stainers.surest_target import MOST, confidence_by_target, spread
 from storage.whole_files import write_json, write_png
 
 PICTURE_PX = 256  # the size of a pair in the picture of an evaluation
@@ -64,7 +64,11 @@ def evaluate_stainer(
     fields = sum(max(p.dic.shape) > PATCH_LIMIT_PX for p in found.pairs)
     if fields:  # the judges look at one cell
         classifier = virtual_classifier = segmenter = None
-    found, sure = _find_target(stainer, found, virtual_classifier)
+    more = found
+    # Few cells can miss their target.
+    if virtual_classifier is not None and found.target_from == BY_DEFAULT and 0 < limit < MOST:
+        more = find_pairs(data, stainer.targets, limit=MOST, seed=seed)
+    found, sure = _find_target(stainer, found, more, virtual_classifier)
     kept: list[tuple[Measured, dict[str, Measured]]] = []
     report = evaluate_pairs(
         stainer,
@@ -98,15 +102,18 @@ def evaluate_stainer(
 
 
 def _find_target(
-    stainer: Any, found: PairSet, virtual_classifier: Any
+    stainer: Any, found: PairSet, more: PairSet, virtual_classifier: Any
 ) -> tuple[PairSet, dict[str, float] | None]:
-    """Pairs whose stain nobody names, towards the target that a run would find; how sure that is of each."""
-    rows = spread(len(found.pairs))
+    """Pairs whose stain nobody names, towards the target that a run would find; how sure that is of each.
+
+    It is found on `more` pairs of the same data.
+    """
+    rows = spread(len(more.pairs))
     if found.target_from != BY_DEFAULT or len(stainer.targets) < 2 or virtual_classifier is None or not rows:
         return found, None
-    if len({p.dic.shape for p in found.pairs}) > 1:  # patches of cells are of one size
+    if len({p.dic.shape for p in more.pairs}) > 1:  # patches of cells are of one size
         return found, None
-    dic = np.stack([found.pairs[i].dic for i in rows])
+    dic = np.stack([more.pairs[i].dic for i in rows])
     sure = confidence_by_target(stainer, virtual_classifier, dic, PIXEL_SIZE_UM)
     target = max(sure, key=lambda look: sure[look])
     pairs = tuple(replace(p, target=target) for p in found.pairs)
