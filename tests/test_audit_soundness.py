@@ -26,7 +26,8 @@ from storage.audit import AuditLog
 from storage.results_db import ResultsDatabase
 from storage.store import Store
 from tests.case_folders import make_case
-from tests.test_review import CASE, _cell, _cli, _files, _holds, _report, _result, _review, store
+from tests.reported_store import CASE, report_case
+from tests.test_review import _cell, _cli, _files, _holds, _result, _review, store
 
 __all__ = ["store"]
 
@@ -118,7 +119,7 @@ def test_a_log_that_was_put_back_to_an_earlier_day_is_found_by_the_results_datab
     (found,) = audit_cases(store, verify=True)
     assert found["wrong"] == ["the results database knows an entry 5 that the log has not."]
     for command in (
-        lambda: _report(store),
+        lambda: report_case(store),
         lambda: rebuild(CASE, store),
         lambda: review_case(CASE, store, reviewer="Dr. X", sign=True),
     ):
@@ -144,7 +145,7 @@ def test_a_log_that_was_replaced_altogether_is_found_by_the_results_database(
     store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = str(tmp_path / "other")
-    _report(other)
+    report_case(other)
     _review(other, "--sign")
     shutil.rmtree(Path(store) / CASE)
     shutil.copytree(Path(other) / CASE, Path(store) / CASE)
@@ -170,7 +171,7 @@ def test_a_run_without_the_key_of_the_log_is_refused_and_adds_nothing(
 def test_a_case_that_was_removed_begins_anew(store: str) -> None:
     _review(store, "--sign")
     shutil.rmtree(Path(store) / CASE)
-    _report(store)
+    report_case(store)
     assert _result(store)["status"] == "preliminary"
     assert _holds(store)
 
@@ -189,7 +190,7 @@ def test_an_earlier_result_that_was_put_back_is_replaced_and_the_status_follows_
     (case / "work/report/case.json").write_text(json.dumps({**record, "fingerprint": current}))
     assert _result(store)["status"] == "final"
     assert not _holds(store)
-    _report(store)
+    report_case(store)
     assert _result(store)["status"] == "cancelled"
     assert _holds(store)
 
@@ -211,8 +212,8 @@ def test_a_report_that_is_killed_at_any_of_its_files_is_finished_by_the_next(
         with monkeypatch.context() as patch:
             patch.setattr(Store, "write_bytes", killed)
             with pytest.raises(KeyboardInterrupt):
-                _report(store, counts)
-    _report(store, {"neutrophil": 120})
+                report_case(store, counts)
+    report_case(store, {"neutrophil": 120})
     assert _result(store)["differential"]["n_detected"] == 120
     assert _holds(store)
 
@@ -225,7 +226,7 @@ def test_each_file_of_a_report_is_verified_and_made_again_by_a_run(store: str, n
     file.write_bytes(before.replace(b"monocyte", b"monacyte"))
     (found,) = audit_cases(store, verify=True)
     assert found["wrong"] == [f"{name} is not the file that the last run or review wrote."]
-    _report(store)
+    report_case(store)
     assert (_holds(store), _result(store)["status"]) == (True, "final")
     file.unlink()
     (found,) = audit_cases(store, verify=True)

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows import reporting
 from flows.auditing import RecordUnsound
 from flows.cli import group
 from pipeline.errors import SmearflowError
@@ -24,7 +23,7 @@ from pipeline.settings import CountingSettings, Settings
 from pipeline.sheet import result_sheet
 from storage.tables import as_meant, neutralised, parse_table, sheet_text
 from tests.report_cases import BLOOD, a_case, a_result, both, cells_of, image
-from tests.test_review import CASE, _report
+from tests.reported_store import CASE, report_case, reported_store
 from tests.test_virtual_perls_report import marrow_result
 
 QUICK = Settings(counting=CountingSettings(bootstrap_draws=50))
@@ -280,11 +279,7 @@ def test_a_table_that_leaves_is_read_back_as_it_was(texts: list[str]) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store with one reported case."""
-    monkeypatch.setattr(reporting, "thumbnails", lambda *_: {})
-    monkeypatch.delenv("SMEARFLOW_PSEUDONYM_KEY", raising=False)
-    _report(str(tmp_path / "store"))
-    return str(tmp_path / "store")
+    return reported_store(tmp_path, monkeypatch)
 
 
 def export(store: str, *arguments: str, case: str = CASE) -> Result:
@@ -380,7 +375,7 @@ def test_a_case_leaves_under_its_pseudonym(store: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("SMEARFLOW_PSEUDONYM_KEY", "a key")
     with pytest.raises(SmearflowError, match="another pseudonym"):  # the report was made without it
         export(store, "--format", "fhir")
-    _report(store)
+    report_case(store)
     for form in ("fhir", "csv"):
         text = export(store, "--format", form).stdout
         assert CASE not in text

@@ -13,7 +13,8 @@ from flows.rebuild import rebuild
 from flows.reviewing import review_case
 from pipeline.errors import BadInput
 from storage.packages import find_package
-from tests.test_review import CASE, _report, _result, store
+from tests.reported_store import CASE, report_case
+from tests.test_review import _result, store
 
 __all__ = ["store"]
 
@@ -24,11 +25,11 @@ def test_a_page_is_written_again_where_any_stage_computes_anew_and_only_then(
 ) -> None:
     page = Path(store) / CASE / "report.html"
     written = page.stat().st_mtime_ns
-    _report(store)
+    report_case(store)
     assert page.stat().st_mtime_ns == written
     # Another picture of the same values, as where the code of a stage has changed.
     monkeypatch.setitem(stages.VERSIONS, stage, stages.VERSIONS[stage] + 1)
-    _report(store)
+    report_case(store)
     assert page.stat().st_mtime_ns > written
 
 
@@ -65,12 +66,12 @@ def test_a_changed_card_or_weight_file_makes_the_report_anew(
     document = json.loads(card.read_text())
     document["parameters"]["min_confidence"] = 0.99
     card.write_text(json.dumps(document))
-    _report(store)
+    report_case(store)
     assert "LOW_CONFIDENCE" in {f["code"] for f in _result(store)["flags"]}
     assert "MODEL_HASH" not in {f["code"] for f in _result(store)["flags"]}
     with (card.parent / "model.safetensors").open("ab") as stream:
         stream.write(b" ")
-    _report(store)
+    report_case(store)
     flag = next(f for f in _result(store)["flags"] if f["code"] == "MODEL_HASH")
     assert "leukocyte-classes" in flag["message"]
 

@@ -11,43 +11,21 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flows import reporting
-from flows.auditing import audit_cases, note
+from flows.auditing import audit_cases
 from flows.cli import group
-from flows.cluster import Workers
-from flows.findings import gather
 from flows.rebuild import rebuild
 from flows.reviewing import review_case
-from flows.runs import open_run
 from flows.status import status_of_case
 from pipeline.errors import BadInput, SmearflowError
 from storage.results_db import ResultsDatabase
 from storage.store import Store
-from tests.report_cases import BLOOD, a_case, cells_of
-
-CASE = "K-001"
+from tests.report_cases import BLOOD, cells_of
+from tests.reported_store import CASE, report_case, reported_store
 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store with one reported case of 200 cells of known classes; no pixels, so no thumbnails."""
-    monkeypatch.setattr(reporting, "thumbnails", lambda *_: {})
-    monkeypatch.delenv("SMEARFLOW_PSEUDONYM_KEY", raising=False)
-    _report(str(tmp_path / "store"))
-    return str(tmp_path / "store")
-
-
-def _report(store: str, counts: dict[str, int] | None = None, shift: float = 0.0) -> None:
-    cells, classes = cells_of(counts or BLOOD)
-    if shift:
-        cells = tuple(c.model_copy(update={"bbox_px": tuple(v + shift for v in c.bbox_px)}) for c in cells)
-    with Workers() as workers:
-        run = open_run(Path("."), store, None, workers, case_id=CASE)
-        findings = gather(run, a_case(), cells, classes, {}, {}, {}, {})
-        with run.store.writing(CASE):
-            run.ledger.begin()
-            reporting.report(run, findings)
-            run.end()
-            note(run, "run")
+    return reported_store(tmp_path, monkeypatch)
 
 
 def _cli(*arguments: str) -> Result:
@@ -216,18 +194,18 @@ def test_a_review_by_other_settings_or_under_another_name_is_refused(
 def test_a_correction_does_not_pass_to_another_cell_of_the_same_number(store: str) -> None:
     cell = _cell("lymphocyte")
     _review(store, "--cell", cell, "--class", "monocyte", "--sign")
-    _report(store, shift=30.0)  # another detector: the same numbers, other places
+    report_case(store, shift=30.0)  # another detector: the same numbers, other places
     result = _result(store)
     assert result["status"] == "amended"
     assert all(r["n_reviewed"] in (None, r["n_ai"]) for r in result["differential"]["rows"])
     assert {n["code"]: n["what"] for n in result["not_assessed"]}["REVIEW_LOST"].startswith("1 of")
-    _report(store)
+    report_case(store)
     assert _result(store)["status"] == "final"
 
 
 def test_a_signature_is_for_the_report_that_was_read(store: str) -> None:
     read = _result(store)["report_uuid"]
-    _report(store, shift=30.0)
+    report_case(store, shift=30.0)
     now = _result(store)["report_uuid"]
     assert now != read
     for other in (read, read[:8], now[:7], ""):
@@ -242,7 +220,7 @@ def test_a_signature_is_for_the_report_that_was_read(store: str) -> None:
 
 def test_a_signature_over_new_images_and_lost_corrections_needs_a_reason(store: str) -> None:
     _review(store, "--cell", _cell("lymphocyte"), "--class", "monocyte", "--sign")
-    _report(store, shift=30.0)
+    report_case(store, shift=30.0)
     with pytest.raises(BadInput, match=r"1 of .* are lost; images, models.*have changed.*--reason") as caught:
         _review(store, "--sign")
     assert "\n" not in str(caught.value)
@@ -251,7 +229,7 @@ def test_a_signature_over_new_images_and_lost_corrections_needs_a_reason(store: 
 
 
 def test_a_signature_over_a_flag_that_blocks_the_report_needs_a_reason(store: str) -> None:
-    _report(store, {"neutrophil": 20})
+    report_case(store, {"neutrophil": 20})
     with pytest.raises(BadInput, match=r"the flag VERY_LOW_COUNT blocks its report: .*--reason"):
         _review(store, "--sign")
     assert _review(store, "--sign", "--reason", "leukopenia, all that was there")["status"] == "final"
@@ -279,7 +257,7 @@ def test_a_review_that_was_killed_before_its_result_is_put_right_by_the_next_run
         )
     assert _result(store)["audit"] == []
     assert not _holds(store)  # and an audit before that says so
-    _report(store)
+    report_case(store)
     assert [(p["class"], p["n"]) for p in _result(store)["differential"]["named_by_person"]] == [("blast", 1)]
     assert _holds(store)
 
@@ -328,7 +306,7 @@ def test_names_in_a_review_cannot_inject_into_the_page(store: str) -> None:
 
 
 def test_an_unreviewed_report_is_the_same_with_and_without_a_log(store: str, tmp_path: Path) -> None:
-    _report(str(tmp_path / "other"))
+    report_case(str(tmp_path / "other"))
     one, two = _result(store), _result(str(tmp_path / "other"))
     assert one["audit"] == two["audit"] == []
     assert {k: v for k, v in one.items() if k != "created"} == {
@@ -339,7 +317,7 @@ def test_an_unreviewed_report_is_the_same_with_and_without_a_log(store: str, tmp
 def test_a_report_that_is_made_again_from_the_same_changes_nothing_and_logs_nothing(store: str) -> None:
     _review(store, "--cell", _cell("monocyte"), "--class", "blast", "--sign")
     before = _files(store)
-    _report(store)
+    report_case(store)
     assert _files(store) == before
 
 
